@@ -1,0 +1,1 @@
+"""The HTTP port: desk, administration and DICOMweb. Translates; decides nothing about images or patients."""

@@ -1,0 +1,239 @@
+"""Group commit: one thread per process does every write, many writes in one transaction.
+
+`GroupCommit.run` returns when the write is durable. The thread runs the writes that wait, flushes the folders that
+they touched once, COMMITs once, then releases the callers (law 1). If a write fails, all roll back and each runs
+again alone, once: a bad write fails alone, a lost race or a deadlock heals. So a write only touches its `conn` and
+is safe to run twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import structlog
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+
+from archive.errors import ArchiveError, Busy, CommitInDoubt, IndexUnavailable, StorageFailed, StorageFull
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+BATCH = 64  # writes in one transaction at most, so that the first caller does not wait for the last
+LATER_SECONDS = 0.5  # a write that nobody waits for is committed within this (law 4: within a second)
+
+
+class Ledger(Protocol):
+    """Rows that belong to whatever commits: the audit chain."""
+
+    def flush(self, conn: Connection) -> None:
+        """Write what was recorded since the last settlement; the COMMIT follows."""
+
+    def settle(self, *, committed: bool) -> None:
+        """The transaction ended."""
+
+
+@dataclass(slots=True)
+class _Write:
+    run: Callable[[Connection], Any]
+    directories: tuple[str, ...]
+    future: Future[Any]
+    awaited: bool = True
+    result: Any = field(default=None)
+
+
+def flush_directory(path: str) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class GroupCommit:
+    """The one writer of this process."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        ledger: Ledger,
+        *,
+        flush: Callable[[str], None] = flush_directory,
+    ) -> None:
+        self._engine = engine
+        self._ledger = ledger
+        self._flush = flush
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._conn: Connection | None = None
+        self._closed = False
+        self._closing = threading.Lock()
+        self._thread = threading.Thread(target=self._work, name="commit", daemon=True)
+        self._thread.start()
+
+    def run(self, write: Callable[[Connection], T], *, directories: Iterable[str] = ()) -> T:
+        """Run `write(conn)` in a transaction, flush `directories`, COMMIT; then return its result.
+
+        Raises whatever `write` raised (nothing was written), or Unavailable.
+        """
+        future: Future[T] = Future()
+        self._put(_Write(write, tuple(directories), future))
+        return future.result()
+
+    def later(self, write: Callable[[Connection], object]) -> None:
+        """Have `write(conn)` committed within a second; a failure is logged, for nobody waits."""
+        self._put(_Write(write, (), Future(), awaited=False))
+
+    def close(self) -> None:
+        """Finish what was handed in, then stop. Safe to call twice."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self._queue.put(None)
+        self._thread.join()
+
+    def _put(self, write: _Write) -> None:
+        with self._closing:
+            if self._closed:
+                raise Busy("the archive is stopping")
+            self._queue.put(write)
+
+    def _work(self) -> None:
+        stopping = False
+        while not stopping:
+            batch, stopping = self._collect()
+            if batch:
+                self._commit(batch)
+        self._disconnect()
+
+    def _collect(self) -> tuple[list[_Write], bool]:
+        """Wait for a write, then take what else is there. Writes that nobody awaits give others time to join."""
+        first = self._queue.get()
+        if first is None:
+            return [], True
+        batch = [first]
+        while len(batch) < BATCH:
+            patience = 0.0 if any(write.awaited for write in batch) else LATER_SECONDS
+            try:
+                write = self._queue.get(timeout=patience) if patience else self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if write is None:
+                return batch, True
+            batch.append(write)
+        return batch, False
+
+    def _commit(self, batch: list[_Write]) -> None:
+        try:
+            self._transaction(batch)
+        except CommitInDoubt as error:
+            self._fail(batch, error)
+            return
+        except Exception as error:
+            if len(batch) == 1 and not _may_heal(error):
+                self._fail(batch, error)
+                return
+            for write in batch:
+                try:
+                    self._transaction([write])
+                except Exception as alone:
+                    self._fail([write], alone)
+                else:
+                    self._release([write])
+            return
+        self._release(batch)
+
+    def _release(self, batch: list[_Write]) -> None:
+        for write in batch:
+            write.future.set_result(write.result)
+
+    def _fail(self, batch: list[_Write], error: Exception) -> None:
+        said = _translate(error)
+        for write in batch:
+            if write.awaited:
+                write.future.set_exception(said)
+            else:
+                log.error("a write that nobody awaits failed", error=type(error).__name__, detail=str(said))
+
+    def _transaction(self, batch: list[_Write]) -> None:
+        conn = self._connection()
+        try:
+            with contextlib.ExitStack() as undo:
+                undo.callback(self._undo, conn)
+                for write in batch:
+                    write.result = write.run(conn)
+                self._ledger.flush(conn)
+                for directory in dict.fromkeys(path for write in batch for path in write.directories):
+                    try:
+                        self._flush(directory)
+                    except OSError as error:
+                        raise StorageFailed(f"a folder cannot be flushed: {error.strerror}") from error
+                undo.pop_all()
+            try:
+                conn.commit()
+            except SQLAlchemyError as error:
+                self._undo(conn)
+                if _disk_full(error):
+                    raise
+                raise CommitInDoubt("the result of COMMIT is unknown") from error
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                self._disconnect()
+            raise
+        self._ledger.settle(committed=True)
+
+    def _connection(self) -> Connection:
+        if self._conn is None:
+            try:
+                self._conn = self._engine.connect().execution_options(minipacs_write=True)
+            except SQLAlchemyError as error:
+                raise IndexUnavailable("the database cannot be reached") from error
+            self._conn.info["ledger"] = self._ledger
+        return self._conn
+
+    def _undo(self, conn: Connection) -> None:
+        self._ledger.settle(committed=False)
+        try:
+            conn.rollback()
+        except SQLAlchemyError:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.info.pop("ledger", None)
+            with contextlib.suppress(SQLAlchemyError):
+                conn.close()
+
+
+def _may_heal(error: Exception) -> bool:
+    """A lost race (somebody else inserted the same study), a deadlock, a lost connection."""
+    return isinstance(error, IntegrityError | DBAPIError | IndexUnavailable)
+
+
+def _disk_full(error: Exception) -> bool:
+    text = str(error).lower()
+    return "disk is full" in text or "no space left" in text
+
+
+def _translate(error: Exception) -> Exception:
+    if isinstance(error, ArchiveError):
+        return error
+    if isinstance(error, SQLAlchemyError):
+        if _disk_full(error):
+            full = StorageFull("the volume of the database is full")
+            full.__cause__ = error
+            return full
+        if isinstance(error, DBAPIError) and not isinstance(error, IntegrityError):
+            gone = IndexUnavailable("the database did not take the write")
+            gone.__cause__ = error
+            return gone
+    return error

@@ -1,0 +1,119 @@
+"""The parts of an archive, wired. No globals: everything below receives what it needs from here."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from archive.audit.accesses import Accesses
+from archive.audit.chain import AuditChain
+from archive.clock import Clock
+from archive.commit import GroupCommit
+from archive.config import Settings
+from archive.errors import IndexUnavailable
+from archive.schema import REVISION
+from archive.storage.filesystem import Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """One process's archive. Made by `open_archive`; every edge gets one."""
+
+    settings: Settings
+    engine: Engine  # for reading; writes go through `commit`
+    time: Clock
+    hot: Tier
+    quarantine: Tier
+    commit: GroupCommit
+    accesses: Accesses
+
+    def clock(self) -> datetime:
+        """The archive's time (law 6): policy, dates, audit."""
+        return self.time.now()
+
+    def real_clock(self) -> datetime:
+        """The system's time: leases, timeouts, tokens, the age of leftovers."""
+        return self.time.real()
+
+    def close(self) -> None:
+        """Finish what was begun. Safe to call twice."""
+        self.accesses.close()
+        self.commit.close()
+        self.engine.dispose()
+
+
+def make_engine(url: str) -> Engine:
+    """An engine with the durability that the laws need: SQLite in WAL with synchronous=FULL, or PostgreSQL."""
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_size=16, max_overflow=64, pool_pre_ping=True)
+    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False}, pool_size=16, max_overflow=64)
+
+    @event.listens_for(engine, "connect")
+    def _prepare(dbapi: sqlite3.Connection, _record: Any) -> None:
+        dbapi.isolation_level = None  # transactions are begun below, not by the driver
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "busy_timeout=30000",
+            "case_sensitive_like=ON",
+            "cache_size=-16384",
+        ):
+            dbapi.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(conn: Connection) -> None:
+        writing = conn.get_execution_options().get("minipacs_write")
+        conn.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+    return engine
+
+
+def schema_revision(engine: Engine) -> str | None:
+    """The schema's revision, or None for an empty database. Raises IndexUnavailable."""
+    try:
+        with engine.connect() as conn:
+            if not engine.dialect.has_table(conn, "alembic_version"):
+                return None
+            return conn.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    except SQLAlchemyError as error:
+        raise IndexUnavailable("the database cannot be reached") from error
+
+
+@contextmanager
+def open_archive(settings: Settings, *, process: str) -> Iterator[Archive]:
+    """Build, check, and at the end close. `process` names the writer in the audit chain (`dicom`, `api`, `import`…).
+
+    Raises:
+        IndexUnavailable: no database, or a schema of another version; the message says what to run.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    engine = make_engine(settings.database_url)
+    revision = schema_revision(engine)
+    if revision != REVISION:
+        engine.dispose()
+        raise IndexUnavailable(
+            f"the schema of the database is {revision or 'empty'}, this version needs {REVISION}: run «minipacs migrate»"
+        )
+    time = Clock()
+    commit = GroupCommit(engine, AuditChain(process, time))
+    archive = Archive(
+        settings=settings,
+        engine=engine,
+        time=time,
+        hot=Tier(settings.hot_dir, reserve_bytes=settings.storage.reserve_bytes),
+        quarantine=Tier(settings.quarantine_dir, reserve_bytes=settings.storage.reserve_bytes),
+        commit=commit,
+        accesses=Accesses(commit, time),
+    )
+    try:
+        yield archive
+    finally:
+        archive.close()

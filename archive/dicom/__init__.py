@@ -1,0 +1,1 @@
+"""What the archive knows of DICOM data sets. Pure: bytes in, facts out."""

@@ -1,0 +1,99 @@
+"""Why the archive says no. Two branches, because every protocol asks the same: will sending it again help?
+
+Errors carry facts of the domain, never status codes: each edge owns one table that translates them
+(`dicom_scp/status.py`, `api/problems.py`).
+"""
+
+from __future__ import annotations
+
+
+class ArchiveError(Exception):
+    """Nothing was promised. The message is for a person and names no patient."""
+
+
+class Rejected(ArchiveError):
+    """Sending the same thing again will not help."""
+
+
+class Unavailable(ArchiveError):
+    """Sending the same thing again, later, may help."""
+
+
+class UnreadableInstance(Rejected):
+    """The bytes are not a DICOM data set that can be read up to its Pixel Data."""
+
+
+class UidMismatch(Rejected):
+    """A UID is missing, illegal, or not the one that was announced (REQ-DCM-16)."""
+
+    def __init__(self, detail: str, *, tag: int) -> None:
+        super().__init__(detail)
+        self.tag = tag
+
+
+class InvalidQuery(Rejected):
+    """The query breaks the rules of its protocol."""
+
+    def __init__(self, detail: str, *, tag: int | None = None) -> None:
+        super().__init__(detail)
+        self.tag = tag
+
+
+class TooLarge(Rejected):
+    """The request, or its answer, is above a limit of the site."""
+
+
+class Unsupported(Rejected):
+    """Well formed, but not something this archive does."""
+
+
+class NotAcceptable(Rejected):
+    """The instance cannot be given in any form that the asker accepts without a new loss (REQ-DCM-41)."""
+
+
+class NotAuthenticated(Rejected):
+    """Nobody known is asking."""
+
+
+class NotAllowed(Rejected):
+    """The asker is known and may not do this."""
+
+
+class InvalidRequest(Rejected):
+    """An argument of an administrative act is wrong."""
+
+
+class Conflict(Rejected):
+    """The act contradicts the present state, for example a name that is already taken."""
+
+
+class NotFound(Rejected):
+    """No such thing, or nothing that the asker may see."""
+
+
+class Gone(Rejected):
+    """It was here and was removed, rejected or replaced; `alternate` is the SOP Instance UID to ask for, if any."""
+
+    def __init__(self, detail: str, *, alternate: str | None = None) -> None:
+        super().__init__(detail)
+        self.alternate = alternate
+
+
+class StorageFull(Unavailable):
+    """Less than the reserve is left on the volume (`storage.reserve_bytes`)."""
+
+
+class StorageFailed(Unavailable):
+    """The file system refused to write, flush or read."""
+
+
+class IndexUnavailable(Unavailable):
+    """The database cannot be reached, or its schema is not the one this version needs."""
+
+
+class Busy(Unavailable):
+    """A limit of parallel work is reached, or the archive is stopping."""
+
+
+class CommitInDoubt(Unavailable):
+    """COMMIT was sent and its result is unknown. Nothing is removed (law 7)."""

@@ -1,0 +1,48 @@
+"""The states of an instance, and of each of its copies (docs/instance.md). Pure.
+
+Finding, counting, retrieving and removing all ask here which representation is current; nobody compares states by
+himself.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where an instance is in its life. A row exists from `stored` or `held` on."""
+
+    STORED = "stored"  # hot, lossless, current
+    HELD = "held"  # kept, out of view until a person settles what it contradicts (REQ-DCM-19)
+
+
+class CopyState(StrEnum):
+    """What is known of one copy."""
+
+    OK = "ok"
+    DAMAGED = "damaged"  # a check found bytes that are not those of its digest, or no file
+    PURGING = "purging"  # removal has begun (law 2)
+
+
+class Availability(StrEnum):
+    """Instance Availability (0008,0056), best first."""
+
+    ONLINE = "ONLINE"
+    NEARLINE = "NEARLINE"
+    OFFLINE = "OFFLINE"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+# Instances that others see: found, counted, retrieved.
+CURRENT = frozenset({State.STORED})
+
+
+def is_current(state: str) -> bool:
+    return state in CURRENT
+
+
+def availability(tier: str | None) -> Availability:
+    """Of one instance, by the tier of its best good copy; None: no good copy is left."""
+    if tier is None:
+        return Availability.UNAVAILABLE
+    return Availability.ONLINE if tier == "hot" else Availability.NEARLINE

@@ -1,0 +1,93 @@
+"""What was received, and where its copies are.
+
+`attributes` is the DICOM JSON of the level's attributes (`archive.dicom.attributes`), as received, in Unicode: what
+queries give back. The other DICOM columns are the normalised keys that SQL matches.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, String, Table, Text, UniqueConstraint
+
+from archive.schema.types import METADATA, Key, Text_C, UtcDateTime
+
+patient = Table(
+    "patient",
+    METADATA,
+    Column("pk", Key, primary_key=True),
+    # what makes two headers the same patient: issuer and Patient ID, or the study, for a patient without an ID
+    Column("identity_key", Text_C, nullable=False, unique=True),
+    Column("patient_id", Text_C, nullable=False, index=True),
+    Column("issuer", Text_C, nullable=False),
+    Column("patient_name", Text_C, nullable=False, index=True),
+    Column("birth_date", String(8), index=True),
+    Column("sex", Text_C),
+    Column("provisional", Integer, nullable=False),  # 1: no Patient ID was received (REQ-DCM-17)
+    Column("attributes", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+study = Table(
+    "study",
+    METADATA,
+    Column("pk", Key, primary_key=True),
+    Column("patient_pk", ForeignKey("patient.pk"), nullable=False, index=True),
+    Column("study_instance_uid", Text_C, nullable=False, unique=True),
+    Column("study_date", String(8)),
+    Column("study_time", String(13)),
+    Column("accession_number", Text_C, index=True),
+    Column("study_id", Text_C, index=True),
+    Column("referring_physician_name", Text_C, index=True),
+    Column("study_description", Text_C),
+    Column("attributes", Text, nullable=False),
+    Column("first_received_at", UtcDateTime, nullable=False, index=True),
+    Index("ix_study_study_date_study_time", "study_date", "study_time"),
+)
+
+series = Table(
+    "series",
+    METADATA,
+    Column("pk", Key, primary_key=True),
+    Column("study_pk", ForeignKey("study.pk"), nullable=False, index=True),
+    Column("series_instance_uid", Text_C, nullable=False, unique=True),
+    Column("modality", Text_C, index=True),
+    Column("series_number", Integer),
+    Column("series_description", Text_C),
+    Column("body_part_examined", Text_C),
+    Column("pps_start_date", String(8), index=True),
+    Column("pps_start_time", String(13)),
+    Column("attributes", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+instance = Table(
+    "instance",
+    METADATA,
+    Column("pk", Key, primary_key=True),
+    Column("series_pk", ForeignKey("series.pk"), nullable=False),
+    Column("sop_instance_uid", Text_C, nullable=False, unique=True),
+    Column("sop_class_uid", Text_C, nullable=False),
+    Column("instance_number", Integer),
+    Column("state", String(12), nullable=False),  # archive.instance.State
+    Column("digest", String(64), nullable=False),  # SHA-256 of the data set as received, group 0002 excluded (law 3)
+    Column("source", Text, nullable=False),  # network, media or web, and who sent it
+    Column("received_at", UtcDateTime, nullable=False),
+    Column("attributes", Text, nullable=False),
+    Index("ix_instance_series_pk_state", "series_pk", "state"),
+)
+
+location = Table(
+    "location",
+    METADATA,
+    Column("pk", Key, primary_key=True),
+    Column("instance_pk", ForeignKey("instance.pk"), nullable=False, index=True),
+    Column("tier", String(8), nullable=False),  # hot or cold
+    Column("path", Text_C, nullable=False),  # relative to the tier's folder; ours, never from the wire (law 8)
+    Column("state", String(12), nullable=False),  # archive.instance.CopyState
+    Column("transfer_syntax_uid", Text_C, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("file_bytes", BigInteger, nullable=False),
+    Column("data_set_offset", Integer, nullable=False),  # where group 0002 ends and the data set begins
+    Column("pixel_offset", BigInteger),  # of the Pixel Data element, from the start of the data set
+    Column("verified_at", UtcDateTime),
+    UniqueConstraint("tier", "path"),
+)

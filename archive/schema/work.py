@@ -1,0 +1,44 @@
+"""What waits for a person."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, String, Table, Text, UniqueConstraint
+
+from archive.schema.types import METADATA, Key, Text_C, UtcDateTime
+
+work_item = Table(
+    "work_item",
+    METADATA,
+    Column("pk", Key, primary_key=True),
+    Column("kind", String(32), nullable=False),  # sheet 20 §10, and uid_conflict
+    Column("subject", Text_C, nullable=False),  # what it is about: one open item for a kind and a subject
+    Column("state", String(8), nullable=False),  # open or closed
+    Column("patient_pk", ForeignKey("patient.pk")),
+    Column("study_instance_uid", Text_C, index=True),
+    Column("evidence", Text, nullable=False),  # JSON
+    Column("opened_at", UtcDateTime, nullable=False),
+    Column("closed_at", UtcDateTime),
+    Column("closed_by", Text),
+    Column("closed_how", Text),
+    Column("reason", Text),
+    Index("ix_work_item_state_kind", "state", "kind"),
+    UniqueConstraint("kind", "subject"),
+)
+
+# Other bytes under a UID that is taken (REQ-DCM-15): kept aside, once for a UID and a digest.
+quarantined = Table(
+    "quarantined",
+    METADATA,
+    Column("pk", Key, primary_key=True),
+    Column("sop_instance_uid", Text_C, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("path", Text_C, nullable=False),
+    Column("transfer_syntax_uid", Text_C, nullable=False),
+    Column("file_bytes", BigInteger, nullable=False),
+    Column("data_set_offset", Integer, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("first_received_at", UtcDateTime, nullable=False),
+    Column("last_received_at", UtcDateTime, nullable=False),
+    Column("times", Integer, nullable=False),
+    UniqueConstraint("sop_instance_uid", "digest"),
+)

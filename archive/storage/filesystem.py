@@ -1,0 +1,79 @@
+"""A tier in a folder: `incoming/` for what is being received, then one folder a minute of finished files.
+
+Names are ours, `2025/11/22/1405/<uuid4>.dcm` (law 8). `incoming/` lies on the same volume, so that a rename never
+crosses volumes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import uuid
+from datetime import datetime
+from pathlib import Path
+
+from archive.commit import flush_directory
+from archive.errors import StorageFailed, StorageFull
+from archive.storage.incoming import FileMeta, Incoming
+
+
+class Tier:
+    """One folder of stored files, and its `incoming/`. Thread-safe; several processes may share it."""
+
+    def __init__(self, root: Path, *, reserve_bytes: int = 0) -> None:
+        self.root = root
+        self._reserve_bytes = reserve_bytes
+        self._ready: set[str] = set()
+        self._lock = threading.Lock()
+        (root / "incoming").mkdir(parents=True, exist_ok=True)
+
+    @property
+    def incoming_dir(self) -> Path:
+        return self.root / "incoming"
+
+    def free_bytes(self) -> int:
+        """Free space of the volume, beyond the reserve; negative below it."""
+        return shutil.disk_usage(self.root).free - self._reserve_bytes
+
+    def receive(self, meta: FileMeta, *, at: datetime, expected_bytes: int = 0) -> Incoming:
+        """Begin a file; `at` names the folder it will be settled in.
+
+        Raises:
+            StorageFull: the reserve would be touched.
+            StorageFailed: the file cannot be made.
+        """
+        if self.free_bytes() < expected_bytes:
+            raise StorageFull("the free space of the hot volume is below storage.reserve_bytes")
+        name = f"{uuid.uuid4()}.dcm"
+        try:
+            return Incoming(self, name, f"{at:%Y/%m/%d/%H%M}/{name}", meta)
+        except OSError as error:
+            raise StorageFailed(f"a file cannot be made: {error.strerror}") from error
+
+    def path(self, name: str) -> str:
+        """The absolute path of a stored file."""
+        return f"{self.root}/{name}"
+
+    def make_ready(self, directory: str) -> None:
+        """Make a folder of the tier, and make its own name durable up to the root (law 1).
+
+        Every process does so once for each folder, whoever made it: its maker may not have flushed it yet.
+        """
+        if directory in self._ready:
+            return
+        with self._lock:
+            if directory in self._ready:
+                return
+            os.makedirs(directory, exist_ok=True)
+            parent = os.path.dirname(directory)
+            while parent.startswith(str(self.root)):
+                flush_directory(parent)
+                parent = os.path.dirname(parent)
+            if len(self._ready) > 1000:
+                self._ready.clear()
+            self._ready.add(directory)
+
+    def unlink(self, name: str) -> None:
+        """Remove a stored file, if it is there."""
+        Path(self.path(name)).unlink(missing_ok=True)
