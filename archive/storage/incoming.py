@@ -9,7 +9,6 @@ import errno
 import hashlib
 import os
 import struct
-from collections.abc import Buffer
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING
 from archive.errors import StorageFailed, StorageFull
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from archive.storage.filesystem import Tier
 
 IMPLEMENTATION_CLASS_UID = "1.2.826.0.1.3680043.10.1683.1"
