@@ -15,6 +15,8 @@ audit_chain = Table(
     Column("process", Text, nullable=False),
     Column("rows", Integer, nullable=False),
     Column("head", String(64), nullable=False),
+    # JSON: [chain, rows, head] of the chains opened just before, as they stood: a chain that vanishes is missed
+    Column("follows", Text, nullable=False),
 )
 
 audit = Table(

@@ -224,6 +224,7 @@ def _audit() -> None:
         sa.Column("process", sa.Text(), nullable=False),
         sa.Column("rows", sa.Integer(), nullable=False),
         sa.Column("head", sa.String(64), nullable=False),
+        sa.Column("follows", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("chain", name="pk_audit_chain"),
     )
     op.create_table(
