@@ -1,4 +1,4 @@
-"""Reading a header: from the first element to Pixel Data, no further. Nothing is decoded that the index does not keep."""
+"""Reading a header: from the first element to Pixel Data, no further."""
 
 from __future__ import annotations
 
