@@ -98,6 +98,7 @@ class Dicom(_Section):
     uid_conflict: Literal["reject"] = Field(
         "reject", description="other content under a known SOP Instance UID: `reject` quarantines it and answers C0D1"
     )
+    default_issuer: str = Field("", description="issuer of Patient ID assumed when (0010,0021) is absent")
     default_charset: Charset = Field(
         "ISO_IR 100", description="assumed when (0008,0005) is absent and bytes are not ASCII"
     )
@@ -154,10 +155,6 @@ class Settings(_Section):
     @property
     def hot_dir(self) -> Path:
         return (self.storage.hot or self.data_dir / "hot").absolute()
-
-    @property
-    def quarantine_dir(self) -> Path:
-        return (self.data_dir / "quarantine").absolute()
 
 
 def is_loopback(host: str) -> bool:

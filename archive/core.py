@@ -30,7 +30,6 @@ class Archive:
     engine: Engine  # for reading; writes go through `commit`
     time: Clock
     hot: Tier
-    quarantine: Tier
     commit: GroupCommit
     accesses: Accesses
 
@@ -100,7 +99,8 @@ def open_archive(settings: Settings, *, process: str) -> Iterator[Archive]:
     if revision != REVISION:
         engine.dispose()
         raise IndexUnavailable(
-            f"the schema of the database is {revision or 'empty'}, this version needs {REVISION}: run «minipacs migrate»"
+            f"the schema of the database is {revision or 'empty'}, this version needs {REVISION}: "
+            "run «minipacs migrate»"
         )
     time = Clock()
     commit = GroupCommit(engine, AuditChain(process, time))
@@ -109,7 +109,6 @@ def open_archive(settings: Settings, *, process: str) -> Iterator[Archive]:
         engine=engine,
         time=time,
         hot=Tier(settings.hot_dir, reserve_bytes=settings.storage.reserve_bytes),
-        quarantine=Tier(settings.quarantine_dir, reserve_bytes=settings.storage.reserve_bytes),
         commit=commit,
         accesses=Accesses(commit, time),
     )

@@ -6,7 +6,18 @@ himself.
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import Enum, StrEnum
+
+
+class Outcome(Enum):
+    """What became of a received instance: a durable fact, not an error."""
+
+    STORED = "stored"
+    STORED_HELD = "stored, held back"  # contradicts the record: out of view until a person settles it
+    ALREADY_STORED = "already stored"  # a good copy of the same instance stands
+    REPAIRED = "repaired"  # same bytes, and no good copy stood: the resend is the good copy now
+    SAME_UID = "same UID, other bytes"  # not yet an answer: see archive.ingest
+    QUARANTINED = "quarantined"  # the UID is taken by other content: kept aside, work item opened, C0D1
 
 
 class State(StrEnum):

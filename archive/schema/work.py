@@ -25,7 +25,8 @@ work_item = Table(
     UniqueConstraint("kind", "subject"),
 )
 
-# Other bytes under a UID that is taken (REQ-DCM-15): kept aside, once for a UID and a digest.
+# Other bytes under a UID that is taken (REQ-DCM-15): kept in the hot tier without being an instance, once for a UID
+# and a digest, until a person settles the work item.
 quarantined = Table(
     "quarantined",
     METADATA,

@@ -1,0 +1,164 @@
+"""Taking in files, folders and ZIPs: `minipacs import`. The same ingest as the network, tagged `media` (REQ-CDC-49).
+
+Resumable: what is stored already is found so and left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from archive.access import Action, Actor, demand
+from archive.core import Archive
+from archive.errors import Rejected, UnreadableInstance
+from archive.ingest import Outcome, ingest
+from archive.storage.part10 import HEAD_BYTES, Part10, read_meta
+
+MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
+_WORKERS = 4  # files in flight: they share flushes of folders and commits
+_PIECE = 1 << 20
+_MEMBER_BYTES = 1 << 40  # nothing in a ZIP is larger
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A file that was not stored, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Summary:
+    """What became of each file."""
+
+    stored: int = 0
+    already_stored: int = 0
+    held: int = 0
+    quarantined: list[Left] = field(default_factory=list)
+    refused: list[Left] = field(default_factory=list)
+    ignored: list[Left] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Nothing needs a person."""
+        return not self.quarantined and not self.refused
+
+
+Progress = Callable[[int, int], None]  # files done, files found so far
+
+
+def import_paths(archive: Archive, paths: Iterable[Path], *, actor: Actor, progress: Progress | None = None) -> Summary:
+    """Store every DICOM file in `paths`: files, folders (with everything below), ZIPs.
+
+    A file that is not DICOM, or is a DICOMDIR, is ignored; one that is and cannot be stored is refused; each with its
+    reason. Other content under a known SOP Instance UID is quarantined (REQ-DCM-15).
+
+    Raises:
+        NotAllowed: the actor may not store.
+        Unavailable: the archive cannot take more (full disk, no database); what was counted is stored.
+    """
+    demand(actor, Action.STORE)
+    summary = Summary()
+    files = [file for path in paths for file in _walk(path)]
+    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="import") as pool:
+        results = pool.map(partial(_take, archive, actor), files)
+        for done, part in enumerate(results, start=1):
+            _add(summary, part)
+            if progress is not None:
+                progress(done, len(files))
+    return summary
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        for folder, folders, names in os.walk(path):
+            folders.sort()
+            for name in sorted(names):
+                yield Path(folder, name)
+    else:
+        yield path
+
+
+def _take(archive: Archive, actor: Actor, path: Path) -> Summary:
+    try:
+        if zipfile.is_zipfile(path) and not _is_dicom(path):
+            return _take_zip(archive, actor, path)
+        with path.open("rb") as file:
+            return _take_file(archive, actor, file, str(path))
+    except OSError as error:
+        return Summary(refused=[Left(str(path), f"cannot be read: {error.strerror}")])
+
+
+def _is_dicom(path: Path) -> bool:
+    """A dual file may be both, for example a TIFF or ZIP behind a DICOM preamble."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _take_zip(archive: Archive, actor: Actor, path: Path) -> Summary:
+    summary = Summary()
+    try:
+        with zipfile.ZipFile(path) as bundle:
+            for member in bundle.infolist():
+                if member.is_dir():
+                    continue
+                name = f"{path}!{member.filename}"
+                if member.flag_bits & 1 or member.file_size > _MEMBER_BYTES:
+                    summary.refused.append(Left(name, "encrypted or too large"))
+                    continue
+                with bundle.open(member) as file:
+                    _add(summary, _take_file(archive, actor, file, name))
+    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        summary.refused.append(Left(str(path), f"the ZIP is damaged: {error}"))
+    return summary
+
+
+def _take_file(archive: Archive, actor: Actor, file: IO[bytes], name: str) -> Summary:
+    head = file.read(HEAD_BYTES)
+    if not head:
+        return Summary(ignored=[Left(name, "empty file")])
+    try:
+        meta, _ = read_meta(head)
+    except UnreadableInstance as error:
+        refused = head[128:132] == b"DICM"
+        left = [Left(name, str(error))]
+        return Summary(refused=left) if refused else Summary(ignored=left)
+    if meta.sop_class_uid == MEDIA_STORAGE_DIRECTORY:
+        return Summary(ignored=[Left(name, "a DICOMDIR: the files that it lists are taken by themselves")])
+    incoming = Part10(archive.hot, at=archive.real_clock())
+    try:
+        incoming.feed(head)
+        while piece := file.read(_PIECE):
+            incoming.feed(piece)
+        outcome = ingest(archive, incoming.finish(), actor=actor, scope="import")
+    except Rejected as error:
+        incoming.discard()
+        return Summary(refused=[Left(name, str(error))])
+    except BaseException:
+        incoming.discard()
+        raise
+    return _counted(outcome, name)
+
+
+def _counted(outcome: Outcome, name: str) -> Summary:
+    if outcome is Outcome.QUARANTINED:
+        return Summary(quarantined=[Left(name, "other content is stored under its SOP Instance UID")])
+    if outcome is Outcome.ALREADY_STORED:
+        return Summary(already_stored=1)
+    return Summary(held=1) if outcome is Outcome.STORED_HELD else Summary(stored=1)
+
+
+def _add(total: Summary, part: Summary) -> None:
+    total.stored += part.stored
+    total.already_stored += part.already_stored
+    total.held += part.held
+    total.quarantined += part.quarantined
+    total.refused += part.refused
+    total.ignored += part.ignored
