@@ -1,0 +1,243 @@
+"""Which representation of a resource an asker gets: HTTP content negotiation with the media types of PS3.18 8.7.
+
+One function decides, `choose`, over two tables: the ranges that the asker accepts and the representations that can
+be given. What a resource can be given as is said by `of_objects`, `of_frames` and the other constants below
+(REQ-DCM-91, REQ-DCM-98). Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from archive.errors import InvalidRequest, NotAcceptable
+
+EXPLICIT_LE = "1.2.840.10008.1.2.1"
+IMPLICIT_LE = "1.2.840.10008.1.2"
+DEFLATED_LE = "1.2.840.10008.1.2.1.99"
+EXPLICIT_BE = "1.2.840.10008.1.2.2"
+OCTETS = "application/octet-stream"
+DICOM = "application/dicom"
+RELATED = "multipart/related"
+
+NATIVE = frozenset({IMPLICIT_LE, EXPLICIT_LE, DEFLATED_LE, EXPLICIT_BE})
+_SAME = {  # old or loose names of a media type
+    "image/x-jls": "image/jls",
+    "image/x-dicom-rle": "image/dicom-rle",
+    "video/mpeg2": "video/mpeg",
+    "application/json": "application/dicom+json",
+}
+# The media type of one compressed frame (PS3.18 Table 8.7.3-5).
+FRAME_MEDIA_TYPES = {
+    "1.2.840.10008.1.2.5": "image/dicom-rle",
+    **dict.fromkeys((f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70)), "image/jpeg"),
+    **dict.fromkeys((f"1.2.840.10008.1.2.4.{n}" for n in (80, 81)), "image/jls"),
+    **dict.fromkeys((f"1.2.840.10008.1.2.4.{n}" for n in (90, 91)), "image/jp2"),
+    **dict.fromkeys((f"1.2.840.10008.1.2.4.{n}" for n in (92, 93)), "image/jpx"),
+    **dict.fromkeys((f"1.2.840.10008.1.2.4.{n}" for n in (110, 111, 112)), "image/jxl"),
+    **dict.fromkeys((f"1.2.840.10008.1.2.4.{n}" for n in (201, 202, 203)), "image/jphc"),
+    **dict.fromkeys((f"1.2.840.10008.1.2.4.{n}" for n in ("100", "100.1", "101", "101.1")), "video/mpeg"),
+    **dict.fromkeys(
+        (f"1.2.840.10008.1.2.4.{n}{fragmentable}" for n in range(102, 107) for fragmentable in ("", ".1")), "video/mp4"
+    ),
+    **dict.fromkeys((f"1.2.840.10008.1.2.4.{n}" for n in (107, 108)), "video/mp4"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """One media range of an Accept header. `media_type` is what a part, or the single payload, has to be."""
+
+    media_type: str  # "*/*" when any will do
+    multipart: bool | None  # None: either will do
+    transfer_syntax: str | None  # a UID, "*", or None when nothing was said
+    quality: float
+
+
+@dataclass(frozen=True, slots=True)
+class Representation:
+    """One form in which a resource can be given.
+
+    `default`: given when the range names no transfer syntax. `stored`: what `transfer-syntax=*` means. Without
+    `open_type`, only a range that names the very media type leads here, no wildcard.
+    """
+
+    media_type: str
+    transfer_syntax: str | None = None
+    multipart: bool = False
+    default: bool = True
+    stored: bool = False
+    open_type: bool = True
+
+
+_PART = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*"?)+')
+_PARAMETER = re.compile(r';\s*([!#$%&\'*+.^_`|~\w-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;"]*)\s*')
+_MEDIA_TYPE = re.compile(r"([!#$%&'*+.^_`|~\w-]+)/([!#$%&'*+.^_`|~\w-]+)", re.ASCII)
+
+
+def parse(header: str | None) -> tuple[Range, ...]:
+    """The ranges of an Accept header; none, or an empty one, means `*/*` (RFC 9110 12.5.1).
+
+    Tolerates empty elements (a trailing comma), parameters with and without quotes, parameters nobody knows
+    (`boundary=**`, `start=…`), and the lone `*` of old Java clients.
+
+    Raises:
+        InvalidRequest: an element is no media range, or its q is no number from 0 to 1.
+    """
+    elements = [element.strip() for element in _PART.findall(header or "")]
+    ranges = tuple(_range(element) for element in elements if element)
+    return ranges or (Range("*/*", None, None, 1.0),)
+
+
+def _range(text: str) -> Range:
+    name, separator, rest = text.partition(";")
+    name = name.strip().lower()
+    if name == "*":
+        name = "*/*"
+    if not _MEDIA_TYPE.fullmatch(name):
+        raise InvalidRequest(f"{name[:80]!r} in Accept is not a media type")
+    parameters = {key.lower(): _unquote(value) for key, value in _PARAMETER.findall(separator + rest)}
+    try:
+        quality = float(parameters.get("q", "1"))
+    except ValueError:
+        quality = -1.0
+    if not 0 <= quality <= 1:
+        raise InvalidRequest("a q in Accept is not a number from 0 to 1")
+    multipart: bool | None = False
+    if name == "*/*":
+        multipart = None
+    elif name in (RELATED, "multipart/*"):
+        multipart = True
+        name = parameters.get("type", "*/*").lower()
+    return Range(_SAME.get(name, name), multipart, parameters.get("transfer-syntax") or None, quality)
+
+
+def _unquote(value: str) -> str:
+    value = value.strip()
+    if value.startswith('"') and value.endswith('"') and len(value) > 1:
+        return re.sub(r"\\(.)", r"\1", value[1:-1])
+    return value
+
+
+def choose(ranges: Iterable[Range], offers: Sequence[Representation]) -> Representation | None:
+    """The offer that the asker prefers; among equals the one named first. None: nothing is acceptable.
+
+    The most specific range that matches an offer gives its quality (RFC 9110 12.5.1); 0 excludes it.
+    """
+    best, best_quality = None, 0.0
+    ranges = tuple(ranges)
+    for offer in offers:
+        matching = [(precision, one.quality) for one in ranges if (precision := _precision(one, offer))]
+        quality = max(matching)[1] if matching else 0.0
+        if quality > best_quality:
+            best, best_quality = offer, quality
+    return best
+
+
+def _precision(one: Range, offer: Representation) -> int:
+    """How exactly a range means an offer; 0 when it does not."""
+    if one.multipart not in (None, offer.multipart) or not _same_syntax(one.transfer_syntax, offer):
+        return 0
+    group = f"{offer.media_type.partition('/')[0]}/*"
+    if one.media_type == offer.media_type:
+        precision = 30
+    elif one.media_type in (group, "*/*") and offer.open_type:
+        precision = 20 if one.media_type == group else 10
+    else:
+        return 0
+    return precision + 2 * (one.transfer_syntax not in (None, "*")) + (one.multipart is not None)
+
+
+def _same_syntax(wanted: str | None, offer: Representation) -> bool:
+    if wanted is None:
+        return offer.default
+    return offer.stored if wanted == "*" else wanted == offer.transfer_syntax
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What one request accepts: its `accept=` query parameter first, its Accept header otherwise (PS3.18 8.7.8.1)."""
+
+    parameter: tuple[Range, ...]
+    header: tuple[Range, ...]
+
+    def choose(self, offers: Sequence[Representation]) -> Representation | None:
+        """The preferred offer, or None."""
+        return (choose(self.parameter, offers) if self.parameter else None) or choose(self.header, offers)
+
+    def demand(self, offers: Sequence[Representation]) -> Representation:
+        """The preferred offer. Raises NotAcceptable, which names what there is (406)."""
+        chosen = self.choose(offers)
+        if chosen is None:
+            raise not_acceptable(offers)
+        return chosen
+
+
+def wish(header: str | None, query_string: str) -> Wish:
+    """What a request accepts, from its Accept header (several joined by commas) and its raw query string.
+
+    The query is read here since a `+` in `accept=application/dicom+json` is meant as a plus.
+    """
+    pairs = (pair.partition("=") for pair in query_string.split("&"))
+    parameter = [unquote(value) for name, _, value in pairs if name == "accept" and value]
+    return Wish(parse(",".join(parameter)) if parameter else (), parse(header))
+
+
+def not_acceptable(offers: Sequence[Representation]) -> NotAcceptable:
+    """The 406 that names the forms in which this could be had."""
+    forms = dict.fromkeys(content_type(offer) for offer in offers)
+    return NotAcceptable(f"none of the accepted media types can be given; there is: {', '.join(forms)}")
+
+
+def content_type(offer: Representation) -> str:
+    """The media range that asks for exactly this offer."""
+    syntax = f"; transfer-syntax={offer.transfer_syntax}" if offer.transfer_syntax else ""
+    if offer.multipart:
+        return f'{RELATED}; type="{offer.media_type}"{syntax}'
+    return f"{offer.media_type}{syntax}"
+
+
+# Tables: what each resource can be given as, the preferred first.
+
+METADATA = (Representation("application/dicom+json"),)
+RENDERED = (Representation("image/jpeg"), Representation("image/png"))
+
+
+def of_objects(stored: str, syntaxes: Sequence[str], *, as_default: str, single: bool) -> tuple[Representation, ...]:
+    """Forms of an instance kept in the syntax `stored` and available in `syntaxes` (which holds `stored`).
+
+    `as_default` is the one given when nobody names a syntax: Explicit VR Little Endian, or the stored one where that
+    is all there is (PS3.18 8.7.3.1). `single`: one instance was asked for, which may come without multipart.
+    """
+    offers = []
+    for multipart in (True, False) if single else (True,):
+        for syntax in (stored, *(other for other in syntaxes if other != stored)):
+            offers.append(
+                Representation(DICOM, syntax, multipart, default=syntax == as_default, stored=syntax == stored)
+            )
+    return tuple(offers)
+
+
+def of_frames(stored: str, *, decodable: bool, lossy: bool, single: bool) -> tuple[Representation, ...]:
+    """Forms of frames kept in the syntax `stored`.
+
+    Native pixels are octets in Explicit VR Little Endian. Compressed ones come decoded when that is possible, which
+    is the default for lossless ones (PS3.18 8.7.3.3); as they are under their own media type; or as they are as
+    octets, for a client that asks for `type="application/octet-stream"; transfer-syntax=*` and reads the syntax from
+    the part. `single`: one frame was asked for, which may come without multipart.
+    """
+    offers: list[Representation] = []
+    for multipart in (True, False) if single else (True,):
+        decoded = Representation(OCTETS, EXPLICIT_LE, multipart, stored=stored in NATIVE)
+        if stored in NATIVE:
+            offers.append(decoded)
+            continue
+        forms = [decoded] if decodable else []
+        own = FRAME_MEDIA_TYPES.get(stored)
+        if own is not None:
+            forms.insert(0 if lossy else 1, Representation(own, stored, multipart, stored=True))
+        as_it_is = Representation(OCTETS, stored, multipart, not decodable, stored=True, open_type=own is None)
+        offers += [*forms, as_it_is]
+    return tuple(offers)
