@@ -1,0 +1,316 @@
+"""Which processes are alive, and the clock of the test bed that they all follow (sheet 60 §4).
+
+Each process keeps one row: it beats every few seconds, says whether it listens and which move of the clock it
+follows. `/readyz` and `minipacs testbed clock` read the same rows. A process that died without a word is not alive:
+its beat is old, or its pid is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from calendar import monthrange
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cache
+from types import TracebackType
+
+import structlog
+from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from archive.access import Action, Actor, demand
+from archive.audit.record import Event, EventType, record
+from archive.clock import Simulation, monotonic
+from archive.core import Archive
+from archive.errors import ArchiveError, Busy, InvalidRequest, NotFound
+from archive.schema import process, simulated_clock
+
+log = structlog.get_logger(__name__)
+
+BEAT_SECONDS = 5.0
+FOLLOW_SECONDS = 0.5  # how often a process of a test bed looks for a move of the clock
+FRESH_SECONDS = 15.0  # an older beat is the last trace of a process that is gone, or hangs
+PATIENCE_SECONDS = 10.0  # for the live processes to follow a move of the clock
+FORGET = timedelta(hours=1)  # rows of processes that died without a word go after this
+EDGES = ("dicom", "api")  # what a whole archive consists of today
+
+_STEP = re.compile(r"(?=.)(?:(\d+)y)?(?:(\d+)m(?!i))?(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)min)?(?:(\d+)s)?")
+_SIMULATION = select(simulated_clock.c.generation, simulated_clock.c.real_anchor, simulated_clock.c.shown)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process that is alive."""
+
+    id: str
+    edge: str
+    host: str
+    pid: int
+    started_at: datetime
+    beat_at: datetime
+    clock_generation: int
+    listening: bool
+
+
+def simulation(conn: Connection) -> Simulation:
+    """Where the test bed put the clock, as the database has it."""
+    row = conn.execute(_SIMULATION).one_or_none()
+    return Simulation(0, None, None) if row is None else Simulation(row.generation, row.real_anchor, row.shown)
+
+
+def follow(archive: Archive) -> None:
+    """Take over a move of the test bed's clock, if there was one. Outside `test_mode` time is the system's."""
+    if not archive.settings.test_mode:
+        return
+    with archive.engine.connect() as conn:
+        found = simulation(conn)
+    if found.generation != archive.time.generation:
+        archive.time.simulate(found)
+
+
+def alive(conn: Connection, *, at: datetime) -> list[Process]:
+    """The processes that are alive at `at` (real time), the oldest first."""
+    rows = conn.execute(select(process).order_by(process.c.started_at, process.c.id)).all()
+    return [
+        Process(
+            id=row.id,
+            edge=row.edge,
+            host=row.host,
+            pid=row.pid,
+            started_at=row.started_at,
+            beat_at=row.beat_at,
+            clock_generation=row.clock_generation,
+            listening=bool(row.listening),
+        )
+        for row in rows
+        if at - row.beat_at < timedelta(seconds=FRESH_SECONDS) and not _is_gone(row.host, row.pid)
+    ]
+
+
+def ready(archive: Archive, edges: Iterable[str] = EDGES) -> list[str]:
+    """Why the archive is not ready, in words; empty: every edge listens (`/readyz`).
+
+    Raises:
+        IndexUnavailable: the database cannot be reached; the caller says so.
+    """
+    with archive.engine.connect() as conn:
+        there = alive(conn, at=archive.real_clock())
+        moved = simulation(conn).generation if archive.settings.test_mode else 0
+    reasons = []
+    for edge in edges:
+        mine = [one for one in there if one.edge == edge]
+        if not mine:
+            reasons.append(f"{edge}: no process is alive")
+        elif not any(one.listening for one in mine):
+            reasons.append(f"{edge}: starting, not listening yet")
+        elif any(one.clock_generation != moved for one in mine):
+            reasons.append(f"{edge}: does not follow the clock of the test bed yet")
+    return reasons
+
+
+class Heartbeat:
+    """The row of this process. Enter it when the process starts; leave it when it stops.
+
+    Entering raises Unavailable when the first beat cannot be written. Later, a beat that fails is logged once and
+    tried again: the process goes on, and `/readyz` shows that it is not heard.
+    """
+
+    def __init__(self, archive: Archive, edge: str) -> None:
+        self._archive = archive
+        self._edge = edge
+        self._id = str(uuid.uuid4())
+        self._started_at = archive.real_clock()
+        self._listening = False
+        self._unheard = False
+        self._due = threading.Event()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        follow(self._archive)
+        self._archive.commit.run(self._enter)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._due.set()
+        self._thread.join()
+        with contextlib.suppress(ArchiveError):  # the database is gone: the row grows old and is forgotten
+            self._archive.commit.run(self._leave)
+
+    def listening(self, yes: bool = True) -> None:
+        """Say, at once, that this process takes connections, or no longer does."""
+        self._listening = yes
+        self._due.set()
+
+    def _work(self) -> None:
+        step = FOLLOW_SECONDS if self._archive.settings.test_mode else BEAT_SECONDS
+        next_beat = monotonic() + BEAT_SECONDS
+        while not self._over.is_set():
+            called = self._due.wait(step)
+            self._due.clear()
+            before = self._archive.time.generation
+            try:
+                follow(self._archive)
+                if called or self._archive.time.generation != before or monotonic() >= next_beat:
+                    self._archive.commit.run(self._beat)
+                    next_beat = monotonic() + BEAT_SECONDS
+            except (ArchiveError, SQLAlchemyError) as error:
+                next_beat = 0.0
+                if not self._unheard:
+                    log.error("the heartbeat is not heard", edge=self._edge, error=type(error).__name__)
+                self._unheard = True
+            else:
+                if self._unheard:
+                    log.info("the heartbeat is heard again", edge=self._edge)
+                self._unheard = False
+
+    def _enter(self, conn: Connection) -> None:
+        conn.execute(delete(process).where(process.c.beat_at < self._archive.real_clock() - FORGET))
+        self._beat(conn)
+
+    def _beat(self, conn: Connection) -> None:
+        said = {
+            "beat_at": self._archive.real_clock(),
+            "clock_generation": self._archive.time.generation,
+            "listening": int(self._listening),
+        }
+        if conn.execute(update(process).where(process.c.id == self._id).values(said)).rowcount == 0:
+            conn.execute(
+                insert(process).values(
+                    id=self._id,
+                    edge=self._edge,
+                    host=this_host(),
+                    pid=os.getpid(),
+                    started_at=self._started_at,
+                    **said,
+                )
+            )
+
+    def _leave(self, conn: Connection) -> None:
+        conn.execute(delete(process).where(process.c.id == self._id))
+
+
+@cache
+def this_host() -> str:
+    """Where pids mean something: the host, and its namespace of pids (containers may share a host's name)."""
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return socket.gethostname()
+    return f"{socket.gethostname()}:{namespace}"
+
+
+def _is_gone(host: str, pid: int) -> bool:
+    """A process of this host whose pid is free. Of other hosts we only have the beat."""
+    if host != this_host():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def read(archive: Archive) -> Simulation:
+    """Where the clock of the test bed is. Raises NotFound outside `test_mode`."""
+    _demand_testbed(archive)
+    with archive.engine.connect() as conn:
+        return simulation(conn)
+
+
+def set_clock(archive: Archive, instant: datetime, *, actor: Actor) -> Simulation:
+    """Make the clock of every process show `instant` (aware); from there it runs at normal speed.
+
+    Returns when all live processes follow.
+
+    Raises:
+        NotFound: outside `test_mode`. NotAllowed: not with this role.
+        Busy: a live process did not follow within ten seconds; the clock is moved all the same.
+    """
+    return _move(archive, lambda _now: instant, actor=actor)
+
+
+def advance(archive: Archive, step: str, *, actor: Actor) -> Simulation:
+    """Move the clock on by `3y1d`, `6m`, `36h`… Raises as `set_clock`, and InvalidRequest for another `step`."""
+    return _move(archive, lambda now: later(now, step), actor=actor)
+
+
+def release(archive: Archive, *, actor: Actor) -> Simulation:
+    """Let the clock follow the system again. Raises as `set_clock`."""
+    return _move(archive, lambda _now: None, actor=actor)
+
+
+def later(instant: datetime, step: str) -> datetime:
+    """`instant` moved on by years, months (`m`), weeks, days, hours, minutes (`min`) and seconds, in this order.
+
+    Years and months are those of the calendar (UTC); 29 February plus a year is 28 February.
+
+    Raises:
+        InvalidRequest: the step is not written like that, or leads out of the calendar.
+    """
+    found = _STEP.fullmatch(step.strip())
+    if found is None:
+        raise InvalidRequest(f"{step!r} is not a step like 3y1d, 6m, 2w, 36h or 30min")
+    years, months, weeks, days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    month = instant.month - 1 + months
+    year, month = instant.year + years + month // 12, month % 12 + 1
+    try:
+        day = min(instant.day, monthrange(year, month)[1])
+        moved = instant.replace(year=year, month=month, day=day)
+        return moved + timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes, seconds=seconds)
+    except (OverflowError, ValueError) as error:
+        raise InvalidRequest(f"{step!r} leads out of the calendar") from error
+
+
+def _demand_testbed(archive: Archive) -> None:
+    if not archive.settings.test_mode:
+        raise NotFound("there is no test bed: test_mode is off")
+
+
+def _move(archive: Archive, target: Callable[[datetime], datetime | None], *, actor: Actor) -> Simulation:
+    _demand_testbed(archive)
+    demand(actor, Action.TESTBED)
+
+    def write(conn: Connection) -> Simulation:
+        real = archive.real_clock()
+        conn.execute(_SIMULATION.with_for_update())  # two moves at once get two generations
+        found = simulation(conn)
+        shown = target(real + found.offset())
+        moved = Simulation(found.generation + 1, None if shown is None else real, shown)
+        values = {"generation": moved.generation, "real_anchor": moved.real_anchor, "shown": moved.shown}
+        if conn.execute(update(simulated_clock).where(simulated_clock.c.pk == 1).values(values)).rowcount == 0:
+            conn.execute(insert(simulated_clock).values(pk=1, **values))
+        detail = {"type": EventType.SOFTWARE_CONFIGURATION, "clock": "released" if shown is None else shown.isoformat()}
+        record(conn, actor, Event.SECURITY_ALERT, "U", detail=detail)
+        return moved
+
+    moved = archive.commit.run(write)
+    follow(archive)
+    _await_all(archive, moved.generation)
+    return moved
+
+
+def _await_all(archive: Archive, generation: int) -> None:
+    deadline = monotonic() + PATIENCE_SECONDS
+    while True:
+        with archive.engine.connect() as conn:
+            behind = [one for one in alive(conn, at=archive.real_clock()) if one.clock_generation < generation]
+        if not behind:
+            return
+        if monotonic() > deadline:
+            names = ", ".join(f"{one.edge} (pid {one.pid})" for one in behind)
+            raise Busy(f"the clock is moved, but these processes do not follow: {names}")
+        time.sleep(0.1)
