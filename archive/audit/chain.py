@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -30,6 +30,21 @@ from archive.schema import audit, audit_chain
 log = structlog.get_logger(__name__)
 
 FOLLOWED = 4  # chains that a new one names
+HASHED = (
+    "chain",
+    "seq",
+    "previous",
+    "time",
+    "event",
+    "action",
+    "outcome",
+    "user",
+    "source",
+    "door",
+    "patient",
+    "study",
+    "detail",
+)
 
 _INSERT_ROWS = insert(audit)
 _OPEN = insert(audit_chain)
@@ -78,7 +93,7 @@ def time_text(time: datetime) -> str:
 def digest_of(values: list[str | int | None]) -> str:
     """SHA-256 of the canonical JSON of `values`, in hexadecimal."""
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def genesis(chain: str, *, opened_at: str, process: str, follows: str) -> str:
@@ -86,25 +101,9 @@ def genesis(chain: str, *, opened_at: str, process: str, follows: str) -> str:
     return digest_of([chain, opened_at, process, follows])
 
 
-def row_hash(chain: str, seq: int, previous: str, row: Row) -> str:
-    """The hash of a row at its place."""
-    return digest_of(
-        [
-            chain,
-            seq,
-            previous,
-            time_text(row.time),
-            row.event,
-            row.action,
-            row.outcome,
-            row.user,
-            row.source,
-            row.door,
-            row.patient,
-            row.study,
-            row.detail,
-        ]
-    )
+def row_hash(values: Mapping[str, str | int | None]) -> str:
+    """The hash of a row: `values` has its columns by name, `time` as `time_text` gives it."""
+    return digest_of([values[column] for column in HASHED])
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,24 +214,22 @@ def _linked(start: _Head, rows: list[Row]) -> tuple[_Head, list[dict[str, object
     values: list[dict[str, object]] = []
     seq, previous = start.rows, start.head
     for row in rows:
-        own = row_hash(start.chain, seq, previous, row)
-        values.append(
-            {
-                "chain": start.chain,
-                "seq": seq,
-                "previous": previous,
-                "hash": own,
-                "time": row.time,
-                "event": row.event,
-                "action": row.action,
-                "outcome": row.outcome,
-                "user": row.user,
-                "source": row.source,
-                "door": row.door,
-                "patient": row.patient,
-                "study": row.study,
-                "detail": row.detail,
-            }
-        )
+        columns: dict[str, str | int | None] = {
+            "chain": start.chain,
+            "seq": seq,
+            "previous": previous,
+            "time": time_text(row.time),
+            "event": row.event,
+            "action": row.action,
+            "outcome": row.outcome,
+            "user": row.user,
+            "source": row.source,
+            "door": row.door,
+            "patient": row.patient,
+            "study": row.study,
+            "detail": row.detail,
+        }
+        own = row_hash(columns)
+        values.append({**columns, "time": row.time, "hash": own})
         seq, previous = seq + 1, own
     return _Head(start.chain, seq, previous), values
