@@ -57,11 +57,11 @@ def upgrade(url: str) -> None:
                 conn.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
             config.attributes["connection"] = conn
             command.upgrade(config, "head")
-    except CommandError as error:
-        raise IndexUnavailable(
+    except CommandError:
+        raise IndexUnavailable(  # not `from`: the database is there and answers, it is this version that does not fit
             f"the schema of the database is not one that this version ({head()}) knows: "
             "start the version of minipacs that made it, or a newer one"
-        ) from error
+        ) from None
     except SQLAlchemyError as error:
         raise IndexUnavailable("the database cannot be reached, or is locked by somebody else") from error
     finally:

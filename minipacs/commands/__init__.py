@@ -1,0 +1,1 @@
+"""The commands of `minipacs`, a module each. Heavy imports happen inside the functions: `--help` answers at once."""

@@ -1,0 +1,140 @@
+"""`minipacs serve`, `check-config` and `migrate`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from archive.config import Settings, is_loopback, load
+from minipacs import logs, supervise
+from minipacs.terminal import FINDING, Config, Json, complain, say, say_json
+
+app = typer.Typer()
+
+
+@app.command()
+def serve(
+    only: Annotated[str, typer.Option(help="Edges to run, separated by commas: dicom, api. Default: all.")] = "",
+    config: Config = None,
+    log: Annotated[logs.Form, typer.Option(help="How log lines are written, on stderr.")] = logs.Form.TEXT,
+) -> None:
+    """Run the archive until SIGTERM or Ctrl-C."""
+    logs.configure(log, process="serve")
+    edges = [name.strip() for name in only.split(",") if name.strip()] or list(supervise.EDGES)
+    unknown = [name for name in edges if name not in supervise.EDGES]
+    if unknown:
+        raise typer.BadParameter(
+            f"no such edge: {', '.join(unknown)}; edges of this version: {', '.join(supervise.EDGES)}"
+        )
+    edges = [name for name in supervise.EDGES if name in edges]
+    try:
+        raise typer.Exit(supervise.serve(load(config), edges=edges, config=config, form=log))
+    except supervise.Refused as refusal:
+        complain(refusal)
+        raise typer.Exit(refusal.code) from refusal
+
+
+@app.command("check-config")
+def check_config(config: Config = None, as_json: Json = False) -> None:
+    """Validate the settings and the environment, with advice. Exit 1 when something would stop the start."""
+    settings = load(config)
+    stops, advice = _stops(settings), _advice(settings)
+    if as_json:
+        say_json({"ok": not stops, "problems": stops, "advice": advice, "settings": _shown(settings)})
+    else:
+        for line in stops:
+            say(f"PROBLEM  {line}")
+        for line in advice:
+            say(f"advice   {line}")
+        if not stops:
+            say("The settings are valid.")
+    if stops:
+        raise typer.Exit(FINDING)
+
+
+@app.command()
+def migrate(config: Config = None) -> None:
+    """Bring the schema of the database up to this version. Safe to repeat."""
+    import migrations
+
+    logs.configure(process="migrate")
+    settings = load(config)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    before = migrations.current(settings.database_url)
+    migrations.upgrade(settings.database_url)
+    after = migrations.head()
+    say(f"The schema is {after}." if before == after else f"The schema went from {before or 'empty'} to {after}.")
+
+
+def _stops(settings: Settings) -> list[str]:
+    """What would keep the archive from starting or storing."""
+    problems = []
+    for key, folder in (("data_dir", settings.data_dir.absolute()), ("storage.hot", settings.hot_dir)):
+        there = _existing(folder)
+        if not there.is_dir():
+            problems.append(f"{key}: {there} is not a folder")
+        elif not os.access(there, os.W_OK | os.X_OK):
+            problems.append(f"{key}: {there} cannot be written by this user")
+        elif _free_bytes(there) < settings.storage.reserve_bytes:
+            problems.append(
+                f"{key}: less than storage.reserve_bytes ({settings.storage.reserve_bytes}) is free on {there}: "
+                "nothing can be stored"
+            )
+    if settings.dicom.port and settings.dicom.port == settings.api.port:
+        problems.append("dicom.port and api.port are the same")
+    return problems
+
+
+def _advice(settings: Settings) -> list[str]:
+    """What works and deserves a second look."""
+    found = []
+    if settings.test_mode:
+        found.append("test_mode: the clock can be moved; not for patients")
+    for name, section in (("dicom", settings.dicom), ("api", settings.api)):
+        if section.insecure:
+            found.append(f"{name}.insecure: clear text beyond this machine is allowed")
+        if section.insecure and is_loopback(section.host):
+            found.append(f"{name}.insecure is not needed: {section.host} is this machine only")
+    if settings.dicom.accepts_strangers() and settings.dicom.peers:
+        found.append("dicom.accept_unknown_callers: callers that are not in dicom.peers are accepted too")
+    found += [
+        f"dicom.peers.{title}: host and port go together; without both it cannot receive (C-MOVE)"
+        for title, peer in settings.dicom.callers().items()
+        if (peer.host is None) != (peer.port is None)
+    ]
+    if not settings.site.name:
+        found.append("site.name is empty: pages and reports cannot name the practice")
+    if settings.database_url.startswith("sqlite") and settings.dicom.workers + settings.api.workers > 4:
+        found.append("many workers share SQLite, where one writes at a time: consider PostgreSQL (database.url)")
+    return found
+
+
+def _shown(settings: Settings) -> dict[str, object]:
+    """The settings in force; a password in the database's address is masked."""
+    values = settings.model_dump(mode="json")
+    values["database"]["url"] = masked(settings.database_url)
+    return values
+
+
+def masked(url: str) -> str:
+    """A database address without its password."""
+    scheme, mark, rest = url.partition("://")
+    credentials, at, place = rest.rpartition("@")
+    if not at or ":" not in credentials:
+        return url
+    return f"{scheme}{mark}{credentials.partition(':')[0]}:***@{place}"
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _free_bytes(folder: Path) -> int:
+    volume = os.statvfs(folder)
+    return volume.f_bavail * volume.f_frsize

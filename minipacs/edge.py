@@ -1,0 +1,117 @@
+"""The process of one edge: `python -m minipacs.edge dicom|api --fd N`. The supervisor starts it and owns the socket."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import structlog
+
+from archive.config import ConfigError, Settings, load
+from archive.core import Archive, open_archive
+from archive.errors import ArchiveError
+from archive.heartbeat import Heartbeat
+from archive.recovery import Sweeper
+from minipacs import logs
+
+log = structlog.get_logger(__name__)
+
+STOP = (signal.SIGTERM, signal.SIGINT)
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+Serve = Callable[[Archive, socket.socket, threading.Event], None]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT. Exit code 0: stopped as asked; 1: refused to start, or broke down."""
+    options = _options(argv)
+    signal.pthread_sigmask(signal.SIG_SETMASK, STOP)  # taken by `_run`, in every thread blocked
+    logs.configure(options.log, process=options.edge)
+    _die_with(options.parent)
+    try:
+        settings = load(options.config)
+        serve = _serve_of(options.edge)
+        with socket.socket(fileno=options.fd) as sock:
+            return _run(options.edge, serve, settings, sock, sweeps=options.sweep)
+    except (ConfigError, ArchiveError) as error:
+        log.error("the edge cannot start", error=type(error).__name__, detail=str(error))
+        return 1
+
+
+def _options(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="minipacs.edge")
+    parser.add_argument("edge", choices=("dicom", "api"))
+    parser.add_argument("--fd", type=int, required=True, help="the listening socket, inherited")
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--log", type=logs.Form, choices=list(logs.Form), default=logs.Form.TEXT)
+    parser.add_argument("--parent", type=int, help="pid of the supervisor: die with it")
+    parser.add_argument("--sweep", action="store_true", help="settle leftovers at start and every hour")
+    return parser.parse_args(argv)
+
+
+def _serve_of(edge: str) -> Serve:
+    """Imported here: a process loads the libraries of its own protocol only."""
+    if edge == "dicom":
+        from dicom_scp.server import serve as serve_dicom
+
+        return serve_dicom
+    from api.serve import serve as serve_api
+
+    return serve_api
+
+
+def _die_with(parent: int | None) -> None:
+    """Have the kernel send SIGTERM when the supervisor dies, even by SIGKILL: nobody holds the port without it."""
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != parent:  # it died before the kernel was told
+        raise SystemExit(1)
+
+
+def _run(edge: str, serve: Serve, settings: Settings, sock: socket.socket, *, sweeps: bool) -> int:
+    stopping = threading.Event()
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            serve(archive, sock, stopping)
+        except BaseException as error:
+            failed.append(error)
+            log.exception("the edge broke down")
+
+    with ExitStack() as parts:
+        archive = parts.enter_context(open_archive(settings, process=edge))
+        beat = parts.enter_context(Heartbeat(archive, edge))
+        if sweeps:
+            parts.enter_context(closing(Sweeper(archive)))
+        # Signals are waited for, not handled: a handler that sets an event can meet the lock it needs.
+        thread = threading.Thread(target=work, name="serve")
+        thread.start()
+        beat.listening()
+        log.info("listening", address=_address(sock))
+        asked = None
+        while asked is None and thread.is_alive():
+            asked = signal.sigtimedwait(STOP, 0.5)
+        log.info("stopping", asked=asked is not None)
+        stopping.set()
+        thread.join()
+    log.info("stopped")
+    return 1 if failed or asked is None else 0
+
+
+def _address(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
