@@ -13,7 +13,6 @@ from archive.access import Actor, Door
 from archive.audit.accesses import Access
 from archive.audit.record import Event
 from archive.core import Archive
-from archive.dicom.compare import Copy, same_meaning
 from archive.dicom.header import Header, read_header
 from archive.errors import Rejected, UidMismatch, Unavailable
 from archive.index.write import Arrival, add_instance, quarantine
@@ -157,6 +156,8 @@ def _file(arrival: Arrival, access: Access, conn: Connection) -> Outcome:
 
 def _settle_same_uid(archive: Archive, arrival: Arrival) -> Outcome:
     """REQ-DCM-15: the same image in another lossless syntax is a duplicate; other content goes to quarantine."""
+    from archive.dicom.compare import Copy, same_meaning  # noqa: PLC0415
+
     uid = arrival.header.sop_instance_uid
     with archive.engine.connect() as conn:
         held = conn.execute(_COPIES, {"sop_instance_uid": uid}).all()

@@ -137,12 +137,12 @@ def _again(conn: Connection, arrival: Arrival, known: Row[Any]) -> Outcome:
     copies = conn.execute(_COPIES, {"instance_pk": known.pk}).all()
     root = arrival.absolute_path.removesuffix(arrival.path)
     for copy in copies:
+        if copy.path == arrival.path:
+            return Outcome.STORED  # this very file was filed by an earlier try
         if copy.state == CopyState.OK and _stands(root + copy.path, copy.file_bytes):
             return Outcome.ALREADY_STORED
         if copy.state == CopyState.OK:
             conn.execute(_DAMAGED, {"location_pk": copy.pk})
-    if any(copy.path == arrival.path for copy in copies):
-        return Outcome.ALREADY_STORED  # this very file was filed by an earlier try
     _add_copy(conn, arrival, known.pk)
     return Outcome.REPAIRED
 

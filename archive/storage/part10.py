@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Buffer, Iterator
+from collections.abc import Iterator
 from datetime import datetime
+
+from typing_extensions import Buffer
 
 from archive.errors import UnreadableInstance
 from archive.storage.filesystem import Tier

@@ -1,0 +1,304 @@
+"""A study arrives, is kept, is found and is given back: real processes, real clients, both databases."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pydicom
+import pytest
+from dicomweb_client.api import DICOMwebClient
+from pydicom.dataset import Dataset
+from pynetdicom import AE
+from pynetdicom.sop_class import PatientRootQueryRetrieveInformationModelFind as PatientRoot
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as StudyRoot
+from sqlalchemy import create_engine, text
+
+from tests.builders import ct_slice
+from tests.conftest import need
+from tests.server import Server
+
+DATA = Path(__file__).parent.parent / "data"
+CT = sorted((DATA / "ct-philips-phantom").glob("I*"))
+MR = sorted((DATA / "mr-ge").glob("*.dcm"))
+DCMTK = {**os.environ, "TCP_NODELAY": "1"}
+
+
+def tool(*arguments: object, cwd: Path | None = None) -> str:
+    """Run a DCMTK tool that must succeed; its output."""
+    words = [str(argument) for argument in arguments]
+    done = subprocess.run(words, capture_output=True, text=True, env=DCMTK, timeout=120, check=False, cwd=cwd)
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def data_set_of(raw: bytes) -> bytes:
+    """A PS3.10 file without preamble and group 0002."""
+    assert raw[128:132] == b"DICM"
+    length = int.from_bytes(raw[140:144], "little")
+    return raw[144 + length :]
+
+
+def digests(paths: list[Path]) -> dict[str, str]:
+    """SOP Instance UID to digest of the data set."""
+    return {
+        str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID): hashlib.sha256(
+            data_set_of(path.read_bytes())
+        ).hexdigest()
+        for path in paths
+    }
+
+
+@pytest.fixture
+def stored(server: Server) -> Server:
+    need("storescu", "getscu", "movescu", "storescp", "findscu")
+    tool("storescu", "-aec", "MINIPACS", "-aet", "CT1", "127.0.0.1", server.dicom_port, *CT)
+    tool("storescu", "-aec", "MINIPACS", "-aet", "MR1", "127.0.0.1", server.dicom_port, *MR)
+    return server
+
+
+@contextmanager
+def receiver(folder: Path, port: int) -> Iterator[None]:
+    """DCMTK's storescp, writing what it receives bit for bit."""
+    process = subprocess.Popen(
+        ["storescp", "+B", "+xa", "-aet", "STORESCP", "-od", str(folder), str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=DCMTK,
+    )
+    try:
+        time.sleep(0.5)
+        yield
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def find(server: Server, model: str, **keys: str) -> list[Dataset]:
+    """A C-FIND by pynetdicom; every status must be a pending one or success."""
+    query = Dataset()
+    for keyword, value in keys.items():
+        setattr(query, keyword, value)
+    ae = AE("PYNETDICOM")
+    ae.add_requested_context(model)
+    assoc = ae.associate("127.0.0.1", server.dicom_port, ae_title="MINIPACS")
+    assert assoc.is_established
+    try:
+        answers = list(assoc.send_c_find(query, model))
+    finally:
+        assoc.release()
+    assert answers[-1][0].Status == 0x0000
+    assert {status.Status for status, _ in answers[:-1]} <= {0xFF00, 0xFF01}
+    return [ds for _, ds in answers[:-1]]
+
+
+@pytest.mark.req("REQ-DCM-01")
+def test_echo(server: Server) -> None:
+    need("echoscu")
+    tool("echoscu", "-aec", "MINIPACS", "127.0.0.1", server.dicom_port)
+
+
+@pytest.mark.req("REQ-DCM-11", "REQ-DCM-30", "REQ-DCM-31")
+def test_a_ct_and_an_mr_are_found_at_every_level(stored: Server) -> None:
+    ct, mr = pydicom.dcmread(CT[0]), pydicom.dcmread(MR[0])
+    for ds, files in ((ct, CT), (mr, MR)):
+        patients = find(stored, PatientRoot, QueryRetrieveLevel="PATIENT", PatientID=ds.PatientID, PatientName="")
+        assert [answer.PatientName for answer in patients] == [ds.PatientName]
+        studies = find(
+            stored,
+            StudyRoot,
+            QueryRetrieveLevel="STUDY",
+            PatientID=ds.PatientID,
+            StudyInstanceUID="",
+            ModalitiesInStudy=ds.Modality,
+            NumberOfStudyRelatedInstances="",
+        )
+        assert [answer.StudyInstanceUID for answer in studies] == [ds.StudyInstanceUID]
+        assert studies[0].NumberOfStudyRelatedInstances == len(files)
+        assert studies[0].InstanceAvailability == "ONLINE"
+        assert studies[0].RetrieveAETitle == "MINIPACS"
+        series = find(
+            stored,
+            StudyRoot,
+            QueryRetrieveLevel="SERIES",
+            StudyInstanceUID=ds.StudyInstanceUID,
+            SeriesInstanceUID="",
+            Modality="",
+        )
+        assert [(answer.SeriesInstanceUID, answer.Modality) for answer in series] == [
+            (ds.SeriesInstanceUID, ds.Modality)
+        ]
+        images = find(
+            stored,
+            StudyRoot,
+            QueryRetrieveLevel="IMAGE",
+            StudyInstanceUID=ds.StudyInstanceUID,
+            SeriesInstanceUID=ds.SeriesInstanceUID,
+            SOPInstanceUID="",
+            InstanceNumber="",
+        )
+        assert {answer.SOPInstanceUID for answer in images} == set(digests(files))
+
+
+@pytest.mark.req("REQ-DCM-10", "REQ-DCM-12")
+def test_get_brings_back_the_same_bytes(stored: Server, tmp_path: Path) -> None:
+    for files in (CT, MR):
+        study = pydicom.dcmread(files[0]).StudyInstanceUID
+        folder = tmp_path / f"get-{study}"
+        folder.mkdir()
+        tool(
+            *("getscu", "+B", "-S", "-aec", "MINIPACS", "-od", folder, "127.0.0.1", stored.dicom_port),
+            *("-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={study}"),
+        )
+        assert digests(list(folder.iterdir())) == digests(files)
+
+
+@pytest.mark.req("REQ-DCM-39", "REQ-DCM-40")
+def test_move_brings_back_the_same_bytes(stored: Server, tmp_path: Path, move_port: int) -> None:
+    for files in (CT, MR):
+        study = pydicom.dcmread(files[0]).StudyInstanceUID
+        folder = tmp_path / f"move-{study}"
+        folder.mkdir()
+        with receiver(folder, move_port):
+            tool(
+                *("movescu", "-S", "-aec", "MINIPACS", "-aem", "STORESCP", "127.0.0.1", stored.dicom_port),
+                *("-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={study}"),
+            )
+        assert digests(list(folder.iterdir())) == digests(files)
+
+
+@pytest.mark.req("REQ-DCM-39")
+def test_an_unknown_destination_is_named(stored: Server) -> None:
+    study = pydicom.dcmread(CT[0]).StudyInstanceUID
+    done = subprocess.run(
+        [
+            *("movescu", "-d", "-S", "-aec", "MINIPACS", "-aem", "NOWHERE", "127.0.0.1", str(stored.dicom_port)),
+            *("-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={study}"),
+        ],
+        capture_output=True,
+        text=True,
+        env=DCMTK,
+        timeout=60,
+        check=False,
+    )
+    assert "0xa801" in (done.stdout + done.stderr).lower()
+
+
+@pytest.mark.req("REQ-DCM-90", "REQ-DCM-91")
+def test_wado_brings_back_the_same_bytes(stored: Server) -> None:
+    with stored.client("radiologist") as client:
+        web = DICOMwebClient(f"{stored.web}/dicom-web", headers={"Authorization": client.headers["Authorization"]})
+        for files in (CT, MR):
+            ds = pydicom.dcmread(files[0])
+            response = client.get(
+                f"/dicom-web/studies/{ds.StudyInstanceUID}",
+                headers={"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'},
+            )
+            assert response.status_code == 200
+            assert parts_digests(response) == digests(files)
+            assert {str(one.SOPInstanceUID) for one in web.retrieve_study(ds.StudyInstanceUID)} == set(digests(files))
+            metadata = web.retrieve_series_metadata(ds.StudyInstanceUID, ds.SeriesInstanceUID)
+            assert {one["00080018"]["Value"][0] for one in metadata} == set(digests(files))
+            frames = web.retrieve_instance_frames(
+                ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID, frame_numbers=[1]
+            )
+            assert frames == [ds.PixelData]
+
+
+def parts_digests(response: httpx.Response) -> dict[str, str]:
+    """SOP Instance UID to digest, of the parts of a multipart answer."""
+    boundary = response.headers["content-type"].split("boundary=")[1].split(";")[0].strip('"').encode()
+    found = {}
+    for part in response.content.split(b"--" + boundary)[1:-1]:
+        raw = part.split(b"\r\n\r\n", 1)[1][:-2]
+        instance = raw[144 + int.from_bytes(raw[140:144], "little") :]
+        meta = pydicom.dcmread(pydicom.filebase.DicomBytesIO(raw), stop_before_pixels=True)
+        found[str(meta.SOPInstanceUID)] = hashlib.sha256(instance).hexdigest()
+    return found
+
+
+@pytest.mark.req("REQ-DCM-93", "REQ-DCM-94")
+def test_a_study_comes_through_stow_and_is_found_by_qido(server: Server) -> None:
+    datasets = [ct_slice(number=number, rows=64, columns=64) for number in range(1, 4)]
+    token = server.token("technologist")
+    web = DICOMwebClient(f"{server.web}/dicom-web", headers={"Authorization": f"Bearer {token}"})
+    web.store_instances(datasets)
+    studies = web.search_for_studies(search_filters={"PatientName": "dupont*"})
+    assert [one["0020000D"]["Value"] for one in studies] == [[datasets[0].StudyInstanceUID]]
+    found = web.search_for_instances(datasets[0].StudyInstanceUID)
+    assert {one["00080018"]["Value"][0] for one in found} == {str(ds.SOPInstanceUID) for ds in datasets}
+    got = web.retrieve_study(datasets[0].StudyInstanceUID)
+    assert {str(ds.SOPInstanceUID) for ds in got} == {str(ds.SOPInstanceUID) for ds in datasets}
+    assert {ds.PixelData for ds in got} == {ds.PixelData for ds in datasets}
+
+
+def audit_rows(server: Server) -> list[dict[str, object]]:
+    with server.client("auditor") as client:
+        return list(client.get("/api/v1/audit").json()["items"])
+
+
+@pytest.mark.req("REQ-SEC-20")
+def test_every_door_is_audited_denied_ones_too(stored: Server, tmp_path: Path) -> None:
+    study = str(pydicom.dcmread(CT[0]).StudyInstanceUID)
+    find(stored, StudyRoot, QueryRetrieveLevel="STUDY", StudyInstanceUID=study)
+    tool(
+        *("getscu", "+B", "-S", "-aet", "READER", "-aec", "MINIPACS", "-od", tmp_path, "127.0.0.1", stored.dicom_port),
+        *("-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={study}"),
+    )
+    with stored.client("radiologist") as client:
+        assert client.get(f"/dicom-web/studies?StudyInstanceUID={study}").status_code == 200
+        assert client.get(f"/dicom-web/studies/{study}").status_code == 200
+    with stored.client("it_admin") as client:
+        assert client.get(f"/dicom-web/studies/{study}").status_code == 403
+    assert httpx.get(f"{stored.web}/dicom-web/studies/{study}").status_code == 401
+    ae = AE("PYNETDICOM")
+    ae.add_requested_context(StudyRoot)
+    assert not ae.associate("127.0.0.1", stored.dicom_port, ae_title="WRONG").is_established
+    time.sleep(1.2)  # a query's row is committed within a second
+    rows = audit_rows(stored)
+    seen = {(row["event"], row["action"], row["door"], row["outcome"], row["user"]) for row in rows}
+
+    def someone(event: str, action: str, door: str, *, ok: bool, user: str | None = None) -> bool:
+        return any(
+            (one[0], one[1], one[2]) == (event, action, door)
+            and (one[3] == 0) is ok
+            and (user is None or one[4] == user)
+            for one in seen
+        )
+
+    assert someone("110104", "C", "dicom", ok=True, user="CT1")
+    assert someone("110104", "C", "dicom", ok=True, user="MR1")
+    assert someone("110112", "E", "dicom", ok=True, user="PYNETDICOM")
+    assert someone("110104", "R", "dicom", ok=True, user="READER")
+    assert someone("110112", "E", "dicomweb", ok=True)
+    assert someone("110104", "R", "dicomweb", ok=True)
+    refusals = [row for row in rows if row["outcome"] != 0]
+    assert {row["door"] for row in refusals} >= {"dicom", "dicomweb"}
+    assert len([row for row in refusals if row["door"] == "dicomweb"]) >= 2  # 401 and 403
+
+
+@pytest.mark.req("REQ-SEC-04")
+def test_the_chain_verifies_and_names_one_altered_byte(stored: Server) -> None:
+    assert stored.stop() == 0
+    done = stored.command("verify-audit", "--json")
+    assert (done.returncode, json.loads(done.stdout)["ok"]) == (0, True)
+    engine = create_engine(stored.database_url)
+    with engine.begin() as conn:
+        pk = conn.execute(text("SELECT max(pk) - 1 FROM audit")).scalar_one()
+        conn.execute(text("UPDATE audit SET study = '2' || substr(study, 2) WHERE pk = :pk"), {"pk": pk})
+        changed = conn.execute(text("SELECT study FROM audit WHERE pk = :pk"), {"pk": pk}).scalar_one()
+        if changed is None:
+            conn.execute(text("UPDATE audit SET source = source || '1' WHERE pk = :pk"), {"pk": pk})
+    engine.dispose()
+    done = stored.command("verify-audit", "--json")
+    verdict = json.loads(done.stdout)
+    assert (done.returncode, verdict["ok"]) == (1, False)
+    assert str(pk) in json.dumps(verdict["row"])
+    stored.start()

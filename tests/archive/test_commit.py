@@ -1,0 +1,119 @@
+"""Group commit: many writes, one COMMIT; a bad one fails alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import Connection, event, func, select
+
+from archive.clock import Clock
+from archive.core import Archive
+from archive.errors import Busy, NotFound
+from archive.schema import account
+
+NOW = Clock().real()
+
+
+def add(name: str) -> Callable[[Connection], str]:
+    def write(conn: Connection) -> str:
+        conn.execute(
+            account.insert(),
+            {"name": name, "password_hash": "x", "roles": "[]", "disabled": 0, "created_at": NOW},
+        )
+        return name
+
+    return write
+
+
+def names(archive: Archive) -> list[str]:
+    with archive.engine.connect() as conn:
+        return sorted(conn.execute(select(account.c.name)).scalars())
+
+
+def test_a_write_is_visible_when_run_returns(archive: Archive) -> None:
+    assert archive.commit.run(add("a")) == "a"
+    assert names(archive) == ["a"]
+
+
+def test_writes_that_wait_share_a_commit(archive: Archive) -> None:
+    commits: list[int] = []
+    event.listen(archive.engine, "commit", lambda conn: commits.append(1))
+    gate = threading.Event()
+
+    def blocks(conn: Connection) -> None:
+        gate.wait(10)
+
+    with ThreadPoolExecutor(21) as pool:
+        first = pool.submit(archive.commit.run, blocks)
+        others = [pool.submit(archive.commit.run, add(f"n{i}")) for i in range(20)]
+        while archive.commit._queue.qsize() < 20:
+            pass
+        gate.set()
+        first.result()
+        assert sorted(other.result() for other in others) == sorted(f"n{i}" for i in range(20))
+    assert len(commits) == 1  # the first write touched nothing, the twenty others share one
+    assert len(names(archive)) == 20
+
+
+def test_a_bad_write_fails_alone(archive: Archive) -> None:
+    gate = threading.Event()
+
+    def blocks(conn: Connection) -> None:
+        gate.wait(10)
+
+    def refuses(conn: Connection) -> None:
+        raise NotFound("no such thing")
+
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(archive.commit.run, blocks)
+        good = [pool.submit(archive.commit.run, add("a")), pool.submit(archive.commit.run, add("b"))]
+        bad = pool.submit(archive.commit.run, refuses)
+        while archive.commit._queue.qsize() < 3:
+            pass
+        gate.set()
+        first.result()
+        assert [future.result() for future in good] == ["a", "b"]
+        with pytest.raises(NotFound):
+            bad.result()
+    assert names(archive) == ["a", "b"]
+
+
+def test_a_failed_write_leaves_nothing(archive: Archive) -> None:
+    def half(conn: Connection) -> None:
+        add("half")(conn)
+        raise NotFound("no")
+
+    with pytest.raises(NotFound):
+        archive.commit.run(half)
+    assert names(archive) == []
+
+
+def test_folders_are_flushed_before_the_commit_and_once(archive: Archive) -> None:
+    trace: list[str] = []
+    archive.commit._flush = trace.append
+    event.listen(archive.engine, "commit", lambda conn: trace.append("COMMIT"))
+    archive.commit.run(add("a"), directories=["/x", "/x", "/y"])
+    assert trace == ["/x", "/y", "COMMIT"]
+
+
+def test_a_write_nobody_awaits_is_committed_within_a_second(archive: Archive) -> None:
+    archive.commit.later(add("later"))
+    deadline = threading.Event()
+    for _ in range(20):
+        if names(archive) == ["later"]:
+            break
+        deadline.wait(0.1)
+    assert names(archive) == ["later"]
+
+
+def test_closing_finishes_what_was_handed_in_and_refuses_more(archive: Archive) -> None:
+    for i in range(50):
+        archive.commit.later(add(f"n{i}"))
+    archive.commit.close()
+    with archive.engine.connect() as conn:
+        assert conn.execute(select(func.count()).select_from(account)).scalar_one() == 50
+    with pytest.raises(Busy):
+        archive.commit.run(add("late"))
