@@ -5,12 +5,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from archive.audit.accesses import Accesses
 from archive.audit.chain import AuditChain
@@ -18,6 +19,7 @@ from archive.clock import Clock
 from archive.commit import GroupCommit
 from archive.config import Settings
 from archive.errors import IndexUnavailable
+from archive.recognition import Recognition
 from archive.schema import REVISION
 from archive.storage.filesystem import Tier
 
@@ -32,6 +34,7 @@ class Archive:
     hot: Tier
     commit: GroupCommit
     accesses: Accesses
+    recognition: Recognition = field(default_factory=Recognition)
 
     def clock(self) -> datetime:
         """The archive's time (law 6): policy, dates, audit."""
@@ -40,6 +43,15 @@ class Archive:
     def real_clock(self) -> datetime:
         """The system's time: leases, timeouts, tokens, the age of leftovers."""
         return self.time.real()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection to read with. Raises IndexUnavailable when the database does not answer."""
+        try:
+            with self.engine.connect() as conn:
+                yield conn
+        except (OperationalError, InterfaceError, PoolTimeout) as error:
+            raise IndexUnavailable("the database cannot be read") from error
 
     def close(self) -> None:
         """Finish what was begun. Safe to call twice."""
