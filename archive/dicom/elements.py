@@ -11,6 +11,7 @@ import os
 import struct
 import tempfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import IO, Final, NamedTuple
@@ -193,7 +194,7 @@ class Element:
         return self.end - self.value
 
 
-HEAD = {True: struct.Struct("<HH2sH"), False: struct.Struct(">HH2sH")}
+_HEAD = {True: struct.Struct("<HH2sH"), False: struct.Struct(">HH2sH")}
 _TAG = {True: struct.Struct("<HHI"), False: struct.Struct(">HHI")}
 _LENGTH = {True: struct.Struct("<I"), False: struct.Struct(">I")}
 
@@ -212,7 +213,7 @@ def head(source: Source, position: int, encoding: Encoding) -> tuple[int, bytes,
             raise UnreadableInstance("the data set ends inside an element")
         return None
     little = encoding.little
-    group, element, vr, short = HEAD[little].unpack_from(window, start)
+    group, element, vr, short = _HEAD[little].unpack_from(window, start)
     tag = group << 16 | element
     if vr in SHORT and not encoding.implicit:
         return tag, vr, short, position + 8
@@ -252,6 +253,8 @@ def skip(source: Source, position: int, encoding: Encoding) -> int:
     stack = [(True, encoding)]  # (items are expected, else elements of an item; how they are written)
     while stack:
         items, encoding = stack[-1]
+        if not items:
+            position = stride(source, position, encoding, _ITEMS[encoding.little], {})
         found = head(source, position, encoding)
         if found is None:
             raise UnreadableInstance("a sequence has no end")
@@ -276,6 +279,76 @@ def skip(source: Source, position: int, encoding: Encoding) -> int:
             if position > source.size:
                 raise UnreadableInstance("the data set ends inside an element")
     return position
+
+
+class _Order:
+    """The bytes of tags and VRs as the numbers that one byte order makes of them: what `stride` compares."""
+
+    def __init__(self, *, little: bool) -> None:
+        order = "<" if little else ">"
+        self.explicit = struct.Struct(f"{order}IHH").unpack_from
+        self.implicit = struct.Struct(f"{order}II").unpack_from
+        self.long = struct.Struct(f"{order}I").unpack_from
+        vrs = {struct.unpack(f"{order}H", vr)[0]: vr for vr in SHORT | LONG}
+        self.short_vrs = {code: vr for code, vr in vrs.items() if vr in SHORT}
+        self.long_vrs = {code: vr for code, vr in vrs.items() if vr in LONG}
+        self._little = little
+
+    def codes(self, wanted: Iterable[int], stops: Iterable[int]) -> dict[int, int]:
+        """For `stride`: tags that it keeps, and 0 for those that it stops at."""
+        tags = {tag: tag for tag in wanted} | dict.fromkeys((*stops, ITEM, ITEM_END, SEQUENCE_END), 0)
+        if self._little:
+            return {(tag & 0xFFFF) << 16 | tag >> 16: kept for tag, kept in tags.items()}
+        return tags
+
+
+ORDERS: Final = {True: _Order(little=True), False: _Order(little=False)}
+_ITEMS = {little: order.codes((), ()) for little, order in ORDERS.items()}
+
+Kept = dict[int, tuple[bytes, bytes, Encoding]]
+
+
+def stride(source: Source, position: int, encoding: Encoding, codes: dict[int, int], kept: Kept) -> int:
+    """Step over plain elements of defined length, keeping wanted values: (VR, value, how it is written).
+
+    Stops in front of anything else: stops, items, undefined lengths, odd VRs, wanted values of VR UN or beyond the
+    window, the last bytes of the window. The position may lie beyond the end: the next read says so.
+    """
+    window, base = source.at(position, 12)
+    start = before = position - base
+    last = len(window) - 12
+    order = ORDERS[encoding.little]
+    implicit, explicit, long = order.implicit, order.explicit, order.long
+    short_vrs, long_vrs = order.short_vrs, order.long_vrs
+    steps = 0
+    while start <= last:
+        if encoding[0]:  # implicit
+            code, length = implicit(window, start)
+            value, vr = start + 8, 0
+        else:
+            code, vr, length = explicit(window, start)
+            if vr in short_vrs:
+                value = start + 8
+            elif vr in long_vrs:
+                length = long(window, start + 8)[0]
+                value = start + 12
+            else:
+                break
+        end = value + length
+        if length == UNDEFINED:
+            break
+        if code in codes:
+            tag = codes[code]
+            written = short_vrs.get(vr) or long_vrs.get(vr, b"")
+            if not tag or end - 12 > last or written == b"UN":
+                break
+            kept[tag] = (written, window[value:end], encoding)
+        start = end
+        steps += 1
+    if steps:
+        source.steps += steps - 1
+        source.step()
+    return position + start - before
 
 
 def parse(source: Source, encoding: Encoding, *, start: int = 0, end: int | None = None) -> list[Element]:

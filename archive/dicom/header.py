@@ -9,24 +9,24 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from archive.dicom import values
-from archive.dicom.attributes import ATTRIBUTES, BY_TAG, Attribute, Level, Match
+from archive.dicom.attributes import ATTRIBUTES, BY_TAG, Level, Match
 from archive.dicom.charset import terms
 from archive.dicom.elements import (
-    HEAD,
     IMPLICIT_LE,
-    LONG,
+    ORDERS,
     PIXEL_TAGS,
-    SHORT,
     UNDEFINED,
     Encoding,
+    Kept,
     Source,
     encoding_of,
     head,
     inside,
     skip,
+    stride,
 )
 from archive.dicom.json import JsonReader
 from archive.dicom.keys import normalise
@@ -44,15 +44,17 @@ _UIDS = (
     (0x0020000E, "Series Instance UID"),
 )
 _LEGAL_UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(?:\.[0-9]+)*")
-_ORDERED = tuple(sorted(ATTRIBUTES, key=lambda attribute: attribute.tag))
-_EMPTY = {
-    level: {
+_CODES = {little: order.codes(_WANTED, PIXEL_TAGS) for little, order in ORDERS.items()}
+_LEVELS = tuple(Level)
+_PLACES = {attribute.tag: (_LEVELS.index(attribute.level), attribute.key, attribute.column) for attribute in ATTRIBUTES}
+_EMPTY: tuple[dict[str, str | int | None], ...] = tuple(
+    {
         attribute.column: "" if attribute.match in (Match.TEXT, Match.NAME, Match.UID) else None
         for attribute in ATTRIBUTES
         if attribute.level is level and attribute.column
     }
-    for level in Level
-}
+    for level in _LEVELS
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,121 +97,63 @@ def read_header(fd: int, *, offset: int, length: int, transfer_syntax_uid: str, 
     sop_class_uid, sop_instance_uid, study_uid, series_uid = [_uid(found, tag, name) for tag, name in _UIDS]
 
     declared = found.pop(SPECIFIC_CHARACTER_SET, None)
-    charsets = terms(declared.data) if declared is not None else ()
+    charsets = terms(declared[1]) if declared is not None else ()
     assumed = False
-    levels: dict[Level, dict[str, Any]] = {level: {} for level in Level}
-    keys: dict[Level, dict[str, str | int | None]] = {level: dict(columns) for level, columns in _EMPTY.items()}
-    language = _Language(charsets or (default_charset,), default_charset)
-    for attribute in _ORDERED:
-        if attribute.tag not in found:
-            continue
-        raw = found[attribute.tag]
-        if len(raw.data) > MAX_REMEMBERED_BYTES:
-            element, key, beyond = _read(attribute, raw, language)
-        else:
-            element, key, beyond = _remembered(attribute, raw, language)
-        levels[attribute.level][attribute.key] = element
-        if attribute.column is not None:
-            keys[attribute.level][attribute.column] = key
-        assumed = assumed or beyond
+    levels: list[dict[str, Any]] = [{} for _ in _LEVELS]
+    keys = [columns.copy() for columns in _EMPTY]
+    language = (charsets or (default_charset,), default_charset)
+    for tag in sorted(found):
+        raw = found[tag]
+        level, key, column = _PLACES[tag]
+        read = _remembered if len(raw[1]) <= MAX_REMEMBERED_BYTES else _read
+        element, normalised, beyond = read(tag, raw, language)
+        levels[level][key] = element
+        if column is not None:
+            keys[level][column] = normalised
+        if beyond:
+            assumed = True
     return Header(
         sop_class_uid=sop_class_uid,
         sop_instance_uid=sop_instance_uid,
         study_instance_uid=study_uid,
         series_instance_uid=series_uid,
         transfer_syntax_uid=transfer_syntax_uid,
-        levels=levels,
-        keys=keys,
+        levels=dict(zip(_LEVELS, levels, strict=True)),
+        keys=dict(zip(_LEVELS, keys, strict=True)),
         pixel_offset=None if encoding.deflated else pixel_offset,
         charset_assumed=assumed and not charsets,
         truncated=pixel_offset is not None and not encoding.deflated and _truncated(source, pixel_offset, encoding),
     )
 
 
-class _Raw(NamedTuple):
-    """A value as it is written."""
-
-    vr: bytes
-    data: bytes
-    encoding: Encoding
-
-
-class _Language(NamedTuple):
-    """What text is written in: (0008,0005), or what is assumed; and what to read undefined bytes with."""
-
-    charsets: tuple[str, ...]
-    fallback: str
-
-
-_Found = dict[int, _Raw]
-_Announced = tuple[int, bytes, int, int]
+_Raw = tuple[bytes, bytes, Encoding]  # a value: its VR as written, its bytes, how they are written
+_Language = tuple[tuple[str, ...], str]  # (0008,0005) or what is assumed; what undefined bytes are read with
 _Read = tuple[dict[str, Any], str | int | None, bool]
 
 
-def _scan(source: Source, encoding: Encoding) -> tuple[_Found, int | None]:  # noqa: PLR0912 - one loop, for speed
+def _scan(source: Source, encoding: Encoding) -> tuple[Kept, int | None]:
     """The raw wanted values of the top level, and where Pixel Data starts."""
-    found: _Found = {}
-    position, window, base = 0, b"", 0
-    implicit, size = encoding.implicit, source.size
-    unpack = HEAD[encoding.little].unpack_from
-    from_bytes = int.from_bytes
-    order: Any = "little" if encoding.little else "big"
+    found: Kept = {}
+    codes = _CODES[encoding.little]
+    position = 0
     while True:
-        start = position - base
-        if start + 12 > len(window):
-            window, base = source.at(position, 12)
-            start = 0 if base == position else position - base
-            if start == len(window):
-                return found, None
-            if start + 12 > len(window):
-                ending = head(source, position, encoding)
-                if ending is None:
-                    return found, None
-                if ending[0] in PIXEL_TAGS:
-                    return found, position
-                position = _take(source, encoding, found, ending)
-                continue
-        group, element, vr, length = unpack(window, start)
-        tag = group << 16 | element
+        position = stride(source, position, encoding, codes, found)
+        announced = head(source, position, encoding)
+        if announced is None:
+            return found, None
+        tag, vr, length, value = announced
         if tag in PIXEL_TAGS:
             return found, position
-        if implicit:
-            vr = b""
-            length = from_bytes(window[start + 4 : start + 8], order)
-            value = position + 8
-        elif vr in SHORT:
-            value = position + 8
-        elif vr in LONG:
-            length = from_bytes(window[start + 8 : start + 12], order)
-            value = position + 12
-        else:
-            _, vr, length, value = head(source, position, encoding) or (0, b"", 0, position + 8)
-        end = value + length
-        if length == UNDEFINED or tag in _WANTED:
-            position = _take(source, encoding, found, (tag, vr, length, value))
-            size = source.size
-        elif end > size:
-            raise UnreadableInstance("the data set ends inside an element")
-        else:
-            source.steps += 1
-            position = end
-
-
-def _take(source: Source, encoding: Encoding, found: _Found, announced: _Announced) -> int:
-    """Where the element ends; its value is kept if it is wanted and of a reasonable size."""
-    tag, vr, length, value = announced
-    source.step()
-    if length == UNDEFINED:
-        how = inside(source, value, vr, encoding)
-        end = skip(source, value, how)
-    else:
+        source.step()
         how = IMPLICIT_LE if vr == b"UN" else encoding
-        end = value + length
-        if end > source.size:
+        position = value + length
+        if length == UNDEFINED:
+            how = inside(source, value, vr, encoding)
+            position = skip(source, value, how)
+        elif position > source.size:
             raise UnreadableInstance("the data set ends inside an element")
-    if tag in _WANTED and end - value <= MAX_VALUE_BYTES:
-        found[tag] = _Raw(vr, source.read(value, end - value), how)
-    return end
+        if tag in _WANTED and position - value <= MAX_VALUE_BYTES:
+            found[tag] = (vr, source.read(value, position - value), how)
 
 
 def _truncated(source: Source, position: int, encoding: Encoding) -> bool:
@@ -220,10 +164,10 @@ def _truncated(source: Source, position: int, encoding: Encoding) -> bool:
     return length != UNDEFINED and value + length > source.size
 
 
-def _uid(found: _Found, tag: int, name: str) -> str:
+def _uid(found: Kept, tag: int, name: str) -> str:
     if tag not in found:
         raise UidMismatch(f"{name} is missing", tag=tag)
-    value = found[tag].data.decode("latin_1").rstrip(" \0")
+    value = found[tag][1].decode("latin_1").rstrip(" \0")
     if not value:
         raise UidMismatch(f"{name} is empty", tag=tag)
     if not _LEGAL_UID.fullmatch(value):
@@ -231,21 +175,24 @@ def _uid(found: _Found, tag: int, name: str) -> str:
     return value
 
 
-def _read(attribute: Attribute, raw: _Raw, language: _Language) -> _Read:
+def _read(tag: int, raw: _Raw, language: _Language) -> _Read:
     """The DICOM JSON of a value, its key, and whether its bytes beyond ASCII were read as (0008,0005) says."""
+    attribute = BY_TAG[tag]
+    vr, data, encoding = raw
+    charsets, fallback = language
     if attribute.vr == "SQ":
         return _sequence(raw, language)
     element: dict[str, Any] = {"vr": attribute.vr}
     content: list[Any] | None
     text, beyond = "", False
     if attribute.vr in values.NUMBERS:
-        content = values.of_numbers(raw.data, attribute.vr, little=raw.encoding.little)
-    elif raw.vr.decode("latin_1") in _NO_TEXT:
+        content = values.of_numbers(data, attribute.vr, little=encoding.little)
+    elif vr.decode("latin_1") in _NO_TEXT:
         content = None  # not what the dictionary says, and not text
     else:
-        text = values.text(raw.data, attribute.vr, language.charsets, fallback=language.fallback)
+        text = values.text(data, attribute.vr, charsets, fallback=fallback)
         content = values.of_text(text, attribute.vr)
-        beyond = attribute.vr in values.TEXT_OF_CHARSET and not raw.data.isascii()
+        beyond = attribute.vr in values.TEXT_OF_CHARSET and not data.isascii()
     if content:
         element["Value"] = content
     return element, normalise(text, attribute.match) if attribute.column else None, beyond
@@ -256,9 +203,10 @@ _remembered = lru_cache(maxsize=8192)(_read)
 
 def _sequence(raw: _Raw, language: _Language) -> _Read:
     """The DICOM JSON of a sequence; without Value when its items cannot be followed."""
-    reader = JsonReader(Source.of_bytes(raw.data), language.charsets, fallback=language.fallback)
+    _, data, encoding = raw
+    reader = JsonReader(Source.of_bytes(data), language[0], fallback=language[1])
     try:
-        items = reader.items(raw.encoding)
+        items = reader.items(encoding)
     except UnreadableInstance:
         items = []
     return ({"vr": "SQ", "Value": items} if items else {"vr": "SQ"}), None, reader.beyond_ascii
