@@ -23,9 +23,8 @@ from types import TracebackType
 
 import structlog
 from sqlalchemy import Connection, delete, insert, select, update
-from sqlalchemy.exc import SQLAlchemyError
 
-from archive.access import Action, Actor, demand
+from archive.access import Action, Actor, Door, demand
 from archive.audit.record import Event, EventType, record
 from archive.clock import Simulation, monotonic
 from archive.core import Archive
@@ -69,7 +68,7 @@ def follow(archive: Archive) -> None:
     """Take over a move of the test bed's clock, if there was one. Outside `test_mode` time is the system's."""
     if not archive.settings.test_mode:
         return
-    with archive.engine.connect() as conn:
+    with archive.reading() as conn:
         found = simulation(conn)
     if found.generation != archive.time.generation:
         archive.time.simulate(found)
@@ -100,7 +99,7 @@ def ready(archive: Archive, edges: Iterable[str] = EDGES) -> list[str]:
     Raises:
         IndexUnavailable: the database cannot be reached; the caller says so.
     """
-    with archive.engine.connect() as conn:
+    with archive.reading() as conn:
         there = alive(conn, at=archive.real_clock())
         moved = simulation(conn).generation if archive.settings.test_mode else 0
     reasons = []
@@ -165,7 +164,7 @@ class Heartbeat:
                 if called or self._archive.time.generation != before or monotonic() >= next_beat:
                     self._archive.commit.run(self._beat)
                     next_beat = monotonic() + BEAT_SECONDS
-            except (ArchiveError, SQLAlchemyError) as error:
+            except ArchiveError as error:
                 next_beat = 0.0
                 if not self._unheard:
                     log.error("the heartbeat is not heard", edge=self._edge, error=type(error).__name__)
@@ -178,6 +177,7 @@ class Heartbeat:
     def _enter(self, conn: Connection) -> None:
         conn.execute(delete(process).where(process.c.beat_at < self._archive.real_clock() - FORGET))
         self._beat(conn)
+        self._record(conn, EventType.START)
 
     def _beat(self, conn: Connection) -> None:
         said = {
@@ -199,6 +199,12 @@ class Heartbeat:
 
     def _leave(self, conn: Connection) -> None:
         conn.execute(delete(process).where(process.c.id == self._id))
+        self._record(conn, EventType.STOP)
+
+    def _record(self, conn: Connection, kind: EventType) -> None:
+        """Application Activity (PS3.15 A.5.3.1): starting and stopping are part of the audit."""
+        actor = Actor(user="minipacs", source=socket.gethostname(), door=Door.SYSTEM, may=frozenset())
+        record(conn, actor, Event.APPLICATION_ACTIVITY, "E", detail={"type": kind, "edge": self._edge})
 
 
 @cache
@@ -227,7 +233,7 @@ def _is_gone(host: str, pid: int) -> bool:
 def read(archive: Archive) -> Simulation:
     """Where the clock of the test bed is. Raises NotFound outside `test_mode`."""
     _demand_testbed(archive)
-    with archive.engine.connect() as conn:
+    with archive.reading() as conn:
         return simulation(conn)
 
 
@@ -306,7 +312,7 @@ def _move(archive: Archive, target: Callable[[datetime], datetime | None], *, ac
 def _await_all(archive: Archive, generation: int) -> None:
     deadline = monotonic() + PATIENCE_SECONDS
     while True:
-        with archive.engine.connect() as conn:
+        with archive.reading() as conn:
             behind = [one for one in alive(conn, at=archive.real_clock()) if one.clock_generation < generation]
         if not behind:
             return

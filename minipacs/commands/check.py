@@ -103,6 +103,7 @@ def list_work_items(
     as_json: Json = False,
 ) -> None:
     """List what waits for a person, the oldest first."""
+    from archive.audit.record import Event, record
     from archive.work_items import Kind, list_items
 
     if kind is not None and kind not in list(Kind):
@@ -110,10 +111,12 @@ def list_work_items(
     if state not in ("open", "closed", "all"):
         raise typer.BadParameter("--state is open, closed or all")
     items = []
-    with opened(config, process="work-items") as (archive, _actor):
+    asked = {"resource": "work-items", "kind": kind, "state": state}
+    with opened(config, process="work-items") as (archive, actor):
+        archive.commit.run(lambda conn: record(conn, actor, Event.QUERY, "E", detail=asked))
         after: int | None = 0
         while after is not None:
-            with archive.engine.connect() as conn:
+            with archive.reading() as conn:
                 page = list_items(conn, kind=kind, state=None if state == "all" else state, after=after, limit=500)
             items += page
             after = page[-1]["id"] if page else None

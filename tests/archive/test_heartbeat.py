@@ -175,6 +175,15 @@ def test_each_move_of_the_clock_is_audited(testbed: Settings, actor: Actor) -> N
         assert "2026-01-05" in found.detail
 
 
+def test_start_and_stop_of_a_process_are_audited(archive: Archive) -> None:
+    with Heartbeat(archive, "dicom"):
+        pass
+    with archive.engine.connect() as conn:
+        found = conn.execute(select(audit).order_by(audit.c.seq)).all()
+    assert [(row.event, row.action, row.user) for row in found] == [("110100", "E", "minipacs")] * 2
+    assert ["110120" in found[0].detail, "110121" in found[1].detail] == [True, True]
+
+
 def test_outside_the_test_bed_the_clock_cannot_be_moved_nor_read(archive: Archive, actor: Actor) -> None:
     with pytest.raises(NotFound):
         set_clock(archive, NEW_YEAR, actor=actor)
