@@ -1,0 +1,185 @@
+"""DIMSE command sets (PS3.7 §6.3, §9.3, Annex E): reading what came, writing what is answered.
+
+A command set is always implicit little endian, group 0000. Reading keeps the few elements that our services use.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+from dicom_scp.ends import ProtocolError
+from dicom_scp.messages import Answer
+
+NO_DATA_SET = 0x0101
+PRIORITY_MEDIUM = 0
+COUNT_LIMIT = 0xFFFF  # the counts of sub-operations are 16 bits wide: more is said as this many
+_COMMENT_LIMIT = 64  # LO
+
+
+class Field(IntEnum):
+    """Command Field (0000,0100). A response is its request with the highest bit set."""
+
+    C_STORE_RQ = 0x0001
+    C_GET_RQ = 0x0010
+    C_FIND_RQ = 0x0020
+    C_MOVE_RQ = 0x0021
+    C_ECHO_RQ = 0x0030
+    C_CANCEL_RQ = 0x0FFF
+    C_STORE_RSP = 0x8001
+    C_ECHO_RSP = 0x8030
+
+
+RESPONSE = 0x8000
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command set that was received. An absent element is "" or 0; `status` is None when absent."""
+
+    field: int
+    message_id: int
+    responding_to: int
+    has_data_set: bool
+    sop_class_uid: str
+    sop_instance_uid: str
+    move_destination: str
+    status: int | None
+
+    @property
+    def is_response(self) -> bool:
+        return bool(self.field & RESPONSE)
+
+
+_ELEMENT = struct.Struct("<HHI")
+_US = struct.Struct("<H")
+
+
+def decode(data: bytes) -> Command:
+    """Read a command set.
+
+    Raises:
+        ProtocolError: it cannot be cut into elements, is not group 0000, or does not say what it is, which message
+            it is or answers, and whether a data set follows. There is nothing that could be answered then.
+    """
+    values: dict[int, bytes] = {}
+    offset, end = 0, len(data)
+    while offset < end:
+        if offset + 8 > end:
+            raise ProtocolError("a command set ends inside an element")
+        group, element, length = _ELEMENT.unpack_from(data, offset)
+        offset += 8
+        if group or offset + length > end:
+            raise ProtocolError("a command set holds another group, or a length goes past its end")
+        values[element] = data[offset : offset + length]
+        offset += length
+    field, kind = _number(values, 0x0100), _number(values, 0x0800)
+    if field is None or kind is None:
+        raise ProtocolError("a command set without Command Field or Command Data Set Type")
+    message_id, responding_to = _number(values, 0x0110), _number(values, 0x0120)
+    if (responding_to if field & RESPONSE or field == Field.C_CANCEL_RQ else message_id) is None:
+        raise ProtocolError("a command set without Message ID")
+    return Command(
+        field=field,
+        message_id=message_id or 0,
+        responding_to=responding_to or 0,
+        has_data_set=kind != NO_DATA_SET,
+        sop_class_uid=_text(values, 0x0002) or _text(values, 0x0003),
+        sop_instance_uid=_text(values, 0x1000) or _text(values, 0x1001),
+        move_destination=_text(values, 0x0600).strip(),
+        status=_number(values, 0x0900),
+    )
+
+
+def _number(values: dict[int, bytes], element: int) -> int | None:
+    raw = values.get(element, b"")
+    return int(_US.unpack(raw)[0]) if len(raw) == 2 else None
+
+
+def _text(values: dict[int, bytes], element: int) -> str:
+    return values.get(element, b"").decode("ascii", "replace").rstrip("\0 ")
+
+
+def _us(element: int, *values: int) -> bytes:
+    return _ELEMENT.pack(0, element, 2 * len(values)) + struct.pack(f"<{len(values)}H", *values)
+
+
+def _ui(element: int, uid: str) -> bytes:
+    raw = uid.encode("ascii", "replace")
+    raw += b"\0" * (len(raw) % 2)
+    return _ELEMENT.pack(0, element, len(raw)) + raw
+
+
+def _lo(element: int, text: str) -> bytes:
+    raw = text.encode("ascii", "replace")
+    raw += b" " * (len(raw) % 2)
+    return _ELEMENT.pack(0, element, len(raw)) + raw
+
+
+def _set(*elements: bytes) -> bytes:
+    body = b"".join(elements)
+    return _ELEMENT.pack(0, 0, 4) + struct.pack("<I", len(body)) + body
+
+
+@dataclass(slots=True)
+class Counts:
+    """Sub-operations of a C-GET or C-MOVE (PS3.7 §9.1.3.1, §9.1.4.1)."""
+
+    remaining: int
+    completed: int = 0
+    failed: int = 0
+    warning: int = 0
+
+    def elements(self, *, with_remaining: bool) -> bytes:
+        told = [(0x1020, self.remaining)] if with_remaining else []
+        told += [(0x1021, self.completed), (0x1022, self.failed), (0x1023, self.warning)]
+        return b"".join(_us(element, min(count, COUNT_LIMIT)) for element, count in told)
+
+
+def response(command: Command, answer: Answer, *, counts: Counts | None = None, remaining: bool = True) -> bytes:
+    """The command set that answers `command`. The data set of `answer`, if any, is sent behind it."""
+    offending = b""
+    if answer.offending:
+        offending = _ELEMENT.pack(0, 0x0901, 4 * len(answer.offending)) + b"".join(
+            struct.pack("<HH", tag >> 16, tag & 0xFFFF) for tag in answer.offending
+        )
+    return _set(
+        _ui(0x0002, command.sop_class_uid) if command.sop_class_uid else b"",
+        _us(0x0100, command.field | RESPONSE),
+        _us(0x0120, command.message_id),
+        _us(0x0800, NO_DATA_SET if answer.data_set is None else 1),
+        _us(0x0900, answer.status),
+        offending,
+        _lo(0x0902, answer.comment[:_COMMENT_LIMIT]) if answer.comment else b"",
+        _ui(0x1000, command.sop_instance_uid) if command.field == Field.C_STORE_RQ else b"",
+        b"" if counts is None else counts.elements(with_remaining=remaining),
+    )
+
+
+def store_request(
+    message_id: int, sop_class_uid: str, sop_instance_uid: str, *, originator: tuple[str, int] | None = None
+) -> bytes:
+    """A C-STORE-RQ; `originator` is who asked for the C-MOVE, and the Message ID of that request."""
+    moved = b""
+    if originator is not None:
+        moved = _lo(0x1030, originator[0]) + _us(0x1031, originator[1])
+    return _set(
+        _ui(0x0002, sop_class_uid),
+        _us(0x0100, Field.C_STORE_RQ),
+        _us(0x0110, message_id),
+        _us(0x0700, PRIORITY_MEDIUM),
+        _us(0x0800, 1),
+        _ui(0x1000, sop_instance_uid),
+        moved,
+    )
+
+
+def echo_request(message_id: int) -> bytes:
+    """A C-ECHO-RQ."""
+    return _set(
+        _ui(0x0002, "1.2.840.10008.1.1"),
+        _us(0x0100, Field.C_ECHO_RQ),
+        _us(0x0110, message_id),
+        _us(0x0800, NO_DATA_SET),
+    )

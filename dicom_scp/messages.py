@@ -1,0 +1,57 @@
+"""What a service is asked and what it answers, free of sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from archive.access import Actor
+from archive.storage.incoming import FileMeta
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response: status (PS3.7 Annex C), data set, Error Comment (0000,0902), Offending Element (0000,0901) as tags.
+
+    The comment is ASCII and names no patient; 64 characters of it are sent.
+    """
+
+    status: int
+    data_set: bytes | None = None
+    comment: str = ""
+    offending: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FindRequest:
+    """A C-FIND-RQ: its identifier as received, and what extended negotiation agreed (PS3.4 C.5.1.1)."""
+
+    sop_class_uid: str
+    identifier: bytes
+    transfer_syntax_uid: str
+    relational: bool
+    combined_datetime: bool
+    actor: Actor
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRequest:
+    """A C-STORE-RQ: what is announced, and the data set as it arrives. `scope` is the association."""
+
+    meta: FileMeta
+    data_set: Iterator[memoryview]
+    actor: Actor
+    scope: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetrieveRequest:
+    """A C-GET-RQ or C-MOVE-RQ. `scope` is this message of its association."""
+
+    sop_class_uid: str
+    identifier: bytes
+    transfer_syntax_uid: str
+    actor: Actor
+    calling_ae: str
+    scope: str
+    destination: str = ""  # C-MOVE

@@ -1,0 +1,135 @@
+"""Sending stored instances, for C-GET on the caller's association and for C-MOVE on one of ours.
+
+An instance leaves as it lies: heads, and ranges of its file. Only a peer that does not take its syntax gets it
+re-encoded, without loss, in little endian (REQ-DCM-41).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+
+from archive.clock import monotonic
+from archive.dicom import transcode
+from archive.errors import NotAcceptable
+from archive.retrieve import Stored
+from dicom_scp import dimse
+from dicom_scp.associate import Proposed
+from dicom_scp.classes import EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE, NATIVE
+from dicom_scp.dimse import Field
+from dicom_scp.ends import AbortReason, ProtocolError, TooSlow
+from dicom_scp.exchange import Context, Exchange, Message
+from dicom_scp.requestor import Requestor
+
+MOST_CONTEXTS = 128  # odd numbers of one byte
+
+
+def propose(stored: Iterable[Stored]) -> tuple[Proposed, ...]:
+    """The contexts for sending these: each class in each syntax it is stored in, then in plain little endian.
+
+    One syntax a context where it matters, so that the peer's answer says whether it takes it. What goes beyond 128
+    is not proposed, fall-backs first.
+    """
+    pairs = dict.fromkeys((one.sop_class_uid, one.transfer_syntax_uid) for one in stored)
+    wanted: list[tuple[str, tuple[str, ...]]] = [(uid, (syntax,)) for uid, syntax in pairs if syntax != EXPLICIT_BE]
+    for uid in dict.fromkeys(uid for uid, _ in pairs):
+        rest = tuple(syntax for syntax in NATIVE if (uid, syntax) not in pairs)
+        if rest:
+            wanted.append((uid, rest))
+    return tuple(Proposed(2 * place + 1, uid, syntaxes) for place, (uid, syntaxes) in enumerate(wanted[:MOST_CONTEXTS]))
+
+
+def routes(contexts: Mapping[int, Context]) -> dict[str, dict[str, int]]:
+    """Where each class can be sent: transfer syntax to context, for the contexts on which we may send."""
+    found: dict[str, dict[str, int]] = {}
+    for context in contexts.values():
+        if context.we_send:
+            found.setdefault(context.abstract_syntax, {}).setdefault(context.transfer_syntax, context.id)
+    return found
+
+
+class Sender:
+    """Sub-operations on one association, one after the other.
+
+    Args:
+        answered: waits for the response to a sub-operation with this Message ID, and returns its status.
+        between: called from time to time while a long instance is being sent.
+        originator: who asked for the C-MOVE, and the Message ID of that request.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        *,
+        answered: Callable[[int], int],
+        between: Callable[[], None] = lambda: None,
+        originator: tuple[str, int] | None = None,
+    ) -> None:
+        self._exchange = exchange
+        self._answered = answered
+        self._between = between
+        self._originator = originator
+        self._routes = routes(exchange.contexts)
+        self._message_id = 0
+
+    def send(self, stored: Stored) -> int:
+        """Send one instance; the status of the peer's answer.
+
+        Raises:
+            NotAcceptable: the peer takes its class in no syntax that costs nothing; it was not sent.
+            StorageFailed: its file is missing or has another length; it was not sent.
+            AssociationEnd: in its kinds, CopyEnded when the file failed on the way.
+        """
+        context_id, syntax = self._route(stored)
+        self._message_id = self._message_id % 0xFFFF + 1
+        command = dimse.store_request(
+            self._message_id, stored.sop_class_uid, stored.sop_instance_uid, originator=self._originator
+        )
+        if syntax != stored.transfer_syntax_uid:
+            data_set = transcode.to_native(
+                stored.path, stored.data_set_offset, stored.transfer_syntax_uid, target_syntax=syntax
+            )
+            self._exchange.send(context_id, command, data_set)
+        else:
+            fd = stored.open()
+            try:
+                self._exchange.send_file(
+                    context_id,
+                    command,
+                    fd,
+                    offset=stored.data_set_offset,
+                    length=stored.data_set_bytes,
+                    between=self._between,
+                )
+            finally:
+                os.close(fd)
+        return self._answered(self._message_id)
+
+    def _route(self, stored: Stored) -> tuple[int, str]:
+        by_syntax = self._routes.get(stored.sop_class_uid, {})
+        for syntax in (stored.transfer_syntax_uid, EXPLICIT_LE, IMPLICIT_LE):
+            if syntax in by_syntax:
+                return by_syntax[syntax], syntax
+        raise NotAcceptable("the peer takes this class in no syntax that would lose nothing")
+
+
+def store_status(message: Message, message_id: int) -> int:
+    """The status that a message gives as the answer to a C-STORE-RQ. Raises ProtocolError when it is not one."""
+    command = message.command
+    if command.field != Field.C_STORE_RSP or command.status is None or command.responding_to != message_id:
+        raise ProtocolError("something else than an answer to C-STORE", AbortReason.UNEXPECTED_PDU)
+    return command.status
+
+
+def receive_beside(requestor: Requestor, caller: Exchange, look: Callable[[], bool]) -> Message:
+    """The next message on an association of ours. Meanwhile `look` is called when `caller` has something to say,
+    until it returns True: that was a C-CANCEL."""
+    exchange = requestor.exchange
+    until = monotonic() + requestor.seconds
+    looking = True
+    while looking and not exchange.has_input():
+        if not exchange.transport.wait_beside(caller.transport, until):
+            raise TooSlow("the destination does not answer")
+        if caller.has_input():
+            looking = not look()
+    return requestor.receive(until)

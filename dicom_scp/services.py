@@ -1,0 +1,221 @@
+"""From a message to its service: what the caller may do, what is called with what, how it is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import structlog
+
+from archive.access import Action, Actor, demand
+from archive.audit.record import Event, refused
+from archive.clock import monotonic
+from archive.core import Archive
+from archive.errors import ArchiveError, NotAllowed, TooLarge, Unavailable
+from archive.storage.incoming import FileMeta
+from dicom_scp import dimse, retrieve, status
+from dicom_scp.classes import Service
+from dicom_scp.dimse import Field
+from dicom_scp.echo import echo
+from dicom_scp.ends import AssociationEnd, ProtocolError
+from dicom_scp.exchange import Exchange, Message
+from dicom_scp.find import find
+from dicom_scp.messages import Answer, FindRequest, RetrieveRequest, StoreRequest
+from dicom_scp.status import PENDING, Status
+from dicom_scp.store import store
+from dicom_scp.transport import Transport
+
+log = structlog.get_logger(__name__)
+
+_GATHERED_BYTES = 1 << 15  # pending answers of a C-FIND that leave together…
+_GATHERED_SECONDS = 0.02  # …or that have waited this long
+_DEMANDS = {
+    Service.VERIFICATION: (Action.VERIFY, Event.NETWORK_ENTRY, "E"),
+    Service.STORAGE: (Action.STORE, Event.INSTANCES_TRANSFERRED, "C"),
+    Service.FIND: (Action.FIND, Event.QUERY, "E"),
+    Service.MOVE: (Action.SEE, Event.INSTANCES_TRANSFERRED, "R"),
+    Service.GET: (Action.SEE, Event.INSTANCES_TRANSFERRED, "R"),
+}
+
+
+@dataclass(slots=True)
+class Session:
+    """An association as its services see it. `attach` makes a further connection end with it."""
+
+    archive: Archive
+    exchange: Exchange
+    actor: Actor
+    calling_ae: str
+    id: str
+    attach: Callable[[Transport], None]
+    refused: set[Action] = field(default_factory=set)  # audited once for each association
+
+    def answer(self, message: Message, answer: Answer) -> None:
+        command = dimse.response(message.command, answer)
+        self.exchange.send(message.context.id, command, answer.data_set)
+
+
+def serve(session: Session, message: Message) -> None:
+    """Do what a message asks, and answer it. Raises AssociationEnd alone."""
+    command, context = message.command, message.context
+    if command.is_response:
+        raise ProtocolError("a response to nothing")
+    if command.field == Field.C_CANCEL_RQ:
+        session.exchange.drain()
+        return  # too late: its operation is over
+    service = _SERVICES.get((context.service, command.field))
+    if service is None:
+        answer = Answer(Status.UNRECOGNISED_OPERATION, comment="not an operation of this presentation context")
+    elif command.sop_class_uid != context.abstract_syntax:
+        answer = Answer(
+            Status.CLASS_NOT_SUPPORTED, comment="not the SOP class of the presentation context", offending=(0x00000002,)
+        )
+    elif command.has_data_set is (service is _echo):
+        answer = Answer(Status.MISTYPED_ARGUMENT, comment="a data set is missing, or too much", offending=(0x00000800,))
+    else:
+        denied = _denied(session, context.service)
+        if denied is None:
+            _run(service, session, message)
+            return
+        answer = denied
+    session.exchange.drain()
+    session.answer(message, answer)
+
+
+def _denied(session: Session, service: Service) -> Answer | None:
+    """The answer to somebody who may not; it is audited before it is given (law 4)."""
+    action, event, letter = _DEMANDS[service]
+    try:
+        demand(session.actor, action)
+    except NotAllowed as error:
+        if action not in session.refused:
+            log.warning("refused", service=service.value, calling_ae=session.calling_ae, scope=session.id)
+            try:
+                refused(session.archive.commit, session.actor, event, letter, reason="not allowed for this peer")
+            except Unavailable as unavailable:
+                return status.refusal(unavailable)
+            session.refused.add(action)
+        return status.refusal(error)
+    return None
+
+
+def _run(service: Callable[[Session, Message], None], session: Session, message: Message) -> None:
+    try:
+        service(session, message)
+    except AssociationEnd:
+        raise
+    except ArchiveError as error:
+        _log(error, session, message)
+        session.exchange.drain()
+        session.answer(message, status.refusal(error))
+    except Exception:
+        log.exception("a bug", service=message.context.service.value, scope=session.id)
+        session.exchange.drain()
+        session.answer(message, status.STORE_BUG if message.command.field == Field.C_STORE_RQ else status.BUG)
+
+
+def _log(error: ArchiveError, session: Session, message: Message) -> None:
+    tell = log.error if isinstance(error, Unavailable) else log.warning
+    tell(
+        "refused",
+        service=message.context.service.value,
+        error=type(error).__name__,
+        why=str(error),
+        scope=session.id,
+    )
+
+
+def _echo(session: Session, message: Message) -> None:
+    session.answer(message, echo())
+
+
+def _store(session: Session, message: Message) -> None:
+    command, context = message.command, message.context
+    request = StoreRequest(
+        meta=FileMeta(
+            sop_class_uid=command.sop_class_uid,
+            sop_instance_uid=command.sop_instance_uid,
+            transfer_syntax_uid=context.transfer_syntax,
+            source_ae=session.calling_ae,
+        ),
+        data_set=session.exchange.data_set(),
+        actor=session.actor,
+        scope=session.id,
+    )
+    answer = store(request, session.archive)
+    session.exchange.drain()
+    session.answer(message, answer)
+
+
+def _find(session: Session, message: Message) -> None:
+    context, exchange = message.context, session.exchange
+    request = FindRequest(
+        sop_class_uid=context.abstract_syntax,
+        identifier=_identifier(session),
+        transfer_syntax_uid=context.transfer_syntax,
+        relational=context.relational,
+        combined_datetime=context.combined_datetime,
+        actor=session.actor,
+    )
+    waiting: list[bytes | memoryview] = []
+    size, since = 0, monotonic()
+    for answer in _until_cancelled(find(request, session.archive), exchange, message):
+        command = dimse.response(message.command, answer)
+        waiting += exchange.encoded(context.id, command, answer.data_set)
+        size += len(command) + len(answer.data_set or b"")
+        if size >= _GATHERED_BYTES or monotonic() - since > _GATHERED_SECONDS:
+            exchange.send_parts(waiting)
+            waiting, size, since = [], 0, monotonic()
+    exchange.send_parts(waiting)
+
+
+def _until_cancelled(answers: Iterator[Answer], exchange: Exchange, message: Message) -> Iterator[Answer]:
+    for answer in answers:
+        if answer.status in PENDING and exchange.cancelled(message.command.message_id):
+            yield Answer(Status.CANCELLED)
+            return
+        yield answer
+
+
+def _get(session: Session, message: Message) -> None:
+    request = _retrieve_request(session, message)
+    try:
+        retrieve.get(request, session.archive, session.exchange, message)
+    finally:
+        session.archive.accesses.end_scope(request.scope)
+
+
+def _move(session: Session, message: Message) -> None:
+    request = _retrieve_request(session, message)
+    try:
+        retrieve.move(request, session.archive, session.exchange, message, attach=session.attach)
+    finally:
+        session.archive.accesses.end_scope(request.scope)
+
+
+def _retrieve_request(session: Session, message: Message) -> RetrieveRequest:
+    return RetrieveRequest(
+        sop_class_uid=message.context.abstract_syntax,
+        identifier=_identifier(session),
+        transfer_syntax_uid=message.context.transfer_syntax,
+        actor=session.actor,
+        calling_ae=session.calling_ae,
+        scope=f"{session.id}/{message.command.message_id}",
+        destination=message.command.move_destination,
+    )
+
+
+def _identifier(session: Session) -> bytes:
+    identifier = session.exchange.identifier()
+    if identifier is None:
+        raise TooLarge("the identifier is too long")
+    return identifier
+
+
+_SERVICES: dict[tuple[Service, int], Callable[[Session, Message], None]] = {
+    (Service.VERIFICATION, Field.C_ECHO_RQ): _echo,
+    (Service.STORAGE, Field.C_STORE_RQ): _store,
+    (Service.FIND, Field.C_FIND_RQ): _find,
+    (Service.MOVE, Field.C_MOVE_RQ): _move,
+    (Service.GET, Field.C_GET_RQ): _get,
+}
