@@ -170,7 +170,7 @@ class Accesses:
         self._quiet_seconds = quiet_seconds
         self._lock = threading.Lock()
         self._open: dict[Key, Access] = {}
-        self._scopes: dict[str, set[Key]] = {}
+        self._scopes: dict[str, dict[Key, Access]] = {}  # in the order of their opening
         self._ending: list[tuple[Access, _Counts]] = []
         self._wake = threading.Event()
         self._writing = threading.Lock()
@@ -204,10 +204,10 @@ class Accesses:
     def end_scope(self, scope: str) -> None:
         """Close what was opened under `scope`, now: its association or request is over."""
         with self._lock:
-            keys = self._scopes.get(scope)
-            if not keys:
+            ending = self._scopes.get(scope)
+            if not ending:
                 return
-            self._finish([self._open[key] for key in keys])
+            self._finish(list(ending.values()))
         self._wake.set()
 
     def close(self) -> None:
@@ -244,7 +244,7 @@ class Accesses:
     def _enlist(self, access: Access) -> None:
         self._open[access.key] = access
         if access.scope:
-            self._scopes.setdefault(access.scope, set()).add(access.key)
+            self._scopes.setdefault(access.scope, {})[access.key] = access
 
     def _finish(self, accesses: Iterable[Access]) -> None:
         """Take them off the list of open ones; the thread writes their rows."""
@@ -252,7 +252,7 @@ class Accesses:
             del self._open[access.key]
             if access.scope:
                 keys = self._scopes[access.scope]
-                keys.discard(access.key)
+                keys.pop(access.key, None)
                 if not keys:
                     del self._scopes[access.scope]
             counts = access._end()
