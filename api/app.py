@@ -1,0 +1,131 @@
+"""The application: DICOMweb, the JSON API, the desk, the probes. `create_app` wires them around one archive."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+from anyio import CapacityLimiter
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import admin, auth, pages, probes, problems, qido, stow, wado
+from archive.clock import monotonic
+from archive.core import Archive
+from archive.errors import ArchiveError, NotAllowed, NotAuthenticated
+
+log = structlog.get_logger(__name__)
+
+INGEST_THREADS = 16
+_MACHINES = ("/dicom-web", "/api", "/healthz", "/readyz", "/metrics")  # answered with problems, not with pages
+_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    # not no-referrer: a browser would then send «Origin: null» with our own forms, which looks like another site
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+    "cache-control": "no-store",  # patient data, unless an answer says otherwise
+}
+
+
+def create_app(archive: Archive) -> FastAPI:
+    """The ASGI application of the API edge. It holds no state but the archive's."""
+    app = FastAPI(title="minipacs", version="1", openapi_url=None, docs_url=None, redoc_url=None)
+    app.state.archive = archive
+    app.state.metrics = probes.Metrics(archive)
+    app.state.logins = CapacityLimiter(auth.LOGINS_AT_ONCE)
+    app.state.ingest_pool = ThreadPoolExecutor(INGEST_THREADS, thread_name_prefix="stow")
+    app.add_middleware(Shell, metrics=app.state.metrics)
+    app.add_exception_handler(ArchiveError, _archive_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+
+    app.router.routes.append(Mount("/static", StaticFiles(packages=[("api", "static")]), name="static"))
+    for route in (*wado.routes, *stow.routes):
+        app.router.add_route(f"/dicom-web{route.path}", route.endpoint, methods=sorted(route.methods or ()))
+    app.include_router(qido.router, prefix="/dicom-web")
+    app.include_router(admin.router)
+    app.include_router(admin.openapi_router)
+    app.include_router(probes.router)
+    app.include_router(pages.router)
+    return app
+
+
+async def _archive_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ArchiveError)
+    if isinstance(error, NotAuthenticated | NotAllowed):
+        try:
+            await run_in_threadpool(auth.audit_refusal, request, error)
+        except ArchiveError as unavailable:  # the refusal cannot be written down: that is the answer (law 4)
+            error = unavailable
+    user = getattr(getattr(request.state, "actor", None), "user", "")
+    problems.note(error, method=request.method, route=auth.resource_of(request.scope), user=user)
+    return _answer(request, problems.of_archive(error))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _answer(request, problems.of_http(error))
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return _answer(request, problems.of_validation(error))
+
+
+def _answer(request: Request, problem: problems.Problem) -> Response:
+    if request.url.path.startswith(_MACHINES):
+        return problem.response()
+    return pages.problem_page(request, problem)
+
+
+class Shell:
+    """What goes around every request: headers, figures, and the answer to a bug."""
+
+    def __init__(self, app: ASGIApp, metrics: probes.Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 0
+        started = monotonic()
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                if scope["path"].startswith("/static/"):
+                    headers.setdefault("cache-control", "public, max-age=3600")
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+                if scope["scheme"] == "https":
+                    headers.setdefault("strict-transport-security", "max-age=31536000")
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception:
+            log.exception("a request failed", method=scope["method"], resource=auth.resource_of(scope))
+            if not status:  # else the connection is cut, so that a part is not taken for the whole
+                response = _answer(Request(scope), problems.of_bug())
+                await response(scope, receive, send_with_headers)
+        finally:
+            self._metrics.count(scope["method"], auth.resource_of(scope), status, monotonic() - started)

@@ -1,0 +1,307 @@
+"""The desk: pages for people, in French, rendered here. No script: a browser with a keyboard is enough."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from api import auth
+from api.french import ENVIRONMENT, MODALITIES, STYLE_VERSION
+from api.pictures import Picture, SeriesView, pictures_of, series_of
+from api.problems import Problem
+from api.studies import Search, StudyLine, find_studies, line, note_query
+from archive.access import Action, Actor
+from archive.errors import Busy, InvalidQuery, NotAuthenticated, NotFound
+from archive.studies import Study, describe
+
+router = APIRouter(include_in_schema=False, max_body_size=64 << 10)
+
+STUDIES_PER_PAGE = 50
+PICTURES_PER_PAGE = 60
+SAMPLES = 6
+_OWN_PAGE = re.compile(r"/(etudes/[0-9A-Za-z./]*)?")
+_AVAILABILITY = {
+    "ONLINE": "immédiate",
+    "NEARLINE": "différée (archive froide)",
+    "OFFLINE": "hors ligne",
+    "UNAVAILABLE": "aucune bonne copie",
+}
+_PROBLEMS = {
+    400: ("Demande incorrecte", "L’adresse ou le formulaire contient une valeur incorrecte."),
+    403: ("Accès refusé", "Votre rôle ne permet pas cet accès. Le refus a été enregistré."),
+    404: ("Page introuvable", "Cette adresse ne correspond à rien, ou plus à rien, dans cette archive."),
+    405: ("Action impossible", "Cette page n’accepte pas cette action."),
+    410: ("Images retirées", "Ces images ont été retirées ou remplacées."),
+    413: ("Formulaire trop long", "Le formulaire envoyé est trop long."),
+    503: ("Service momentanément indisponible", "Réessayez dans quelques secondes."),
+    507: ("Espace de stockage insuffisant", "Prévenez la personne qui administre l’archive."),
+}
+
+
+def _page(request: Request, template: str, status: int = 200, /, **values: Any) -> Response:
+    archive = auth.archive_of(request)
+    actor = getattr(request.state, "actor", None)
+    text = ENVIRONMENT.get_template(template).render(
+        actor=actor,
+        site_name=archive.settings.site.name,
+        test_mode=archive.settings.test_mode,
+        simulated=archive.time.simulated,
+        now=archive.clock(),
+        style_version=STYLE_VERSION,
+        **values,
+    )
+    return Response(text, status, media_type="text/html; charset=utf-8")
+
+
+def problem_page(request: Request, problem: Problem) -> Response:
+    """An error, as a page; somebody whom we do not know is shown the way in."""
+    if problem.status == 401 and request.method == "GET":
+        return RedirectResponse(f"/connexion?{urlencode({'suite': request.url.path})}", 303)
+    heading, text = _PROBLEMS.get(problem.status, ("Erreur", "La page n’a pas pu être affichée."))
+    response = _page(request, "message.html", problem.status, heading=heading, texts=[text], home=False)
+    response.headers.update(problem.headers)
+    return response
+
+
+@router.get("/connexion")
+def login_form(request: Request, suite: str = "/") -> Response:
+    """The form to log in."""
+    return _page(request, "login.html", then=_own(suite), name="", message="")
+
+
+@router.post("/connexion")
+async def log_in(request: Request) -> Response:
+    """Log in, then go where one was going."""
+    async with request.form(max_files=0, max_fields=8) as form:
+        name, password, suite = (str(form.get(field) or "") for field in ("name", "password", "suite"))
+    then = _own(suite)
+    try:
+        _, secret = await auth.log_in(request, name, password)
+    except NotAuthenticated:
+        recognition = auth.archive_of(request).recognition
+        wait = math.ceil(recognition.throttle.barred_seconds(name, auth.source_of(request)))
+        message = (
+            f"Trop d’essais infructueux : attendez {wait} s." if wait > 1 else "Identifiant ou mot de passe incorrect."
+        )
+        return _page(request, "login.html", 401, then=then, name=name, message=message)
+    except Busy:
+        message = "Trop de connexions à cet instant : réessayez dans quelques secondes."
+        return _page(request, "login.html", 503, then=then, name=name, message=message)
+    response = RedirectResponse(then, 303)
+    auth.set_cookie(request, response, secret)
+    return response
+
+
+@router.post("/deconnexion")
+def log_out(request: Request) -> Response:
+    """Log out."""
+    auth.log_out(request)
+    response = RedirectResponse("/connexion", 303)
+    auth.clear_cookie(response)
+    return response
+
+
+def _finder(request: Request) -> Actor:
+    return auth.demand_right(request, Action.FIND)
+
+
+Finder = Annotated[Actor, Depends(_finder)]
+
+
+@router.get("/")
+def home(request: Request, page: int = 1) -> Response:
+    """The list of studies, searched."""
+    if auth.COOKIE not in request.cookies and "authorization" not in request.headers:
+        request.state.audited = True  # the front door: nothing was asked for, nothing is refused
+    actor = auth.current_actor(request)
+    if Action.FIND not in actor.may:
+        return _page(request, "message.html", heading="Pas d’accès aux examens", texts=_no_access(actor), home=True)
+    form = {name: request.query_params.get(name, "").strip()[:256] for name in _FIELDS}
+    page = min(max(page, 1), 10_000)
+    offset = (page - 1) * STUDIES_PER_PAGE
+    message, studies, more = "", list[StudyLine](), False
+    try:
+        search = _search(form)
+        studies, more = find_studies(
+            auth.archive_of(request), search, actor=actor, limit=STUDIES_PER_PAGE, offset=offset
+        )
+    except InvalidQuery:
+        message = "Une valeur de la recherche n’est pas correcte : vérifiez les dates."
+    dicom = auth.archive_of(request).settings.dicom
+    return _page(
+        request,
+        "studies.html",
+        400 if message else 200,
+        search=form,
+        searching=any(form.values()),
+        modalities=sorted(MODALITIES.items(), key=lambda pair: pair[1].lower()),
+        message=message,
+        studies=studies,
+        previous=_home_address(form, page - 1) if page > 1 else None,
+        next=_home_address(form, page + 1) if more else None,
+        first=offset + 1,
+        last=offset + len(studies),
+        ae_title=dicom.ae_title,
+        dicom_host=dicom.host,
+        dicom_port=dicom.port,
+    )
+
+
+_FIELDS = ("nom", "id", "demande", "du", "au", "modalite")
+
+
+def _search(form: dict[str, str]) -> Search:
+    return Search(
+        name=form["nom"],
+        patient_id=form["id"],
+        accession=form["demande"],
+        date_from=form["du"].replace("-", ""),
+        date_to=form["au"].replace("-", ""),
+        modality=form["modalite"],
+    )
+
+
+def _home_address(form: dict[str, str], page: int) -> str:
+    asked = {name: value for name, value in form.items() if value} | ({"page": str(page)} if page > 1 else {})
+    return f"/?{urlencode(asked)}" if asked else "/"
+
+
+def _no_access(actor: Actor) -> list[str]:
+    texts = ["Votre compte ne donne accès ni aux listes d’examens, ni aux images."]
+    if Action.ADMINISTER in actor.may:
+        texts.append(
+            "C’est voulu : la personne qui administre l’archive ne voit pas les images. Les comptes, les jetons et la "
+            "surveillance se gèrent par la commande « minipacs » sur le serveur et par /api/v1."
+        )
+    else:
+        texts.append("Si c’est une erreur, demandez à la personne qui administre l’archive de compléter vos rôles.")
+    return texts
+
+
+@router.get("/etudes/{study}")
+def study(request: Request, study: str, actor: Finder) -> Response:
+    """One study: its series, some previews of each, and how it is kept."""
+    found = _described(request, study, actor)
+    copies = [copy for one in found.instances for copy in one.copies]
+    return _page(
+        request,
+        "study.html",
+        study=_heading(found),
+        series=series_of(found, samples=SAMPLES),
+        may_see=Action.SEE in actor.may,
+        received_at=found.received_at,
+        availability=_AVAILABILITY[found.availability],
+        size_bytes=sum(copy.file_bytes for copy in copies),
+        copies=len(copies),
+        damaged=sum(copy.state != "ok" for copy in copies),
+    )
+
+
+@router.get("/etudes/{study}/series/{series}")
+def series(request: Request, study: str, series: str, actor: Finder, page: int = 1) -> Response:
+    """All images of one series, page by page."""
+    auth.demand_right(request, Action.SEE)
+    found = _described(request, study, actor)
+    part = next((one for one in series_of(found, samples=None) if one.uid == series), None)
+    pages = math.ceil(len(part.samples) / PICTURES_PER_PAGE) if part else 0
+    if part is None or not 1 <= page <= pages:
+        raise NotFound("no such series, or no such page")
+    first = (page - 1) * PICTURES_PER_PAGE
+    shown = part.samples[first : first + PICTURES_PER_PAGE]
+    return _page(
+        request,
+        "series.html",
+        study=_heading(found),
+        part=part.showing(shown),
+        first=first + 1,
+        last=first + len(shown),
+        previous=page - 1 if page > 1 else None,
+        next=page + 1 if page < pages else None,
+    )
+
+
+@router.get("/etudes/{study}/images/{instance}")
+def image(request: Request, study: str, instance: str, actor: Finder, coupe: int = 1) -> Response:
+    """One image, large, and the way to its neighbours."""
+    auth.demand_right(request, Action.SEE)
+    found = _described(request, study, actor)
+    for part in found.series:
+        pictures = pictures_of(found, part)
+        position = next((at for at, one in enumerate(pictures) if one.uid == instance), None)
+        if position is not None and 1 <= coupe <= pictures[position].frames:
+            view = SeriesView.of(found, part, samples=0)
+            return _image(request, found, part=view, pictures=pictures, position=position, frame=coupe)
+    raise NotFound("no such image")
+
+
+def _image(
+    request: Request, found: Study, *, part: SeriesView, pictures: list[Picture], position: int, frame: int
+) -> Response:
+    shown = pictures[position]
+
+    def address(picture: Picture, frame: int = 1) -> str:
+        suffix = f"?coupe={frame}" if frame > 1 else ""
+        return f"/etudes/{found.study_instance_uid}/images/{picture.uid}{suffix}"
+
+    if frame > 1:
+        previous = address(shown, frame - 1)
+    else:
+        before = pictures[position - 1] if position else None
+        previous = address(before, before.frames) if before else None
+    if frame < shown.frames:
+        following = address(shown, frame + 1)
+    else:
+        following = address(pictures[position + 1]) if position + 1 < len(pictures) else None
+    return _page(
+        request,
+        "image.html",
+        study=_heading(found),
+        part=part,
+        src=shown.frame_src(frame),
+        position=position + 1,
+        count=len(pictures),
+        frame=frame,
+        frames=shown.frames,
+        lossy=shown.lossy,
+        previous=previous,
+        next=following,
+    )
+
+
+def _described(request: Request, study: str, actor: Actor) -> Study:
+    archive = auth.archive_of(request)
+    with archive.engine.connect() as conn:
+        found = describe(conn, study[:64])
+    if found is None:
+        raise NotFound("no such study")
+    note_query(
+        archive, actor, {"study": found.study_instance_uid}, study=found.study_instance_uid, patient=found.patient
+    )
+    return found
+
+
+def _heading(found: Study) -> dict[str, Any]:
+    known = line(found.attributes)
+    return {
+        "uid": found.study_instance_uid,
+        "name": known.patient_name,
+        "patient_id": known.patient_id,
+        "birth_date": known.birth_date,
+        "sex": known.sex,
+        "date": known.study_date,
+        "time": known.study_time,
+        "accession": known.accession,
+        "description": known.description,
+        "referring": known.referring_physician,
+    }
+
+
+def _own(suite: str) -> str:
+    """Where to go after the log-in: only to a page of ours."""
+    return suite if _OWN_PAGE.fullmatch(suite) else "/"

@@ -1,0 +1,88 @@
+"""Is it alive, is it ready, and how is it doing: /healthz, /readyz, /metrics (sheet 60 §4)."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import orjson
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api import auth
+from archive import heartbeat
+from archive.access import Action
+from archive.core import Archive, schema_revision
+from archive.errors import ArchiveError
+from archive.schema import REVISION
+
+router = APIRouter()
+_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
+
+
+class Metrics:
+    """The figures of this process. With several `api.workers`, each answers for itself."""
+
+    def __init__(self, archive: Archive) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "minipacs_http_requests", "Requests answered", ["method", "resource", "status"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "minipacs_http_request_seconds",
+            "Time to the end of the answer",
+            ["resource"],
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+            registry=self.registry,
+        )
+        free = Gauge(
+            "minipacs_hot_free_bytes", "Free space of the hot volume above the reserve", registry=self.registry
+        )
+        free.set_function(archive.hot.free_bytes)
+
+    def count(self, method: str, resource: str, status: int, seconds: float) -> None:
+        """One request was answered; `status` 0 when its connection broke off before."""
+        known = method if method in _METHODS else "other"
+        self._requests.labels(known, resource, str(status)).inc()
+        self._seconds.labels(resource).observe(seconds)
+
+    def text(self) -> bytes:
+        """The figures in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+@router.get("/healthz", tags=["probes"])
+async def healthz() -> Response:
+    """The process answers."""
+    return Response("ok\n", media_type="text/plain")
+
+
+@router.get("/readyz", tags=["probes"])
+def readyz(request: Request) -> Response:
+    """200 when every edge listens and the schema is right; else 503 with the reasons."""
+    archive = auth.archive_of(request)
+    try:
+        revision = schema_revision(archive.engine)
+        reasons = heartbeat.ready(archive)
+        if revision != REVISION:
+            reasons.insert(0, f"database: schema {revision or 'empty'}, this version needs {REVISION}")
+    except ArchiveError as error:
+        reasons = [f"database: {error}"]
+    body = {"ready": not reasons, "reasons": reasons}
+    return Response(orjson.dumps(body), 503 if reasons else 200, media_type="application/json")
+
+
+@router.get("/metrics", tags=["probes"])
+def metrics(request: Request) -> Response:
+    """Figures for Prometheus; from elsewhere than this host with a right to *system, metrics*."""
+    if not _is_local(auth.source_of(request)):
+        auth.demand_right(request, Action.SYSTEM)
+    return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _is_local(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False

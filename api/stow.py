@@ -1,0 +1,287 @@
+"""STOW-RS: POST /studies and /studies/{study} (PS3.18 10.5, REQ-DCM-94).
+
+Each part streams into the same hot tier as C-STORE, then takes the same way in (`archive.ingest`). Memory stays flat
+for any size: bytes are written as they come, and a few complete instances at most wait for their commit while the
+next one arrives, so that one commit serves several.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import structlog
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from api import accept, auth, multipart, problems
+from api.wado import uid_of
+from archive import errors
+from archive.access import Action, Actor
+from archive.core import Archive
+from archive.dicom.header import read_header
+from archive.errors import ArchiveError, Rejected, Unavailable
+from archive.ingest import ingest
+from archive.instance import Outcome
+from archive.retrieve import select
+from archive.storage.incoming import Incoming
+from archive.storage.part10 import Part10
+
+if TYPE_CHECKING:
+    from collections.abc import Buffer
+
+log = structlog.get_logger(__name__)
+
+IN_FLIGHT = 8  # complete instances of one request that wait for their commit
+GATHER_BYTES = 256 << 10  # bytes of a body handed to a worker thread at once
+
+# Failure and warning reasons (PS3.18 I.2.2, the codes of C-STORE).
+OUT_OF_RESOURCES = 0xA700
+OTHER_STUDY = 0xA901
+ANOTHER_CONTENT = 0xC0D1
+NOT_DICOM = 0x0110
+_REASONS: dict[type[ArchiveError], int] = {
+    errors.UidMismatch: 0xA900,
+    errors.UnreadableInstance: 0xC001,
+    errors.Unsupported: 0x0122,
+    errors.NotAllowed: 0x0124,
+    errors.Gone: 0xC0F2,
+    errors.Rejected: 0xC000,
+    errors.Unavailable: OUT_OF_RESOURCES,
+}
+
+
+@dataclass(slots=True)
+class _Item:
+    """One part of the request, and what became of it."""
+
+    sop_class_uid: str = ""
+    sop_instance_uid: str = ""
+    outcome: Outcome | None = None
+    reason: int | None = None  # of a failure
+    error: ArchiveError | None = None
+
+    def fail(self, error: ArchiveError, reason: int | None = None) -> None:
+        self.error = error
+        self.reason = reason or reason_of(error)
+
+
+def reason_of(error: ArchiveError) -> int:
+    """The failure reason of an error of the archive."""
+    for kind in type(error).__mro__:
+        if kind in _REASONS:
+            return _REASONS[kind]
+    return NOT_DICOM
+
+
+class _Intake:
+    """The instances of one request. Used by one thread at a time; commits run in `pool`."""
+
+    def __init__(self, archive: Archive, actor: Actor, study: str | None, pool: ThreadPoolExecutor) -> None:
+        self._archive = archive
+        self._actor = actor
+        self._study = study
+        self._pool = pool
+        self._file: Part10 | None = None
+        self._waiting: deque[tuple[_Item, Future[Outcome]]] = deque()
+        self.items: list[_Item] = []
+
+    def begin(self, headers: dict[str, str]) -> None:
+        """An instance begins."""
+        self.items.append(_Item())
+        kind, _ = multipart.media_type(headers.get("content-type", accept.DICOM))
+        if kind != accept.DICOM:
+            self.items[-1].fail(errors.Unsupported("the part is not application/dicom"), NOT_DICOM)
+            return
+        self._file = Part10(self._archive.hot, at=self._archive.real_clock())
+
+    def data(self, data: Buffer) -> None:
+        """Its next bytes."""
+        if self._file is None:
+            return
+        try:
+            self._file.feed(data)
+        except ArchiveError as error:
+            self._file.discard()
+            self._file = None
+            self.items[-1].fail(error)
+
+    def end(self) -> None:
+        """It is complete."""
+        file, self._file = self._file, None
+        if file is None:
+            return
+        item = self.items[-1]
+        try:
+            incoming = file.finish()
+        except ArchiveError as error:
+            file.discard()
+            item.fail(error)
+            return
+        item.sop_class_uid = incoming.meta.sop_class_uid
+        item.sop_instance_uid = incoming.meta.sop_instance_uid
+        if self._study is not None and not self._belongs(incoming, item):
+            incoming.discard()
+            return
+        while len(self._waiting) >= IN_FLIGHT:
+            self._settle()
+        self._waiting.append((item, self._pool.submit(ingest, self._archive, incoming, actor=self._actor)))
+
+    def finish(self) -> None:
+        """Wait until every instance has its outcome."""
+        while self._waiting:
+            self._settle()
+
+    def abandon(self) -> None:
+        """The request broke off: forget the instance that is not complete. The others settle by themselves."""
+        if self._file is not None:
+            self._file.discard()
+            self._file = None
+
+    def _belongs(self, incoming: Incoming, item: _Item) -> bool:
+        try:
+            header = read_header(
+                incoming.fd,
+                offset=incoming.data_set_offset,
+                length=incoming.data_set_bytes,
+                transfer_syntax_uid=incoming.meta.transfer_syntax_uid,
+                default_charset=self._archive.settings.dicom.default_charset,
+            )
+        except Rejected as error:
+            item.fail(error)
+            return False
+        if header.study_instance_uid != self._study:
+            error = errors.UidMismatch("the Study Instance UID is not the one of the address", tag=0x0020000D)
+            item.fail(error, OTHER_STUDY)
+            return False
+        return True
+
+    def _settle(self) -> None:
+        item, future = self._waiting.popleft()
+        try:
+            item.outcome = future.result()
+        except ArchiveError as error:
+            item.fail(error)
+        if item.outcome is Outcome.QUARANTINED:
+            item.reason = ANOTHER_CONTENT
+
+
+async def store(request: Request) -> Response:
+    """Take in the instances of the body, and say of each what became of it."""
+    archive = auth.archive_of(request)
+    actor = await run_in_threadpool(auth.demand_right, request, Action.STORE)
+    study = uid_of(request, "study") if "study" in request.path_params else None
+    auth_header = request.headers.get("content-type", "")
+    kind, parameters = multipart.media_type(auth_header)
+    accept.wish(request.headers.get("accept"), request.url.query).demand(accept.METADATA)
+    intake = _Intake(archive, actor, study, request.app.state.ingest_pool)
+    feed: Callable[[bytes], None]
+    end: Callable[[], None]
+    if kind == accept.RELATED:
+        reader = multipart.Reader(multipart.boundary_of(parameters, accept.DICOM), intake)
+        feed, end = reader.feed, reader.finish
+    elif kind == accept.DICOM:
+        intake.begin({"content-type": auth_header})
+        feed, end = intake.data, intake.end
+    else:
+        raise errors.Unsupported(
+            f'"{kind[:80]}" is not taken in; send multipart/related; type="application/dicom", or application/dicom'
+        )
+    try:
+        await _pour(request, lambda data: run_in_threadpool(feed, data))
+        await run_in_threadpool(end)
+    finally:
+        await run_in_threadpool(intake.abandon)
+        await run_in_threadpool(intake.finish)
+    return await run_in_threadpool(_answer, request, archive, intake.items, study)
+
+
+async def _pour(request: Request, feed: Callable[[bytes], Awaitable[None]]) -> None:
+    """Hand the body over in pieces worth a visit to a worker thread."""
+    gathered: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in request.stream():
+            gathered.append(chunk)
+            size += len(chunk)
+            if size >= GATHER_BYTES:
+                await feed(b"".join(gathered))
+                gathered, size = [], 0
+    except ClientDisconnect:
+        raise errors.InvalidRequest("the request broke off") from None
+    if gathered:
+        await feed(b"".join(gathered))
+
+
+def _answer(request: Request, archive: Archive, items: list[_Item], study: str | None) -> Response:
+    if not items:
+        raise errors.InvalidRequest("the body holds no instance")
+    failed = [item for item in items if item.reason is not None]
+    for item in failed:
+        if item.error is not None:
+            route = request.scope["endpoint"].__name__
+            problems.note(item.error, method="POST", route=route, user=request.state.actor.user)
+        else:
+            log.warning("an instance was kept aside", sop_instance_uid=item.sop_instance_uid)
+    unavailable = [item.error for item in failed if isinstance(item.error, Unavailable)]
+    if len(unavailable) == len(items):
+        raise unavailable[0]  # nothing was stored, and sending it again may help: 503 or 507
+    status = 200 if not failed else 409 if len(failed) == len(items) else 202
+    body = _report(str(request.base_url), archive, items, study)
+    return Response(orjson.dumps(body), status, media_type="application/dicom+json")
+
+
+def _report(base_url: str, archive: Archive, items: Iterable[_Item], study: str | None) -> dict[str, Any]:
+    """The Store Instances Response Module (PS3.18 I.2) as DICOM JSON."""
+    kept = [item for item in items if item.reason is None]
+    where = {
+        one.sop_instance_uid: one for one in select(archive, instance_uids=[item.sop_instance_uid for item in kept])
+    }
+    studies = {one.study_instance_uid for one in where.values()} | ({study} if study and kept else set())
+    referenced, failed, others = [], [], []
+    for item in items:
+        line = {
+            "00081150": _element("UI", item.sop_class_uid),
+            "00081155": _element("UI", item.sop_instance_uid),
+        }
+        if item.reason is not None:
+            reason = {"00081197": _element("US", item.reason)}
+            if item.sop_instance_uid:
+                failed.append({**line, **reason})
+            else:
+                others.append(reason)
+            continue
+        found = where.get(item.sop_instance_uid)
+        if found is not None:
+            line["00081190"] = _element("UR", _instance_url(base_url, found))
+        referenced.append(line)
+    body: dict[str, Any] = {}
+    if len(studies) == 1:
+        body["00081190"] = _element("UR", f"{base_url}dicom-web/studies/{studies.pop()}")
+    for key, sequence in (("00081198", failed), ("00081199", referenced), ("0008119A", others)):
+        if sequence:
+            body[key] = {"vr": "SQ", "Value": sequence}
+    return dict(sorted(body.items()))
+
+
+def _instance_url(base_url: str, found: Any) -> str:
+    return (
+        f"{base_url}dicom-web/studies/{found.study_instance_uid}/series/{found.series_instance_uid}"
+        f"/instances/{found.sop_instance_uid}"
+    )
+
+
+def _element(vr: str, value: str | int) -> dict[str, Any]:
+    return {"vr": vr, "Value": [value]} if value != "" else {"vr": vr}
+
+
+routes = [
+    Route("/studies", store, methods=["POST"]),
+    Route("/studies/{study}", store, methods=["POST"]),
+]
