@@ -1,23 +1,17 @@
-"""The elements of an encoded data set (PS3.5 §7): where each one lies, without decoding any value.
+"""Finding the elements of an encoded data set (PS3.5 §7): where each one lies, without decoding any value.
 
-Everything here believes no declared length: nothing is allocated for it, nothing is read beyond the data set, nesting
-and the number of elements are limited. What real writers do wrong and can be read without doubt is read: odd
-lengths, unknown VRs, implicit elements in explicit data sets, missing item delimiters, zero bytes at the end.
+No declared length is believed: nothing is allocated for it, nothing is read beyond the data set, nesting and the
+number of elements are limited. What real writers do wrong and can be read without doubt is read: odd lengths,
+unknown VRs, implicit elements in explicit data sets, missing item delimiters, zero bytes at the end.
 """
 
 from __future__ import annotations
 
-import os
 import struct
-import tempfile
-import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import IO, Final, NamedTuple
+from collections.abc import Collection, Iterable
+from typing import Final, NamedTuple
 
-from pydicom.datadict import dictionary_VR, private_dictionary_VR
-
+from archive.dicom.source import Source
 from archive.errors import UnreadableInstance
 
 UNDEFINED: Final = 0xFFFFFFFF
@@ -27,12 +21,7 @@ SEQUENCE_END: Final = 0xFFFEE0DD
 PIXEL_TAGS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 SHORT: Final = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
 LONG: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
-
 MAX_NESTING = 32
-MAX_ELEMENTS = 5_000_000
-MAX_INFLATED_BYTES = 1 << 30
-_CHUNK = 1 << 15
-_INFLATED_IN_MEMORY = 1 << 22
 
 
 class Encoding(NamedTuple):
@@ -59,139 +48,6 @@ _ENCODINGS = {
 def encoding_of(transfer_syntax_uid: str) -> Encoding:
     """Explicit VR little endian for every transfer syntax that says nothing else (PS3.5 Annex A.4)."""
     return _ENCODINGS.get(transfer_syntax_uid, EXPLICIT_LE)
-
-
-class Source:
-    """A data set in a file, read through a window. Positions count from the start of the data set.
-
-    Deflated data sets are inflated as far as they are asked for, into memory, then into a temporary file.
-    """
-
-    def __init__(self, fd: int, *, offset: int, length: int, deflated: bool = False) -> None:
-        self.fd = fd
-        self.offset = offset
-        self.size = length
-        self.steps = 0
-        self._window = b""
-        self._base = 0
-        self._inflating = _Inflating(fd, offset, length) if deflated else None
-        if deflated:
-            self.size = 1 << 62  # not known before the end is reached
-
-    @classmethod
-    def of_bytes(cls, data: bytes) -> Source:
-        """A data set that is in memory already."""
-        source = cls(-1, offset=0, length=len(data))
-        source._window = data
-        return source
-
-    def at(self, position: int, least: int) -> tuple[bytes, int]:
-        """A window and the position of its first byte; it holds `least` bytes from `position`, fewer only at the end.
-
-        Raises:
-            UnreadableInstance: `position` lies beyond the end.
-        """
-        start = position - self._base
-        if start >= 0 and start + least <= len(self._window):
-            return self._window, self._base
-        if self._inflating is not None:
-            window = self._inflating.read(position, max(least, _CHUNK))
-        else:
-            if position > self.size:
-                raise UnreadableInstance("the data set ends inside an element")
-            if self.fd < 0:
-                return self._window, 0
-            window = os.pread(self.fd, min(max(least, _CHUNK), self.size - position), self.offset + position)
-        self._window, self._base = window, position
-        return window, position
-
-    def read(self, position: int, length: int) -> bytes:
-        """Exactly these bytes.
-
-        Raises:
-            UnreadableInstance: the data set ends before.
-        """
-        if position + length > self.size:
-            raise UnreadableInstance("the data set ends inside an element")
-        window, base = self.at(position, length)
-        value = window[position - base : position - base + length]
-        if len(value) < length:
-            raise UnreadableInstance("the data set ends inside an element")
-        return value
-
-    def end(self) -> int:
-        """The length of the data set; a deflated one is inflated whole."""
-        if self._inflating is not None:
-            self.size = self._inflating.finish()
-        return self.size
-
-    def step(self) -> None:
-        """Count an element.
-
-        Raises:
-            UnreadableInstance: there are more than any real object has.
-        """
-        self.steps += 1
-        if self.steps > MAX_ELEMENTS:
-            raise UnreadableInstance(f"more than {MAX_ELEMENTS} elements")
-
-
-class _Inflating:
-    """RFC 1951 bytes of a file, inflated on demand and kept, up to MAX_INFLATED_BYTES."""
-
-    def __init__(self, fd: int, offset: int, length: int) -> None:
-        self._fd, self._next, self._end = fd, offset, offset + length
-        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        self._kept: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_INFLATED_IN_MEMORY)  # noqa: SIM115
-        self._have = 0
-
-    def read(self, position: int, length: int) -> bytes:
-        self._inflate(position + length)
-        if position > self._have:
-            raise UnreadableInstance("the data set ends inside an element")
-        self._kept.seek(position)
-        return self._kept.read(length)
-
-    def finish(self) -> int:
-        self._inflate(MAX_INFLATED_BYTES + 1)
-        return self._have
-
-    def _inflate(self, wanted: int) -> None:
-        while self._have < wanted and not self._inflater.eof:
-            raw = self._inflater.unconsumed_tail
-            if not raw:
-                raw = os.pread(self._fd, min(1 << 16, self._end - self._next), self._next)
-                self._next += len(raw)
-            if not raw:
-                raise UnreadableInstance("the deflated data set is cut short")
-            try:
-                data = self._inflater.decompress(raw, 1 << 20)
-            except zlib.error as error:
-                raise UnreadableInstance("the deflated data set cannot be inflated") from error
-            self._kept.seek(self._have)
-            self._kept.write(data)
-            self._have += len(data)
-            if self._have > MAX_INFLATED_BYTES:
-                raise UnreadableInstance(f"more than {MAX_INFLATED_BYTES} bytes when inflated")
-
-
-@dataclass(slots=True)
-class Element:
-    """One element. Positions in the data set: of its tag, of its value, and of what follows it."""
-
-    tag: int
-    vr: str
-    start: int
-    value: int
-    end: int
-    undefined: bool
-    encoding: Encoding  # of its value
-    items: list[list[Element]] | None = None  # of a sequence
-
-    @property
-    def length(self) -> int:
-        """Bytes of the value; of one with undefined length, delimiters included."""
-        return self.end - self.value
 
 
 _HEAD = {True: struct.Struct("<HH2sH"), False: struct.Struct(">HH2sH")}
@@ -351,133 +207,41 @@ def stride(source: Source, position: int, encoding: Encoding, codes: dict[int, i
     return position + start - before
 
 
-def parse(source: Source, encoding: Encoding, *, start: int = 0, end: int | None = None) -> list[Element]:
-    """The elements from `start` to `end` (default: to the end of the data set), with those of their items.
+class Scanner:
+    """Collects wanted values of the top level of a data set up to its Pixel Data, stepping over all else.
 
-    Raises:
-        UnreadableInstance: they cannot be followed.
+    Values longer than `max_bytes` are not collected. Made once for a set of tags, used for many data sets.
     """
-    return _parse(source, start, source.end() if end is None else end, encoding, 0, stop=False)[0]
 
+    def __init__(self, wanted: Collection[int], *, max_bytes: int) -> None:
+        self._wanted = frozenset(wanted)
+        self._max_bytes = max_bytes
+        self._codes = {little: order.codes(wanted, PIXEL_TAGS) for little, order in ORDERS.items()}
 
-def parse_items(source: Source, encoding: Encoding) -> list[list[Element]]:
-    """The items of a sequence whose value is all of `source`.
+    def scan(self, source: Source, encoding: Encoding) -> tuple[Kept, int | None]:
+        """The raw values found, and where Pixel Data starts, if there is any.
 
-    Raises:
-        UnreadableInstance: they cannot be followed.
-    """
-    return _items(source, 0, source.end(), encoding, 0, stop=False)[0]
-
-
-def _parse(
-    source: Source, position: int, end: int, encoding: Encoding, depth: int, *, stop: bool
-) -> tuple[list[Element], int]:
-    """Elements up to `end`, or with `stop` up to the end of their item."""
-    if depth > MAX_NESTING:
-        raise UnreadableInstance(f"nested deeper than {MAX_NESTING}")
-    elements: list[Element] = []
-    creators: dict[int, str] = {}
-    while position < end:
-        found = head(source, position, encoding)
-        if found is None:
-            break
-        tag, written, length, value = found
-        source.step()
-        if tag >> 16 == 0xFFFE:
-            if tag == ITEM_END and stop:
-                return elements, value
-            if tag == SEQUENCE_END and stop:
-                return elements, position  # the item's own delimiter is missing
-            position = value if length == UNDEFINED else value + length
-            if position > end:
+        Raises:
+            UnreadableInstance: the elements before cannot be followed.
+        """
+        found: Kept = {}
+        codes = self._codes[encoding.little]
+        position = 0
+        while True:
+            position = stride(source, position, encoding, codes, found)
+            announced = head(source, position, encoding)
+            if announced is None:
+                return found, None
+            tag, vr, length, value = announced
+            if tag in PIXEL_TAGS:
+                return found, position
+            source.step()
+            how = IMPLICIT_LE if vr == b"UN" else encoding
+            position = value + length
+            if length == UNDEFINED:
+                how = inside(source, value, vr, encoding)
+                position = skip(source, value, how)
+            elif position > source.size:
                 raise UnreadableInstance("the data set ends inside an element")
-            continue
-        vr = written.decode("ascii", "replace") if written not in (b"", b"UN") else _known_vr(tag, creators)
-        element = Element(tag, vr, position, value, value + length, length == UNDEFINED, encoding)
-        _complete(source, element, written, end, depth)
-        if tag & 0x10000 and 0x10 <= tag & 0xFFFF <= 0xFF and element.length <= 64:
-            creators[tag & 0xFFFF] = source.read(value, element.length).decode("latin_1").strip(" \0")
-        elements.append(element)
-        position = element.end
-    if stop:
-        raise UnreadableInstance("an item has no end")
-    return elements, position
-
-
-def _complete(source: Source, element: Element, written: bytes, end: int, depth: int) -> None:
-    """Find the end of an element, and its items if it is a sequence."""
-    if element.undefined:
-        element.encoding = inside(source, element.value, written, element.encoding)
-        if element.vr not in ("SQ", "UN"):  # encapsulated fragments
-            element.end = skip(source, element.value, element.encoding)
-            return
-        element.vr = "SQ"
-        element.items, element.end = _items(source, element.value, end, element.encoding, depth, stop=True)
-        return
-    if element.end > end:
-        raise UnreadableInstance("the data set ends inside an element")
-    if written == b"UN":
-        element.encoding = IMPLICIT_LE
-    if element.vr == "SQ":
-        try:
-            element.items, _ = _items(source, element.value, element.end, element.encoding, depth, stop=False)
-        except UnreadableInstance:
-            if written != b"UN":
-                raise
-            element.vr = "UN"  # the dictionary says sequence, the value does not
-
-
-def _items(
-    source: Source, position: int, end: int, encoding: Encoding, depth: int, *, stop: bool
-) -> tuple[list[list[Element]], int]:
-    items: list[list[Element]] = []
-    while position < end:
-        found = head(source, position, encoding)
-        if found is None:
-            break
-        tag, _, length, value = found
-        source.step()
-        if tag == SEQUENCE_END:
-            return items, value
-        if tag == ITEM_END:
-            position = value
-            continue
-        if tag != ITEM:
-            raise UnreadableInstance("a sequence holds something that is not an item")
-        if length != UNDEFINED and value + length > end:
-            raise UnreadableInstance("the data set ends inside an element")
-        limit = end if length == UNDEFINED else value + length
-        item, position = _parse(source, value, limit, encoding, depth + 1, stop=length == UNDEFINED)
-        items.append(item)
-    if stop:
-        raise UnreadableInstance("a sequence has no end")
-    return items, position
-
-
-def _known_vr(tag: int, creators: dict[int, str]) -> str:
-    """The VR of the dictionary for an element that is written without one."""
-    if tag & 0x10000:
-        element = tag & 0xFFFF
-        if element <= 0xFF:
-            return "LO" if element >= 0x10 else "UL" if element == 0 else "UN"
-        return _private_vr(tag, creators.get(element >> 8, ""))
-    return public_vr(tag)
-
-
-@lru_cache(maxsize=4096)
-def public_vr(tag: int) -> str:
-    """The VR of a standard element; UN when the dictionary does not know it. May be ambiguous, as "US or SS"."""
-    if tag & 0xFFFF == 0:
-        return "UL"
-    try:
-        return str(dictionary_VR(tag))
-    except KeyError:
-        return "UN"
-
-
-@lru_cache(maxsize=4096)
-def _private_vr(tag: int, creator: str) -> str:
-    try:
-        return str(private_dictionary_VR(tag, creator)) if creator else "UN"
-    except KeyError:
-        return "UN"
+            if tag in self._wanted and position - value <= self._max_bytes:
+                found[tag] = (vr, source.read(value, position - value), how)

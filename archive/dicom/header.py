@@ -14,29 +14,17 @@ from typing import Any
 from archive.dicom import values
 from archive.dicom.attributes import ATTRIBUTES, BY_TAG, Level, Match
 from archive.dicom.charset import terms
-from archive.dicom.elements import (
-    IMPLICIT_LE,
-    ORDERS,
-    PIXEL_TAGS,
-    UNDEFINED,
-    Encoding,
-    Kept,
-    Source,
-    encoding_of,
-    head,
-    inside,
-    skip,
-    stride,
-)
+from archive.dicom.elements import UNDEFINED, Encoding, Kept, Scanner, encoding_of, head
 from archive.dicom.json import JsonReader
 from archive.dicom.keys import normalise
+from archive.dicom.source import Source
 from archive.errors import UidMismatch, UnreadableInstance
 
 SPECIFIC_CHARACTER_SET = 0x00080005
 MAX_VALUE_BYTES = 1 << 16  # of a value that the index keeps; a longer one is left out of it
 MAX_REMEMBERED_BYTES = 1 << 10  # of a value; slices of a series repeat theirs
 _NO_TEXT = frozenset({*values.NUMBERS, "AT", "OB", "OD", "OF", "OL", "OV", "OW", "SQ"})
-_WANTED = frozenset({*BY_TAG, SPECIFIC_CHARACTER_SET})
+_SCANNER = Scanner({*BY_TAG, SPECIFIC_CHARACTER_SET}, max_bytes=MAX_VALUE_BYTES)
 _UIDS = (
     (0x00080016, "SOP Class UID"),
     (0x00080018, "SOP Instance UID"),
@@ -44,7 +32,6 @@ _UIDS = (
     (0x0020000E, "Series Instance UID"),
 )
 _LEGAL_UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(?:\.[0-9]+)*")
-_CODES = {little: order.codes(_WANTED, PIXEL_TAGS) for little, order in ORDERS.items()}
 _LEVELS = tuple(Level)
 _PLACES = {attribute.tag: (_LEVELS.index(attribute.level), attribute.key, attribute.column) for attribute in ATTRIBUTES}
 _EMPTY: tuple[dict[str, str | int | None], ...] = tuple(
@@ -93,7 +80,7 @@ def read_header(fd: int, *, offset: int, length: int, transfer_syntax_uid: str, 
     """
     encoding = encoding_of(transfer_syntax_uid)
     source = Source(fd, offset=offset, length=length, deflated=encoding.deflated)
-    found, pixel_offset = _scan(source, encoding)
+    found, pixel_offset = _SCANNER.scan(source, encoding)
     sop_class_uid, sop_instance_uid, study_uid, series_uid = [_uid(found, tag, name) for tag, name in _UIDS]
 
     declared = found.pop(SPECIFIC_CHARACTER_SET, None)
@@ -129,31 +116,6 @@ def read_header(fd: int, *, offset: int, length: int, transfer_syntax_uid: str, 
 _Raw = tuple[bytes, bytes, Encoding]  # a value: its VR as written, its bytes, how they are written
 _Language = tuple[tuple[str, ...], str]  # (0008,0005) or what is assumed; what undefined bytes are read with
 _Read = tuple[dict[str, Any], str | int | None, bool]
-
-
-def _scan(source: Source, encoding: Encoding) -> tuple[Kept, int | None]:
-    """The raw wanted values of the top level, and where Pixel Data starts."""
-    found: Kept = {}
-    codes = _CODES[encoding.little]
-    position = 0
-    while True:
-        position = stride(source, position, encoding, codes, found)
-        announced = head(source, position, encoding)
-        if announced is None:
-            return found, None
-        tag, vr, length, value = announced
-        if tag in PIXEL_TAGS:
-            return found, position
-        source.step()
-        how = IMPLICIT_LE if vr == b"UN" else encoding
-        position = value + length
-        if length == UNDEFINED:
-            how = inside(source, value, vr, encoding)
-            position = skip(source, value, how)
-        elif position > source.size:
-            raise UnreadableInstance("the data set ends inside an element")
-        if tag in _WANTED and position - value <= MAX_VALUE_BYTES:
-            found[tag] = (vr, source.read(value, position - value), how)
 
 
 def _truncated(source: Source, position: int, encoding: Encoding) -> bool:

@@ -13,7 +13,9 @@ from typing import Any
 
 from archive.dicom import values
 from archive.dicom.charset import UTF8, terms
-from archive.dicom.elements import PIXEL_TAGS, Element, Encoding, Source, encoding_of, parse, parse_items
+from archive.dicom.elements import PIXEL_TAGS, Encoding, encoding_of
+from archive.dicom.source import Source
+from archive.dicom.tree import Element, parse, parse_items
 
 INLINE_BYTES = 1024  # of binary values; longer ones are bulk data
 INLINE_TEXT_BYTES = 1 << 20  # of all other values

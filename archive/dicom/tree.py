@@ -1,0 +1,174 @@
+"""All elements of a data set with those of its sequences, as a tree of positions: values stay where they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from pydicom.datadict import dictionary_VR, private_dictionary_VR
+
+from archive.dicom.elements import (
+    IMPLICIT_LE,
+    ITEM,
+    ITEM_END,
+    MAX_NESTING,
+    SEQUENCE_END,
+    UNDEFINED,
+    Encoding,
+    head,
+    inside,
+    skip,
+)
+from archive.dicom.source import Source
+from archive.errors import UnreadableInstance
+
+
+@dataclass(slots=True)
+class Element:
+    """One element. Positions in the data set: of its tag, of its value, and of what follows it."""
+
+    tag: int
+    vr: str
+    start: int
+    value: int
+    end: int
+    undefined: bool
+    encoding: Encoding  # of its value
+    items: list[list[Element]] | None = None  # of a sequence
+
+    @property
+    def length(self) -> int:
+        """Bytes of the value; of one with undefined length, delimiters included."""
+        return self.end - self.value
+
+
+def parse(source: Source, encoding: Encoding, *, start: int = 0, end: int | None = None) -> list[Element]:
+    """The elements from `start` to `end` (default: to the end of the data set), with those of their items.
+
+    Raises:
+        UnreadableInstance: they cannot be followed.
+    """
+    return _parse(source, start, source.end() if end is None else end, encoding, 0, stop=False)[0]
+
+
+def parse_items(source: Source, encoding: Encoding) -> list[list[Element]]:
+    """The items of a sequence whose value is all of `source`.
+
+    Raises:
+        UnreadableInstance: they cannot be followed.
+    """
+    return _items(source, 0, source.end(), encoding, 0, stop=False)[0]
+
+
+def _parse(
+    source: Source, position: int, end: int, encoding: Encoding, depth: int, *, stop: bool
+) -> tuple[list[Element], int]:
+    """Elements up to `end`, or with `stop` up to the end of their item."""
+    if depth > MAX_NESTING:
+        raise UnreadableInstance(f"nested deeper than {MAX_NESTING}")
+    elements: list[Element] = []
+    creators: dict[int, str] = {}
+    while position < end:
+        found = head(source, position, encoding)
+        if found is None:
+            break
+        tag, written, length, value = found
+        source.step()
+        if tag >> 16 == 0xFFFE:
+            if tag == ITEM_END and stop:
+                return elements, value
+            if tag == SEQUENCE_END and stop:
+                return elements, position  # the item's own delimiter is missing
+            position = value if length == UNDEFINED else value + length
+            if position > end:
+                raise UnreadableInstance("the data set ends inside an element")
+            continue
+        vr = written.decode("ascii", "replace") if written not in (b"", b"UN") else _known_vr(tag, creators)
+        element = Element(tag, vr, position, value, value + length, length == UNDEFINED, encoding)
+        _complete(source, element, written, end, depth)
+        if tag & 0x10000 and 0x10 <= tag & 0xFFFF <= 0xFF and element.length <= 64:
+            creators[tag & 0xFFFF] = source.read(value, element.length).decode("latin_1").strip(" \0")
+        elements.append(element)
+        position = element.end
+    if stop:
+        raise UnreadableInstance("an item has no end")
+    return elements, position
+
+
+def _complete(source: Source, element: Element, written: bytes, end: int, depth: int) -> None:
+    """Find the end of an element, and its items if it is a sequence."""
+    if element.undefined:
+        element.encoding = inside(source, element.value, written, element.encoding)
+        if element.vr not in ("SQ", "UN"):  # encapsulated fragments
+            element.end = skip(source, element.value, element.encoding)
+            return
+        element.vr = "SQ"
+        element.items, element.end = _items(source, element.value, end, element.encoding, depth, stop=True)
+        return
+    if element.end > end:
+        raise UnreadableInstance("the data set ends inside an element")
+    if written == b"UN":
+        element.encoding = IMPLICIT_LE
+    if element.vr == "SQ":
+        try:
+            element.items, _ = _items(source, element.value, element.end, element.encoding, depth, stop=False)
+        except UnreadableInstance:
+            if written != b"UN":
+                raise
+            element.vr = "UN"  # the dictionary says sequence, the value does not
+
+
+def _items(
+    source: Source, position: int, end: int, encoding: Encoding, depth: int, *, stop: bool
+) -> tuple[list[list[Element]], int]:
+    items: list[list[Element]] = []
+    while position < end:
+        found = head(source, position, encoding)
+        if found is None:
+            break
+        tag, _, length, value = found
+        source.step()
+        if tag == SEQUENCE_END:
+            return items, value
+        if tag == ITEM_END:
+            position = value
+            continue
+        if tag != ITEM:
+            raise UnreadableInstance("a sequence holds something that is not an item")
+        if length != UNDEFINED and value + length > end:
+            raise UnreadableInstance("the data set ends inside an element")
+        limit = end if length == UNDEFINED else value + length
+        item, position = _parse(source, value, limit, encoding, depth + 1, stop=length == UNDEFINED)
+        items.append(item)
+    if stop:
+        raise UnreadableInstance("a sequence has no end")
+    return items, position
+
+
+def _known_vr(tag: int, creators: dict[int, str]) -> str:
+    """The VR of the dictionary for an element that is written without one."""
+    if tag & 0x10000:
+        element = tag & 0xFFFF
+        if element <= 0xFF:
+            return "LO" if element >= 0x10 else "UL" if element == 0 else "UN"
+        return _private_vr(tag, creators.get(element >> 8, ""))
+    return public_vr(tag)
+
+
+@lru_cache(maxsize=4096)
+def public_vr(tag: int) -> str:
+    """The VR of a standard element; UN when the dictionary does not know it. May be ambiguous, as "US or SS"."""
+    if tag & 0xFFFF == 0:
+        return "UL"
+    try:
+        return str(dictionary_VR(tag))
+    except KeyError:
+        return "UN"
+
+
+@lru_cache(maxsize=4096)
+def _private_vr(tag: int, creator: str) -> str:
+    try:
+        return str(private_dictionary_VR(tag, creator)) if creator else "UN"
+    except KeyError:
+        return "UN"
