@@ -63,8 +63,14 @@ class Archive:
 def make_engine(url: str) -> Engine:
     """An engine with the durability that the laws need: SQLite in WAL with synchronous=FULL, or PostgreSQL."""
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_size=16, max_overflow=64, pool_pre_ping=True)
-    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False}, pool_size=16, max_overflow=64)
+        return create_engine(url, pool_size=16, max_overflow=64, pool_pre_ping=True, hide_parameters=True)
+    engine = create_engine(
+        url,
+        connect_args={"timeout": 30, "check_same_thread": False},
+        pool_size=16,
+        max_overflow=64,
+        hide_parameters=True,  # a traceback names no patient
+    )
 
     @event.listens_for(engine, "connect")
     def _prepare(dbapi: sqlite3.Connection, _record: Any) -> None:
