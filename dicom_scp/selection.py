@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from io import BytesIO
-
-from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset
-from pydicom.multival import MultiValue
-
 from archive.core import Archive
-from archive.errors import InvalidQuery, UnreadableInstance
+from archive.dicom.charset import decode, terms
+from archive.dicom.elements import Kept, Scanner, encoding_of
+from archive.dicom.source import Source
+from archive.errors import InvalidQuery
 from archive.retrieve import Stored, select
-from dicom_scp.classes import IMPLICIT_LE, PATIENT_ROOT
+from dicom_scp.classes import PATIENT_ROOT
 from dicom_scp.messages import RetrieveRequest
 
+_CHARSET = 0x00080005
 _LEVEL = 0x00080052
 _PATIENT_ID, _ISSUER = 0x00100020, 0x00100021
 _UIDS = {"STUDY": 0x0020000D, "SERIES": 0x0020000E, "IMAGE": 0x00080018}
+_SCANNER = Scanner((_CHARSET, _LEVEL, _PATIENT_ID, _ISSUER, *_UIDS.values()), max_bytes=1 << 24)
 
 
 def selected(request: RetrieveRequest, archive: Archive) -> list[Stored]:
@@ -30,15 +29,13 @@ def selected(request: RetrieveRequest, archive: Archive) -> list[Stored]:
         InvalidQuery: no such level in this model, or its unique key is missing, or not single where it has to be.
         Unavailable: the index cannot be asked.
     """
-    try:
-        stream = BytesIO(request.identifier)
-        ds = read_dataset(stream, request.transfer_syntax_uid == IMPLICIT_LE, True)
-        level = "".join(_values(ds, _LEVEL))
-        patient_ids = _values(ds, _PATIENT_ID)
-        issuers = _values(ds, _ISSUER)
-        uids = {name: _values(ds, tag) for name, tag in _UIDS.items()}
-    except Exception as error:
-        raise UnreadableInstance("the identifier cannot be read") from error
+    encoding = encoding_of(request.transfer_syntax_uid)
+    found, _ = _SCANNER.scan(Source.of_bytes(request.identifier), encoding)
+    charset = archive.settings.dicom.default_charset
+    level = "".join(_values(found, _LEVEL, charset))
+    patient_ids = _values(found, _PATIENT_ID, charset)
+    issuers = _values(found, _ISSUER, charset)
+    uids = {name: _values(found, tag, charset) for name, tag in _UIDS.items()}
 
     patient_root = request.sop_class_uid in PATIENT_ROOT
     if level not in _UIDS and not (level == "PATIENT" and patient_root):
@@ -63,14 +60,13 @@ def selected(request: RetrieveRequest, archive: Archive) -> list[Stored]:
     )
 
 
-def _values(ds: Dataset, tag: int) -> list[str]:
+def _values(found: Kept, tag: int, default_charset: str) -> list[str]:
     """The values of an element that are not empty."""
-    element = ds.get(tag)
-    value = None if element is None else element.value
-    if value is None:
+    if tag not in found:
         return []
-    values = value if isinstance(value, MultiValue | list) else [value]
-    return [text for text in (str(one).strip(" \0") for one in values) if text]
+    charsets = terms(found[_CHARSET][1]) if _CHARSET in found else ()
+    text = decode(found[tag][1], charsets or (default_charset,), fallback=default_charset)
+    return [value for value in (one.strip(" \0") for one in text.split("\\")) if value]
 
 
 def _is_wild(value: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
+from typing import Self
 
 from dicom_scp import dimse
 from dicom_scp.associate import (
@@ -66,8 +67,10 @@ class Peer:
 
     def __init__(self, server: Running) -> None:
         self.sock = server.connect()
+        self.longest = 0  # PDU that was heard
+        self.last_command = self.last_data = b""
 
-    def __enter__(self) -> Peer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -82,6 +85,7 @@ class Peer:
         if len(head) < 6:
             return 0, b""
         kind, length = struct.unpack(">BxI", head)
+        self.longest = max(self.longest, length)
         return kind, self._exactly(length)
 
     def _exactly(self, count: int) -> bytes:
@@ -101,6 +105,24 @@ class Peer:
         kind, body = self.hear()
         assert kind == 2, (kind, body)
         return decode_accept(body)
+
+    def message(self) -> tuple[int, dimse.Command, bytes]:
+        """The next message whole: context, command set, data set."""
+        parts = {True: b"", False: b""}
+        wanted = {True}
+        while wanted:
+            kind, body = self.hear()
+            assert kind == 4, (kind, body)
+            while body:
+                length, context_id, control = struct.unpack_from(">IBB", body)
+                parts[bool(control & COMMAND)] += body[6 : 4 + length]
+                if control & LAST:
+                    wanted.discard(bool(control & COMMAND))
+                    if control & COMMAND and dimse.decode(parts[True]).has_data_set:
+                        wanted.add(False)
+                body = body[4 + length :]
+        self.last_command, self.last_data = parts[True], parts[False]
+        return context_id, dimse.decode(parts[True]), parts[False]
 
     def answer(self) -> dimse.Command:
         """The command set of the next message; it has to come in one PDU."""
