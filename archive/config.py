@@ -92,6 +92,9 @@ class Dicom(_Section):
     artim_seconds: float = Field(30, gt=0, description="patience for an association request, and for a peer to close")
     idle_seconds: float = Field(600, gt=0, description="an association without any message is aborted after this")
     dimse_seconds: float = Field(60, gt=0, description="patience for the rest of a message, or for an answer")
+    strict_hierarchy: bool = Field(
+        False, description="demand each unique key above the level of a C-FIND, Series Instance UID too"
+    )
     unknown_sop_classes: bool = Field(
         False, description="accept any unknown abstract syntax as a storage class, without being told that it is one"
     )
@@ -192,14 +195,20 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
         raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from error
 
 
-_RESERVED = {"MINIPACS_CONFIG", "MINIPACS_TEST_DATA", "MINIPACS_TEST_STRICT"}
+# Not settings: where they are, and what the tests read.
+_RESERVED = {
+    "MINIPACS_CONFIG",
+    "MINIPACS_TEST_DATA",
+    "MINIPACS_TEST_STRICT",
+    "MINIPACS_CRASH_ROUNDS",
+    "MINIPACS_CRASH_SEED",
+}
 
 
 def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> None:
     for name, text in sorted(environ.items()):
-        if not name.startswith("MINIPACS_") or name in _RESERVED or name.startswith("MINIPACS_TEST_"):
-            if name != "MINIPACS_TEST_MODE":
-                continue
+        if not name.startswith("MINIPACS_") or name in _RESERVED:
+            continue
         keys = name.removeprefix("MINIPACS_").lower().split("__")
         target = values
         for key in keys[:-1]:

@@ -26,7 +26,7 @@ __all__ = ["Outcome", "adopt", "ingest"]
 log = structlog.get_logger(__name__)
 
 _COPIES = (
-    select(location.c.path, location.c.data_set_offset, location.c.transfer_syntax_uid)
+    select(location.c.path, location.c.transfer_syntax_uid)
     .join_from(location, instance)
     .where(
         instance.c.sop_instance_uid == bindparam("sop_instance_uid"),
@@ -156,14 +156,14 @@ def _file(arrival: Arrival, access: Access, conn: Connection) -> Outcome:
 
 def _settle_same_uid(archive: Archive, arrival: Arrival) -> Outcome:
     """REQ-DCM-15: the same image in another lossless syntax is a duplicate; other content goes to quarantine."""
-    from archive.dicom.compare import Copy, same_meaning  # noqa: PLC0415
+    from archive.dicom.compare import Copy, same_meaning
 
     uid = arrival.header.sop_instance_uid
     with archive.engine.connect() as conn:
         held = conn.execute(_COPIES, {"sop_instance_uid": uid}).all()
-    new = Copy(arrival.absolute_path, arrival.data_set_offset, arrival.header.transfer_syntax_uid)
+    new = Copy(arrival.absolute_path, arrival.header.transfer_syntax_uid)
     for row in held:
-        if same_meaning(Copy(archive.hot.path(row.path), row.data_set_offset, row.transfer_syntax_uid), new):
+        if same_meaning(Copy(archive.hot.path(row.path), row.transfer_syntax_uid), new):
             return Outcome.ALREADY_STORED
     kept = archive.commit.run(partial(quarantine, arrival=arrival))
     log.warning("other content under a known SOP Instance UID is kept aside", sop_instance_uid=uid)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, bindparam, func, select, update
+from sqlalchemy import Connection, Select, bindparam, func, select, update
 
 from archive.core import Archive
 from archive.errors import ArchiveError
@@ -17,6 +17,7 @@ from archive.ingest import adopt
 from archive.instance import CopyState
 from archive.recovery import SWEEPER, unfiled
 from archive.schema import instance, location, series, study
+from archive.schema.types import AnyRow
 
 Progress = Callable[[int, int], None]  # done, of how many
 SAMPLE = 1000  # copies that a plain `verify` looks at: those whose last check is the longest ago
@@ -72,7 +73,7 @@ def verify(
             rows = conn.execute(
                 _copies(_COPY_COLUMNS).order_by(location.c.verified_at.nulls_first(), location.c.pk).limit(SAMPLE)
             ).all()
-        pages: Iterator[Sequence[Row[Any]]] = iter([rows])
+        pages: Iterator[Sequence[AnyRow]] = iter([rows])
         total = len(rows)
     else:
         pages = _pages(archive, study_uid)
@@ -101,7 +102,7 @@ def _narrow(statement: Select[Any], study_uid: str | None) -> Select[Any]:
     return statement if study_uid is None else statement.where(study.c.study_instance_uid == study_uid)
 
 
-def _pages(archive: Archive, study_uid: str | None = None) -> Iterator[Sequence[Row[Any]]]:
+def _pages(archive: Archive, study_uid: str | None = None) -> Iterator[Sequence[AnyRow]]:
     after = 0
     statement = _narrow(_copies(_COPY_COLUMNS), study_uid).order_by(location.c.pk).limit(_PAGE)
     while True:
@@ -113,7 +114,7 @@ def _pages(archive: Archive, study_uid: str | None = None) -> Iterator[Sequence[
         after = page[-1].pk
 
 
-def _damage(archive: Archive, row: Row[Any]) -> str:
+def _damage(archive: Archive, row: AnyRow) -> str:
     """What is wrong with a copy; "" for nothing."""
     sha = hashlib.sha256()
     try:
@@ -162,7 +163,7 @@ def fsck(archive: Archive, *, repair: bool = False, progress: Progress | None = 
     return report
 
 
-def _absence(archive: Archive, row: Row[Any]) -> str:
+def _absence(archive: Archive, row: AnyRow) -> str:
     try:
         size = os.stat(archive.hot.path(row.path)).st_size
     except OSError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sql
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, or_
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_
 
 from archive.access import Actor
 from archive.audit.accesses import Access as StudyAccess
@@ -17,6 +17,7 @@ from archive.core import Archive
 from archive.errors import StorageFailed
 from archive.instance import CURRENT, CopyState
 from archive.schema import instance, location, patient, series, study
+from archive.schema.types import AnyRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ def _rows(archive: Archive, conn: Connection, where: Sequence[ColumnElement[bool
     return found
 
 
-def _stored(archive: Archive, row: Row[Any]) -> Stored:
+def _stored(archive: Archive, row: AnyRow) -> Stored:
     return Stored(
         study_instance_uid=row.study_instance_uid,
         series_instance_uid=row.series_instance_uid,

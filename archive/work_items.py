@@ -8,9 +8,10 @@ from enum import StrEnum
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Row, bindparam, select
+from sqlalchemy import Connection, bindparam, select
 
 from archive.schema import patient, work_item
+from archive.schema.types import AnyRow
 from archive.schema.upsert import insert
 
 
@@ -80,7 +81,7 @@ def list_items(
     return [_shape(row) for row in conn.execute(statement, {"limit": limit})]
 
 
-def _shape(row: Row[Any]) -> dict[str, Any]:
+def _shape(row: AnyRow) -> dict[str, Any]:
     return {
         "id": row.pk,
         "kind": row.kind,

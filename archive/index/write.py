@@ -8,12 +8,13 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Row, bindparam, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from archive.dicom.attributes import Level
 from archive.dicom.header import Header
 from archive.instance import CopyState, Outcome, State
 from archive.schema import instance, location, patient, quarantined, series, study
+from archive.schema.types import AnyRow
 from archive.schema.upsert import insert
 from archive.work_items import Kind, open_item
 
@@ -130,7 +131,7 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
     return Outcome.STORED_HELD
 
 
-def _again(conn: Connection, arrival: Arrival, known: Row[Any]) -> Outcome:
+def _again(conn: Connection, arrival: Arrival, known: AnyRow) -> Outcome:
     """The SOP Instance UID is taken (REQ-DCM-15)."""
     if known.digest != arrival.digest:
         return Outcome.SAME_UID
@@ -172,7 +173,7 @@ def _place(conn: Connection, arrival: Arrival) -> tuple[int, str, int]:
     return _add_series(conn, arrival, filed.study_pk), _contradiction(arrival, filed), filed.patient_pk
 
 
-def _contradiction(arrival: Arrival, filed: Row[Any]) -> str:
+def _contradiction(arrival: Arrival, filed: AnyRow) -> str:
     """REQ-DCM-19: the same study under two patients. What is absent on one side contradicts nothing."""
     if not arrival.patient_id or not filed.patient_id:
         return ""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Dialect, Integer, MetaData, Text, TypeDecorator
+from sqlalchemy import BigInteger, DateTime, Dialect, Integer, MetaData, Row, Text, TypeDecorator
+
+AnyRow = Row[*tuple[Any, ...]]  # a row of any columns
 
 METADATA = MetaData(
     naming_convention={
