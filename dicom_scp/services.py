@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import structlog
@@ -29,10 +30,9 @@ log = structlog.get_logger(__name__)
 
 _GATHERED_BYTES = 1 << 15  # pending answers of a C-FIND that leave together…
 _GATHERED_SECONDS = 0.02  # …or that have waited this long
-_DEMANDS = {
+_DEMANDS = {  # a C-FIND demands by itself: its refusal is audited with the query
     Service.VERIFICATION: (Action.VERIFY, Event.NETWORK_ENTRY, "E"),
     Service.STORAGE: (Action.STORE, Event.INSTANCES_TRANSFERRED, "C"),
-    Service.FIND: (Action.FIND, Event.QUERY, "E"),
     Service.MOVE: (Action.SEE, Event.INSTANCES_TRANSFERRED, "R"),
     Service.GET: (Action.SEE, Event.INSTANCES_TRANSFERRED, "R"),
 }
@@ -84,6 +84,8 @@ def serve(session: Session, message: Message) -> None:
 
 def _denied(session: Session, service: Service) -> Answer | None:
     """The answer to somebody who may not; it is audited before it is given (law 4)."""
+    if service not in _DEMANDS:
+        return None
     action, event, letter = _DEMANDS[service]
     try:
         demand(session.actor, action)
@@ -159,13 +161,14 @@ def _find(session: Session, message: Message) -> None:
     )
     waiting: list[bytes | memoryview] = []
     size, since = 0, monotonic()
-    for answer in _until_cancelled(find(request, session.archive), exchange, message):
-        command = dimse.response(message.command, answer)
-        waiting += exchange.encoded(context.id, command, answer.data_set)
-        size += len(command) + len(answer.data_set or b"")
-        if size >= _GATHERED_BYTES or monotonic() - since > _GATHERED_SECONDS:
-            exchange.send_parts(waiting)
-            waiting, size, since = [], 0, monotonic()
+    with closing(find(request, session.archive)) as answers:
+        for answer in _until_cancelled(answers, exchange, message):
+            command = dimse.response(message.command, answer)
+            waiting += exchange.encoded(context.id, command, answer.data_set)
+            size += len(command) + len(answer.data_set or b"")
+            if size >= _GATHERED_BYTES or monotonic() - since > _GATHERED_SECONDS:
+                exchange.send_parts(waiting)
+                waiting, size, since = [], 0, monotonic()
     exchange.send_parts(waiting)
 
 
