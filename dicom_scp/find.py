@@ -1,0 +1,175 @@
+"""C-FIND of the Patient Root and Study Root models (PS3.4 C.4.1): the request checked, one query, answers as bytes."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from archive.access import Action, demand
+from archive.audit.record import Event, Outcome, refused
+from archive.core import Archive
+from archive.dicom.attributes import Level
+from archive.errors import InvalidQuery, NotAllowed, Rejected, Unsupported
+from archive.index import query as index
+from archive.index.asked import audit_query
+from archive.index.computed import INSTANCE_AVAILABILITY
+from archive.index.match import Key, is_asking
+from archive.index.query import TIMEZONE_OFFSET, Query
+from dicom_scp.identifier import SPECIFIC_CHARACTER_SET, Asked, Encoder, Field, Identifier, decode, encoding_of
+from dicom_scp.messages import Answer, FindRequest
+from dicom_scp.status import Status
+
+PATIENT_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.1.1"
+STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+QUERY_RETRIEVE_LEVEL = 0x00080052
+RETRIEVE_AE_TITLE = 0x00080054
+ALTERNATE_REPRESENTATIONS = 0x00083001
+
+_LEVELS = (Level.PATIENT, Level.STUDY, Level.SERIES, Level.IMAGE)
+_ROOTS = {PATIENT_ROOT_FIND: _LEVELS, STUDY_ROOT_FIND: _LEVELS[1:]}
+_UNIQUE = {Level.PATIENT: 0x00100020, Level.STUDY: 0x0020000D, Level.SERIES: 0x0020000E}
+# Not keys: they say how the identifier is to be read. No representation has an alternate as long as nothing replaces
+# originals, so that attribute is known, and always without a value.
+_ABOUT_THE_REQUEST = frozenset({SPECIFIC_CHARACTER_SET, QUERY_RETRIEVE_LEVEL})
+_ALWAYS_EMPTY = {ALTERNATE_REPRESENTATIONS: "SQ"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    query: Query
+    fields: tuple[Field, ...]
+    pending: Status
+
+
+def find(request: FindRequest, archive: Archive) -> Iterator[Answer]:
+    """Answer one C-FIND-RQ: a pending answer for each match, then the last. Closing the iterator ends the query.
+
+    With more matches than `dicom.find_limit`, the last answer is A700 (REQ-DCM-38).
+
+    Raises:
+        NotAllowed: the peer may not query; the refusal is audited.
+        UnreadableInstance, InvalidQuery: the identifier cannot be read, or breaks the rules of its model.
+        Unavailable: the index cannot be read, or the query cannot be audited.
+    """
+    try:
+        demand(request.actor, Action.FIND)
+    except NotAllowed as error:
+        refused(archive.commit, request.actor, Event.QUERY, "E", reason=str(error), detail=_parameters(request))
+        raise
+    encoding = encoding_of(request.transfer_syntax_uid)
+    settings = archive.settings.dicom
+    try:
+        identifier = decode(request.identifier, encoding, default_charset=settings.default_charset)
+        plan = _plan(request, identifier, archive)
+    except Rejected:
+        audit_query(archive.commit, request.actor, parameters=_parameters(request), outcome=Outcome.MINOR_FAILURE)
+        raise
+    audit_query(archive.commit, request.actor, parameters=_parameters(request))  # queued before the answer (law 4)
+    encoder = Encoder(plan.fields, encoding, charsets=identifier.charsets)
+    with archive.engine.connect() as conn:
+        for number, row in enumerate(index.find(conn, plan.query)):
+            if number == settings.find_limit:
+                yield Answer(
+                    Status.OUT_OF_RESOURCES, comment=f"more than {settings.find_limit} matches: narrow the query"
+                )
+                return
+            yield Answer(plan.pending, encoder.encode(row))
+        conn.commit()  # nothing was written; after a rollback PostgreSQL's driver would prepare statements anew
+    yield Answer(Status.SUCCESS)
+
+
+def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> _Plan:
+    level = _level(request, identifier)
+    strict = archive.settings.dicom.strict_hierarchy
+    if not request.relational:
+        _check_hierarchy(_ROOTS[request.sop_class_uid], level, identifier, strict=strict)
+    returnable, matchable = index.returnable(level), index.matchable(level)
+    keys: list[Key] = []
+    fields = [
+        Field(QUERY_RETRIEVE_LEVEL, "CS", constant=level.value),
+        Field(RETRIEVE_AE_TITLE, "AE", constant=archive.settings.dicom.ae_title),
+        Field(INSTANCE_AVAILABILITY, "CS"),
+    ]
+    known = {QUERY_RETRIEVE_LEVEL, RETRIEVE_AE_TITLE, INSTANCE_AVAILABILITY}
+    pending = Status.PENDING
+    for tag, asked in identifier.elements.items():
+        if tag in _ABOUT_THE_REQUEST or tag & 0xFFFF == 0:
+            continue
+        vr = returnable.get(tag) or _ALWAYS_EMPTY.get(tag)
+        if vr is None and tag != RETRIEVE_AE_TITLE:
+            pending = Status.PENDING_WITHOUT_KEYS  # left out of the answers (REQ-DCM-30)
+            continue
+        key = _key(asked, vr or asked.vr)
+        if is_asking(key):
+            if tag in matchable:
+                keys.append(key)
+            elif tag != TIMEZONE_OFFSET:  # says how the request means its times, as nothing else was negotiated
+                pending = Status.PENDING_WITHOUT_KEYS
+        if tag not in known and vr is not None:
+            known.add(tag)
+            fields.append(Field(tag, vr, _nested(asked) if vr == "SQ" else None))
+    if TIMEZONE_OFFSET not in known and level is not Level.PATIENT:
+        fields.append(Field(TIMEZONE_OFFSET, "SH", optional=True))  # REQ-DCM-31, 45
+    query = Query(
+        level,
+        tuple(keys),
+        want=frozenset(field.tag for field in fields if field.tag in returnable),
+        combined_datetime=request.combined_datetime,
+        limit=archive.settings.dicom.find_limit + 1,
+    )
+    return _Plan(query, tuple(fields), pending)
+
+
+def _level(request: FindRequest, identifier: Identifier) -> Level:
+    levels = _ROOTS.get(request.sop_class_uid)
+    if levels is None:
+        raise Unsupported("only the Patient Root and Study Root models are answered")
+    asked = identifier.elements.get(QUERY_RETRIEVE_LEVEL)
+    for level in levels:
+        if asked is not None and asked.text == level.value:
+            return level
+    names = ", ".join(level.value for level in levels)
+    raise InvalidQuery(f"Query/Retrieve Level must be one of {names}", tag=QUERY_RETRIEVE_LEVEL)
+
+
+def _check_hierarchy(levels: tuple[Level, ...], level: Level, identifier: Identifier, *, strict: bool) -> None:
+    """The unique keys above the level are required (PS3.4 C.4.1.2.1), one value each.
+
+    Unless strict, the Series Instance UID may be missing or `*`: a study's instances are asked so (REQ-DCM-36).
+    """
+    for above in levels[: levels.index(level)]:
+        tag = _UNIQUE[above]
+        asked = identifier.elements.get(tag)
+        text = asked.text if asked is not None else ""
+        if strict and ("\\" in text or "*" in text or "?" in text):
+            raise InvalidQuery("a unique key above the level needs one value", tag=tag)
+        if not text.strip("*") and (strict or above is not Level.SERIES):
+            raise InvalidQuery("a unique key above the level is missing", tag=tag)
+
+
+def _key(asked: Asked, vr: str) -> Key:
+    if vr == "SQ":
+        item = (asked.items or ((),))[:1]  # PS3.4 C.2.2.2.6: one item
+        return Key(asked.tag, "SQ", items=tuple(_key(inner, inner.vr) for inner in item[0]))
+    return Key(asked.tag, vr, asked.text)
+
+
+def _nested(asked: Asked) -> tuple[Field, ...] | None:
+    """What is wanted of a sequence's items: the elements of the request's item, or all when it has none."""
+    items: Iterable[Asked] = asked.items[0] if asked.items else ()
+    fields = tuple(
+        Field(inner.tag, inner.vr, _nested(inner) if inner.vr == "SQ" else None)
+        for inner in items
+        if inner.tag & 0xFFFF and inner.tag != SPECIFIC_CHARACTER_SET
+    )
+    return fields or None
+
+
+def _parameters(request: FindRequest) -> dict[str, str]:
+    """What was asked (PS3.15 A.5.3.10), as it came: nothing of the answers."""
+    return {
+        "sop_class": request.sop_class_uid,
+        "transfer_syntax": request.transfer_syntax_uid,
+        "query": b64encode(request.identifier).decode("ascii"),
+    }
