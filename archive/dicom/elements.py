@@ -7,8 +7,10 @@ unknown VRs, implicit elements in explicit data sets, missing item delimiters, z
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from archive.dicom.source import Source
@@ -245,3 +247,19 @@ class Scanner:
                 raise UnreadableInstance("the data set ends inside an element")
             if tag in self._wanted and position - value <= self._max_bytes:
                 found[tag] = (vr, source.read(value, position - value), how)
+
+
+@contextmanager
+def opened(path: str, *, data_set_offset: int, transfer_syntax_uid: str) -> Iterator[tuple[Source, Encoding]]:
+    """The data set of a stored file, which is open meanwhile.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        encoding = encoding_of(transfer_syntax_uid)
+        length = max(0, os.fstat(fd).st_size - data_set_offset)
+        yield Source(fd, offset=data_set_offset, length=length, deflated=encoding.deflated), encoding
+    finally:
+        os.close(fd)

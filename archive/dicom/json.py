@@ -6,14 +6,13 @@ rules of their VR come as the text that is there, or as bytes of VR UN: metadata
 
 from __future__ import annotations
 
-import os
 from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
 from archive.dicom import values
 from archive.dicom.charset import UTF8, terms
-from archive.dicom.elements import PIXEL_TAGS, Encoding, encoding_of
+from archive.dicom.elements import PIXEL_TAGS, Encoding, opened
 from archive.dicom.source import Source
 from archive.dicom.tree import Element, parse, parse_items
 
@@ -37,15 +36,9 @@ def metadata(path: str, *, data_set_offset: int, transfer_syntax_uid: str, bulk_
         UnreadableInstance: the elements cannot be followed.
         OSError: the file cannot be read.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        encoding = encoding_of(transfer_syntax_uid)
-        length = os.fstat(fd).st_size - data_set_offset
-        source = Source(fd, offset=data_set_offset, length=length, deflated=encoding.deflated)
+    with opened(path, data_set_offset=data_set_offset, transfer_syntax_uid=transfer_syntax_uid) as (source, encoding):
         reader = JsonReader(source, (), bulk_uri=bulk_uri)
         return {"00080005": {"vr": "CS", "Value": [UTF8]}} | reader.data_set(parse(source, encoding))
-    finally:
-        os.close(fd)
 
 
 def ambiguous(element: Element, pixel_representation: int) -> str:

@@ -25,6 +25,7 @@ class Source:
         self.fd = fd
         self.offset = offset
         self.size = length
+        self.deflated = deflated
         self.steps = 0
         self._window = b""
         self._base = 0
