@@ -23,6 +23,11 @@ DICOM = "application/dicom"
 RELATED = "multipart/related"
 
 NATIVE = frozenset({IMPLICIT_LE, EXPLICIT_LE, DEFLATED_LE, EXPLICIT_BE})
+# Where the syntax says that something may have been lost; that it was, only the data set says.
+LOSSY = frozenset(
+    {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 91, 93, 111, 112, 203)}
+    | {f"1.2.840.10008.1.2.4.{n}{form}" for n in range(100, 109) for form in ("", ".1")}
+)
 _SAME = {  # old or loose names of a media type
     "image/x-jls": "image/jls",
     "image/x-dicom-rle": "image/dicom-rle",

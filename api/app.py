@@ -17,7 +17,7 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import admin, auth, pages, probes, problems, qido, stow, wado
+from api import admin, auth, frames, pages, probes, problems, qido, rendered, stow, wado
 from archive.clock import monotonic
 from archive.core import Archive
 from archive.errors import ArchiveError, NotAllowed, NotAuthenticated
@@ -55,7 +55,7 @@ def create_app(archive: Archive) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _validation_error)
 
     app.router.routes.append(Mount("/static", StaticFiles(packages=[("api", "static")]), name="static"))
-    for route in (*wado.routes, *stow.routes):
+    for route in (*wado.routes, *frames.routes, *rendered.routes, *stow.routes):
         app.router.add_route(f"/dicom-web{route.path}", route.endpoint, methods=sorted(route.methods or ()))
     app.include_router(qido.router, prefix="/dicom-web")
     app.include_router(admin.router)

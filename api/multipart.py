@@ -16,7 +16,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from archive.errors import InvalidRequest, Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
+    from typing_extensions import Buffer
 
 PIECE_BYTES = 1 << 20
 HEADER_BYTES = 8 << 10  # of one header line of a part

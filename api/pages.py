@@ -249,6 +249,8 @@ def _image(
         suffix = f"?coupe={frame}" if frame > 1 else ""
         return f"/etudes/{found.study_instance_uid}/images/{picture.uid}{suffix}"
 
+    previous: str | None
+    following: str | None
     if frame > 1:
         previous = address(shown, frame - 1)
     else:

@@ -34,7 +34,7 @@ from archive.storage.incoming import Incoming
 from archive.storage.part10 import Part10
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
+    from typing_extensions import Buffer
 
 log = structlog.get_logger(__name__)
 
@@ -157,8 +157,8 @@ class _Intake:
             item.fail(error)
             return False
         if header.study_instance_uid != self._study:
-            error = errors.UidMismatch("the Study Instance UID is not the one of the address", tag=0x0020000D)
-            item.fail(error, OTHER_STUDY)
+            elsewhere = errors.UidMismatch("the Study Instance UID is not the one of the address", tag=0x0020000D)
+            item.fail(elsewhere, OTHER_STUDY)
             return False
         return True
 

@@ -226,11 +226,11 @@ def retrieve_bulk_data(request: Request) -> Response:
     raise NotFound(f"no such element {actor}{one}{bulk_data}")
 
 
-_STUDY = "/studies/{study}"
-_SERIES = f"{_STUDY}/series/{{series}}"
-_INSTANCE = f"{_SERIES}/instances/{{instance}}"
+STUDY = "/studies/{study}"
+SERIES = f"{STUDY}/series/{{series}}"
+INSTANCE = f"{SERIES}/instances/{{instance}}"
 routes = [
-    *(Route(path, retrieve) for path in (_STUDY, _SERIES, _INSTANCE)),
-    *(Route(f"{path}/metadata", retrieve_metadata) for path in (_STUDY, _SERIES, _INSTANCE)),
-    Route(f"{_INSTANCE}/bulkdata/{{path:path}}", retrieve_bulk_data),
+    *(Route(path, retrieve) for path in (STUDY, SERIES, INSTANCE)),
+    *(Route(f"{path}/metadata", retrieve_metadata) for path in (STUDY, SERIES, INSTANCE)),
+    Route(f"{INSTANCE}/bulkdata/{{path:path}}", retrieve_bulk_data),
 ]

@@ -1,0 +1,103 @@
+"""WADO-RS frames: as they are stored, or decoded (PS3.18 10.4.1.1.6, REQ-DCM-90)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from api import accept, auth, multipart
+from api.wado import INSTANCE, address_of, begin, is_there, selected, wish_of
+from archive.access import Action
+from archive.dicom import frames, pixels
+from archive.errors import InvalidRequest, NotAcceptable, NotFound, StorageFailed, Unsupported
+from archive.retrieve import Stored
+
+_LIST = re.compile(r"[0-9]{1,9}(,[0-9]{1,9}){0,99999}", re.ASCII)
+
+
+def retrieve_frames(request: Request) -> Response:
+    """The frames of the address, in its order: each one part, or alone if one was asked for."""
+    actor = auth.demand_right(request, Action.SEE)
+    one = selected(request)[0]
+    text = str(request.path_params["frames"])
+    if not _LIST.fullmatch(text):
+        raise InvalidRequest("frames are numbers from 1, separated by commas")
+    numbers = [int(number) for number in text.split(",")]
+    if not is_there(one):
+        raise StorageFailed("no good copy of this instance is left: see «minipacs verify»")
+    stored = one.transfer_syntax_uid
+    offers = accept.of_frames(
+        stored, decodable=pixels.can_decode(stored), lossy=stored in accept.LOSSY, single=len(numbers) == 1
+    )
+    chosen = wish_of(request).demand(offers)
+    decoded = stored not in accept.NATIVE and chosen.transfer_syntax == accept.EXPLICIT_LE
+    read = _decoded(one, numbers) if decoded else _as_stored(one, numbers)
+    first = _first(read)  # before anything is said: there may be no such frame
+    kind = accept.content_type(replace(chosen, multipart=False))
+    boundary = multipart.new_boundary()
+    whole = f'multipart/related; type="{chosen.media_type}"; boundary={boundary}' if chosen.multipart else kind
+    if request.method == "HEAD":
+        return Response(None, 200, {"Content-Type": whole})
+    access = begin(request, [one], actor)
+    access.count(one, len(first))
+    if not chosen.multipart:
+        return Response(first, headers={"Content-Type": whole})
+    address = f"{address_of(request, one)}/frames"
+    parts = (
+        multipart.Part(kind, iter((frame,)), f"{address}/{number}")
+        for number, frame in zip(numbers, _chain(first, read), strict=True)
+    )
+    body = multipart.related(parts, boundary)
+    if len(numbers) == 1:
+        return Response(b"".join(body), headers={"Content-Type": whole})
+    return StreamingResponse(multipart.in_threads(body), headers={"Content-Type": whole})
+
+
+def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
+
+
+def _first(read: Iterator[bytes]) -> bytes:
+    try:
+        return next(read)
+    except OSError as error:
+        raise StorageFailed(f"the copy cannot be read: {error.strerror}") from error
+    except Unsupported as error:
+        raise NotAcceptable(f"these frames cannot be given: {error}") from error
+
+
+def _as_stored(one: Stored, numbers: list[int]) -> Iterator[bytes]:
+    """The bytes of each frame: encoded as they lie, native ones in little endian."""
+    with frames.opened(
+        one.path, data_set_offset=one.data_set_offset, transfer_syntax_uid=one.transfer_syntax_uid
+    ) as found:
+        _demand(numbers, len(found))
+        for number in numbers:
+            yield found.read(number)
+
+
+def _decoded(one: Stored, numbers: list[int]) -> Iterator[bytes]:
+    """The pixels of each frame in little endian, laid out as its Planar Configuration says."""
+    ds = pixels.read_header(one.path)
+    _demand(numbers, pixels.count(ds))
+    planar = ds.get("PlanarConfiguration") == 1
+    for number in numbers:
+        values = pixels.frame(one.path, ds, number, rgb=False).values
+        if planar and values.ndim == 3:
+            values = values.transpose(2, 0, 1)
+        yield values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _demand(numbers: list[int], count: int) -> None:
+    missing = [number for number in numbers if not 1 <= number <= count]
+    if missing:
+        raise NotFound(f"there is no frame {missing[0]}: the instance has {count}")
+
+
+routes = [Route(f"{INSTANCE}/frames/{{frames}}", retrieve_frames)]
