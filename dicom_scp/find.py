@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
 from archive.access import Action, demand
@@ -42,7 +42,7 @@ class _Plan:
     pending: Status
 
 
-def find(request: FindRequest, archive: Archive) -> Iterator[Answer]:
+def find(request: FindRequest, archive: Archive) -> Generator[Answer, None, None]:
     """Answer one C-FIND-RQ: a pending answer for each match, then the last. Closing the iterator ends the query.
 
     With more matches than `dicom.find_limit`, the last answer is A700 (REQ-DCM-38).

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 
 import structlog
+from pynetdicom.status import code_to_category
 
 from archive.clock import monotonic
 from archive.config import Peer
@@ -25,7 +26,7 @@ from dicom_scp.messages import Answer, RetrieveRequest
 from dicom_scp.requestor import Requestor
 from dicom_scp.selection import selected
 from dicom_scp.send import Sender, propose, receive_beside, store_status
-from dicom_scp.status import WARNINGS, Status
+from dicom_scp.status import Status
 from dicom_scp.transport import Transport
 
 log = structlog.get_logger(__name__)
@@ -72,7 +73,7 @@ class _Retrieval:
         one = self.stored[self._place]
         self._place += 1
         self.counts.remaining -= 1
-        if status is not None and (status == Status.SUCCESS or status in WARNINGS):
+        if status is not None and (status == Status.SUCCESS or code_to_category(status) == "Warning"):
             access.count(one, one.data_set_bytes)
             if status == Status.SUCCESS:
                 self.counts.completed += 1
@@ -125,7 +126,6 @@ def get(request: RetrieveRequest, archive: Archive, exchange: Exchange, message:
         while True:
             received = exchange.receive(monotonic() + archive.settings.dicom.dimse_seconds)
             if received is not None and received.command.field == Field.C_STORE_RSP:
-                exchange.drain()
                 return store_status(received, message_id)
             if Exchange.is_cancel(received, message.command.message_id):
                 retrieval.cancelled = True

@@ -116,7 +116,12 @@ class Sender:
 def store_status(message: Message, message_id: int) -> int:
     """The status that a message gives as the answer to a C-STORE-RQ. Raises ProtocolError when it is not one."""
     command = message.command
-    if command.field != Field.C_STORE_RSP or command.status is None or command.responding_to != message_id:
+    if (
+        command.field != Field.C_STORE_RSP
+        or command.status is None
+        or command.responding_to != message_id
+        or command.has_data_set
+    ):
         raise ProtocolError("something else than an answer to C-STORE", AbortReason.UNEXPECTED_PDU)
     return command.status
 

@@ -38,7 +38,6 @@ class Status(IntEnum):
 
 
 PENDING = frozenset({Status.PENDING, Status.PENDING_WITHOUT_KEYS})
-WARNINGS = frozenset({0x0001, 0x0107, 0x0116, *range(0xB000, 0xC000)})  # of a C-STORE that was done all the same
 
 # Every error of the archive, by its own name: a new one has to be thought about here.
 OF_ERROR: dict[type[ArchiveError], Status] = {
