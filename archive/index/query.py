@@ -9,41 +9,26 @@ index.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from typing import Any
 
 import orjson
-from sqlalchemy import ColumnElement, Connection, FromClause, Select, String, bindparam, func, select
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from archive.dicom.attributes import ATTRIBUTES, BY_TAG, Level
 from archive.errors import IndexUnavailable, InvalidQuery
 from archive.index.computed import COMPUTED, COMPUTED_BY_TAG, MODALITIES_IN_STUDY, SOP_CLASSES_IN_STUDY
-from archive.index.conditions import (
-    TABLES,
-    Parameters,
-    Shape,
-    build,
-    columns,
-    combined,
-    condition,
-    constant,
-    hints,
-    lead,
-    text_condition,
-    visible,
-)
+from archive.index.conditions import TABLES, Parameters, Shape, combined, condition, hints, lead, text_condition
 from archive.index.match import Between, Criterion, Exact, Key, Wild, criterion, is_asking, row_meets
-from archive.schema import instance, patient, series, study
+from archive.index.statements import DEPTH, Form, counting, keyed, statement
 
 Row = dict[str, Any]  # DICOM JSON: eight hexadecimal digits to {"vr": …, "Value": […]}
 
 TIMEZONE_OFFSET = 0x00080201
 PAGE = 200  # rows fetched at a time
-_LEVELS = (Level.PATIENT, Level.STUDY, Level.SERIES, Level.IMAGE)
-_DEPTH = {level: depth for depth, level in enumerate(_LEVELS)}
 _ON_STUDY = {
     MODALITIES_IN_STUDY: ("modality", "series.modality"),
     SOP_CLASSES_IN_STUDY: ("sop_class", "instance.sop_class_uid"),
@@ -70,38 +55,25 @@ class Query:
 @lru_cache(maxsize=8)
 def returnable(level: Level) -> Mapping[int, str]:
     """The attributes that can be asked back at a level, and their VR: its own, and those of the levels above."""
-    own = {found.tag: found.vr for found in ATTRIBUTES if _DEPTH[found.level] <= _DEPTH[level]}
-    computed = {
-        found.tag: found.vr for found in COMPUTED if found.level is None or _DEPTH[found.level] <= _DEPTH[level]
-    }
+    own = {found.tag: found.vr for found in ATTRIBUTES if DEPTH[found.level] <= DEPTH[level]}
+    computed = {found.tag: found.vr for found in COMPUTED if found.level is None or DEPTH[found.level] <= DEPTH[level]}
     return own | computed
 
 
 @lru_cache(maxsize=8)
 def matchable(level: Level) -> frozenset[int]:
     """The attributes that can be matched at a level."""
-    own = {found.tag for found in ATTRIBUTES if _DEPTH[found.level] <= _DEPTH[level]} - {TIMEZONE_OFFSET}
+    own = {found.tag for found in ATTRIBUTES if DEPTH[found.level] <= DEPTH[level]} - {TIMEZONE_OFFSET}
     return frozenset(own | set(_ON_STUDY) if level is not Level.PATIENT else own)
-
-
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """The shape of a statement: all that its text depends on."""
-
-    level: Level
-    where: tuple[Shape, ...]
-    loads: tuple[Level, ...]  # levels whose attributes are read, from the root down
-    computed: tuple[int, ...]
-    selective: bool
-    paged: bool
 
 
 @dataclass(slots=True)
 class _Plan:
-    form: _Form
+    form: Form
     parameters: Parameters
-    residual: tuple[Key, ...] = ()  # matched on the rows
-    residual_loads: tuple[Level, ...] = field(default=())
+    residual: tuple[Key, ...]  # matched on the rows
+    residual_loads: tuple[Level, ...]
+    above: dict[Level, tuple[int, ...]]  # computed attributes of the levels above
 
 
 def find(conn: Connection, query: Query) -> Iterator[Row]:
@@ -125,7 +97,7 @@ def count(conn: Connection, query: Query, *, at_most: int) -> int:
     if plan.residual:
         return sum(1 for _ in islice(_translated(_candidates(conn, plan)), at_most))
     try:
-        total = conn.execute(_counting(plan.form), plan.parameters.values | {"limit": at_most, "offset": 0}).scalar()
+        total = conn.execute(counting(plan.form), plan.parameters.values | {"limit": at_most, "offset": 0}).scalar()
     except SQLAlchemyError as error:
         raise IndexUnavailable("the index cannot be read") from error
     return int(total or 0)
@@ -164,16 +136,28 @@ def _plan(query: Query) -> _Plan:
     loads = {_level(tag) for tag in query.want if tag in BY_TAG}
     if loads and query.level is not Level.PATIENT:
         loads.add(Level.STUDY)  # its time zone goes with every date and time (REQ-DCM-45)
+    own, above = _computed(query)
     shapes, selective = lead(where, query.level, parameters)
-    form = _Form(
+    form = Form(
         level=query.level,
         where=shapes,
         loads=_sorted(loads),
-        computed=tuple(sorted(tag for tag in query.want if tag in COMPUTED_BY_TAG)),
+        parents=_sorted(set(above)),
+        computed=own,
         selective=selective,
         paged=query.limit is not None or query.offset > 0,
     )
-    return _Plan(form, parameters, tuple(residual), _sorted({_level(key.tag) for key in residual}))
+    return _Plan(form, parameters, tuple(residual), _sorted({_level(key.tag) for key in residual}), above)
+
+
+def _computed(query: Query) -> tuple[tuple[int, ...], dict[Level, tuple[int, ...]]]:
+    """The computed attributes that are wanted: of the query's level, and of the levels above."""
+    by_level: dict[Level, tuple[int, ...]] = {}
+    for tag in sorted(query.want):
+        if tag in COMPUTED_BY_TAG:
+            level = COMPUTED_BY_TAG[tag].level or query.level
+            by_level[level] = (*by_level.get(level, ()), tag)
+    return by_level.pop(query.level, ()), by_level
 
 
 def _checked(level: Level, key: Key) -> Criterion | None:
@@ -209,137 +193,66 @@ def _level(tag: int) -> Level:
 
 
 def _sorted(levels: set[Level]) -> tuple[Level, ...]:
-    return tuple(sorted(levels, key=_DEPTH.__getitem__))
-
-
-# -- statements ---------------------------------------------------------------------------------------------------
-
-
-def _tables(form: _Form) -> FromClause:
-    """The level's table, and those above as far as something is asked of them."""
-    needed = {*form.loads, *(COMPUTED_BY_TAG[tag].level or form.level for tag in form.computed), form.level}
-    asked = {column.partition(".")[0] for shape in form.where for column in columns(shape)}
-    needed |= {level for level, table in TABLES.items() if table.name in asked}
-    if form.level is Level.IMAGE:
-        needed.add(Level.SERIES)  # its number is in the order
-    top = min(_DEPTH[level] for level in needed if _DEPTH[level] <= _DEPTH[form.level])
-    joined: FromClause = TABLES[form.level]
-    for level in reversed(_LEVELS[top : _DEPTH[form.level]]):
-        joined = joined.join(TABLES[level], _TIES[level])
-    return joined
-
-
-_TIES: dict[Level, ColumnElement[bool]] = {
-    Level.PATIENT: study.c.patient_pk == patient.c.pk,
-    Level.STUDY: series.c.study_pk == study.c.pk,
-    Level.SERIES: instance.c.series_pk == series.c.pk,
-}
-_PARENT_KEYS = {Level.PATIENT: study.c.patient_pk, Level.STUDY: series.c.study_pk, Level.SERIES: instance.c.series_pk}
-
-
-def _order(form: _Form) -> list[ColumnElement[Any]]:
-    """The order of an index, so that a page without selective keys is read off it. With one, the same order as
-    expressions: no index serves these, and the planner starts from the key."""
-    if form.level is Level.PATIENT:
-        order: list[tuple[ColumnElement[Any], bool]] = [(patient.c.patient_name, False), (patient.c.pk, False)]
-    elif form.level is Level.STUDY:
-        order = [(study.c.study_date, True), (study.c.study_time, True), (study.c.pk, True)]
-    else:
-        order = [(series.c.study_pk, False), (series.c.series_number, False), (series.c.pk, False)]
-        if form.level is Level.IMAGE:
-            order += [(instance.c.instance_number, False), (instance.c.pk, False)]
-    if form.selective:
-        order = [(_as_expression(column), descending) for column, descending in order]
-    return [column.desc() if descending else column.asc() for column, descending in order]
-
-
-def _as_expression(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    return column.concat(constant("")) if isinstance(column.type, String) else column + constant(0)
-
-
-@lru_cache(maxsize=512)
-def _statement(form: _Form) -> Select[Any]:
-    """Columns: the key, the attributes of `form.loads`, the values of `form.computed`."""
-    own = TABLES[form.level]
-    inner = (
-        select(own.c.pk)
-        .select_from(_tables(form))
-        .where(visible(form.level), *(build(shape) for shape in form.where))
-        .order_by(*_order(form))
-    )
-    if form.paged:
-        inner = inner.limit(bindparam("limit")).offset(bindparam("offset"))
-    if not form.selective:  # read off the index row by row: take the attributes along
-        inner = inner.add_columns(*(TABLES[level].c.attributes.label(f"{level.name}_text") for level in form.loads))
-        if not form.computed:
-            return inner
-    keys = _keys(form)
-    page = inner.add_columns(*(column.label(f"{level.name}_pk") for level, column in keys.items())).subquery("page")
-
-    def pk(level: Level) -> ColumnElement[Any]:
-        return page.c[f"{level.name}_pk"] if level in keys else page.c.pk
-
-    texts: list[Any] = []
-    for level in form.loads:
-        if form.selective:  # only of those that remain, not of all that are sorted
-            table = TABLES[level].alias()
-            texts.append(select(table.c.attributes).where(table.c.pk == pk(level)).scalar_subquery())
-        else:
-            texts.append(page.c[f"{level.name}_text"])
-    values = []
-    for tag in form.computed:
-        computed = COMPUTED_BY_TAG[tag]
-        level = computed.level or form.level
-        values.append(computed.select(level, pk(level)))
-    return select(page.c.pk, *texts, *values)
-
-
-def _keys(form: _Form) -> dict[Level, ColumnElement[Any]]:
-    """The keys of the levels above, as far as they are needed."""
-    needed = {*form.loads, *(COMPUTED_BY_TAG[tag].level or form.level for tag in form.computed)} - {form.level}
-    return {level: _PARENT_KEYS[level] for level in _sorted(needed)}
-
-
-@lru_cache(maxsize=128)
-def _counting(form: _Form) -> Select[Any]:
-    own = TABLES[form.level]
-    inner = select(own.c.pk).select_from(_tables(form)).where(visible(form.level), *(build(one) for one in form.where))
-    return select(func.count()).select_from(inner.limit(bindparam("limit")).offset(bindparam("offset")).subquery())
-
-
-# -- rows ---------------------------------------------------------------------------------------------------------
+    return tuple(sorted(levels, key=DEPTH.__getitem__))
 
 
 class _Reader:
     """Rows of a statement as DICOM JSON. The text of a parent is parsed once while its children follow each other."""
 
-    def __init__(self, form: _Form) -> None:
-        self._loads = len(form.loads)
-        self._computed = [COMPUTED_BY_TAG[tag] for tag in form.computed]
-        self._last: list[tuple[str, Row]] = [("", {})] * self._loads
+    def __init__(self, form: Form) -> None:
+        self._first = 1 + len(form.parents)
+        self._computed = [(one.key, one.vr, one.value) for one in (COMPUTED_BY_TAG[tag] for tag in form.computed)]
+        self._last: list[tuple[str, Row]] = [("", {})] * len(form.loads)
 
     def read(self, values: Any) -> Row:
         row: Row = {}
-        for position in range(self._loads):
-            text = values[position + 1]
-            known, parsed = self._last[position]
-            if text != known:
-                parsed = orjson.loads(text)
-                self._last[position] = (text, parsed)
-            row.update(parsed)
-        for position, computed in enumerate(self._computed, self._loads + 1):
-            value = computed.value(values[position])
-            row[computed.key] = {"vr": computed.vr, "Value": value} if value else {"vr": computed.vr}
+        for position in range(len(self._last)):
+            text = values[self._first + position]
+            if text != self._last[position][0]:
+                self._last[position] = (text, orjson.loads(text))
+            row.update(self._last[position][1])
+        for position, (key, vr, value_of) in enumerate(self._computed, self._first + len(self._last)):
+            value = value_of(values[position])
+            row[key] = {"vr": vr, "Value": value} if value else {"vr": vr}
         return row
 
 
+class _Above:
+    """Computed attributes of the parents of rows: one statement for a page, and each parent once in a row of pages."""
+
+    def __init__(self, conn: Connection, plan: _Plan) -> None:
+        self._conn = conn
+        self._levels = [(position, level, plan.above[level]) for position, level in enumerate(plan.form.parents, 1)]
+        self._known: dict[Level, dict[int, Row]] = {level: {} for level in plan.above}
+
+    def add(self, page: list[tuple[Any, Row]]) -> None:
+        """Complete the rows of a page, given with the values that they were read from."""
+        for position, level, tags in self._levels:
+            wanted = {values[position] for values, _ in page}
+            known = {key: row for key, row in self._known[level].items() if key in wanted}
+            missing = wanted - known.keys()
+            if missing:
+                found = _by_key(self._conn, keyed(level, computed=tags), sorted(missing))
+                known |= {key: row for key, (_, row) in found.items()}
+            self._known[level] = known
+            for values, row in page:
+                row.update(known.get(values[position], {}))
+
+
+def _by_key(conn: Connection, form: Form, keys: list[int]) -> dict[int, tuple[Any, Row]]:
+    reader = _Reader(form)
+    return {values[0]: (values, reader.read(values)) for values in _execute(conn, form, {"keys": keys})}
+
+
 def _direct(conn: Connection, plan: _Plan, query: Query) -> Iterator[Row]:
-    reader = _Reader(plan.form)
-    for values in _execute(conn, plan.form, plan.parameters.values | _paging(plan.form, query)):
-        yield reader.read(values)
+    reader, above = _Reader(plan.form), _Above(conn, plan)
+    rows = _execute(conn, plan.form, plan.parameters.values | _paging(plan.form, query))
+    while page := [(values, reader.read(values)) for values in islice(rows, PAGE)]:
+        above.add(page)
+        yield from (row for _, row in page)
 
 
-def _paging(form: _Form, query: Query) -> dict[str, int]:
+def _paging(form: Form, query: Query) -> dict[str, int]:
     if not form.paged:
         return {}
     return {"limit": _ALL if query.limit is None else query.limit, "offset": query.offset}
@@ -348,10 +261,10 @@ def _paging(form: _Form, query: Query) -> dict[str, int]:
 _ALL = 2**62
 
 
-def _execute(conn: Connection, form: _Form, parameters: dict[str, Any]) -> Iterator[Any]:
+def _execute(conn: Connection, form: Form, parameters: dict[str, Any]) -> Iterator[Any]:
     """A server-side cursor where many rows may come; a selective key brings few."""
     options = {} if form.selective else {"stream_results": True, "max_row_buffer": PAGE}
-    result = conn.execute(_statement(form), parameters, execution_options=options)
+    result = conn.execute(statement(form), parameters, execution_options=options)
     try:
         for rows in result.partitions(PAGE):
             yield from rows
@@ -361,7 +274,7 @@ def _execute(conn: Connection, form: _Form, parameters: dict[str, Any]) -> Itera
 
 def _candidates(conn: Connection, plan: _Plan) -> Iterator[int]:
     """The keys of the rows that meet all, in order."""
-    form = replace(plan.form, loads=plan.residual_loads, computed=(), paged=False)
+    form = replace(plan.form, loads=plan.residual_loads, parents=(), computed=(), paged=False)
     reader = _Reader(form)
     for values in _execute(conn, form, plan.parameters.values):
         if row_meets(plan.residual, reader.read(values)):
@@ -371,9 +284,10 @@ def _candidates(conn: Connection, plan: _Plan) -> Iterator[int]:
 def _filtered(conn: Connection, plan: _Plan, query: Query) -> Iterator[Row]:
     stop = None if query.limit is None else query.offset + query.limit
     keys = islice(_candidates(conn, plan), query.offset, stop)
-    pk = f"{TABLES[query.level].name}.pk"
-    form = replace(plan.form, where=(("in", pk, "keys"),), selective=True, paged=False)
-    while page := list(islice(keys, PAGE)):
-        reader = _Reader(form)
-        found = {values[0]: reader.read(values) for values in _execute(conn, form, {"keys": page})}
-        yield from (found[key] for key in page if key in found)
+    form = keyed(query.level, loads=plan.form.loads, parents=plan.form.parents, computed=plan.form.computed)
+    above = _Above(conn, plan)
+    while wanted := list(islice(keys, PAGE)):
+        found = _by_key(conn, form, wanted)
+        page = [found[key] for key in wanted if key in found]
+        above.add(page)
+        yield from (row for _, row in page)

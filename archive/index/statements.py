@@ -1,0 +1,117 @@
+"""The statements of `archive.index.query`: built once for each form, and found again by SQLAlchemy with their compiled
+text. Nothing here depends on the values that are asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import ColumnElement, FromClause, Select, String, bindparam, func, select
+
+from archive.dicom.attributes import Level
+from archive.index.computed import COMPUTED_BY_TAG
+from archive.index.conditions import TABLES, Shape, build, columns, constant, visible
+from archive.schema import instance, patient, series, study
+
+LEVELS = (Level.PATIENT, Level.STUDY, Level.SERIES, Level.IMAGE)
+DEPTH = {level: depth for depth, level in enumerate(LEVELS)}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The shape of a statement: all that its text depends on."""
+
+    level: Level
+    where: tuple[Shape, ...]
+    loads: tuple[Level, ...]  # levels whose attributes are read, from the root down
+    parents: tuple[Level, ...]  # levels whose keys are given along
+    computed: tuple[int, ...]  # of this level
+    selective: bool
+    paged: bool
+
+
+def keyed(
+    level: Level, *, loads: tuple[Level, ...] = (), parents: tuple[Level, ...] = (), computed: tuple[int, ...]
+) -> Form:
+    """Rows by their keys."""
+    where: tuple[Shape, ...] = (("in", f"{TABLES[level].name}.pk", "keys"),)
+    return Form(level, where, loads, parents, computed, selective=True, paged=False)
+
+
+def _tables(form: Form) -> FromClause:
+    """The level's table, and those above as far as something is asked of them."""
+    asked = {column.partition(".")[0] for shape in form.where for column in columns(shape)}
+    needed = {form.level, *form.loads, *form.parents, *(level for level in LEVELS if TABLES[level].name in asked)}
+    if form.level is Level.IMAGE:
+        needed.add(Level.SERIES)  # its number is in the order
+    top = min(DEPTH[level] for level in needed)
+    joined: FromClause = TABLES[form.level]
+    for level in reversed(LEVELS[top : DEPTH[form.level]]):
+        joined = joined.join(TABLES[level], _TIES[level])
+    return joined
+
+
+_TIES: dict[Level, ColumnElement[bool]] = {
+    Level.PATIENT: study.c.patient_pk == patient.c.pk,
+    Level.STUDY: series.c.study_pk == study.c.pk,
+    Level.SERIES: instance.c.series_pk == series.c.pk,
+}
+_PARENT_KEYS = {Level.PATIENT: study.c.patient_pk, Level.STUDY: series.c.study_pk, Level.SERIES: instance.c.series_pk}
+
+
+def _order(form: Form) -> list[ColumnElement[Any]]:
+    """The order of an index, so that a page without selective keys is read off it. With one, the same order as
+    expressions: no index serves these, and the planner starts from the key."""
+    if form.level is Level.PATIENT:
+        order: list[tuple[ColumnElement[Any], bool]] = [(patient.c.patient_name, False), (patient.c.pk, False)]
+    elif form.level is Level.STUDY:
+        order = [(study.c.study_date, True), (study.c.study_time, True), (study.c.pk, True)]
+    else:
+        order = [(series.c.study_pk, False), (series.c.series_number, False), (series.c.pk, False)]
+        if form.level is Level.IMAGE:
+            order += [(instance.c.instance_number, False), (instance.c.pk, False)]
+    if form.selective:
+        order = [(_as_expression(column), descending) for column, descending in order]
+    return [column.desc() if descending else column.asc() for column, descending in order]
+
+
+def _as_expression(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    return column.concat(constant("")) if isinstance(column.type, String) else column + constant(0)
+
+
+@lru_cache(maxsize=512)
+def statement(form: Form) -> Select[Any]:
+    """Columns: the key, the keys of `form.parents`, the attributes of `form.loads`, the values of `form.computed`."""
+    own = TABLES[form.level]
+    inner = (
+        select(own.c.pk, *(_PARENT_KEYS[level].label(f"{level.name}_pk") for level in form.parents))
+        .select_from(_tables(form))
+        .where(visible(form.level), *(build(shape) for shape in form.where))
+        .order_by(*_order(form))
+    )
+    if form.paged:
+        inner = inner.limit(bindparam("limit")).offset(bindparam("offset"))
+    if not form.selective:  # read off the index row by row: take the attributes along
+        inner = inner.add_columns(*(TABLES[level].c.attributes.label(f"{level.name}_text") for level in form.loads))
+        if not form.computed:
+            return inner
+        page = inner.subquery("page")
+        texts: list[Any] = [page.c[f"{level.name}_text"] for level in form.loads]
+    else:  # the attributes only of those that remain, not of all that are sorted
+        links = {level: _PARENT_KEYS[level] for level in form.loads if level not in (form.level, *form.parents)}
+        page = inner.add_columns(*(key.label(f"{level.name}_pk") for level, key in links.items())).subquery("page")
+        texts = []
+        for level in form.loads:
+            table, key = TABLES[level].alias(), page.c.pk if level is form.level else page.c[f"{level.name}_pk"]
+            texts.append(select(table.c.attributes).where(table.c.pk == key).scalar_subquery())
+    parents = (page.c[f"{level.name}_pk"] for level in form.parents)
+    values = (COMPUTED_BY_TAG[tag].select(form.level, page.c.pk) for tag in form.computed)
+    return select(page.c.pk, *parents, *texts, *values)
+
+
+@lru_cache(maxsize=128)
+def counting(form: Form) -> Select[Any]:
+    own = TABLES[form.level]
+    inner = select(own.c.pk).select_from(_tables(form)).where(visible(form.level), *(build(one) for one in form.where))
+    return select(func.count()).select_from(inner.limit(bindparam("limit")).offset(bindparam("offset")).subquery())
