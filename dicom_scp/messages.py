@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from archive.access import Actor
-from archive.storage.incoming import FileMeta
+from archive.dicom.file_meta import FileMeta
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from archive import accounts
 from archive.access import PEER_MAY, Action, Actor, Door
 from archive.config import Dicom
 from archive.core import Archive
+from archive.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from archive.errors import Rejected
-from archive.storage.incoming import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from dicom_scp.associate import (
     APPLICATION_CONTEXT,
     AssociateAccept,

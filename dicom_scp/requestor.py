@@ -8,7 +8,7 @@ from types import TracebackType
 
 from archive.clock import monotonic
 from archive.config import Dicom, Peer
-from archive.storage.incoming import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+from archive.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from dicom_scp import pdu
 from dicom_scp.associate import (
     AssociateRequest,

@@ -12,8 +12,8 @@ from archive.access import Action, Actor, demand
 from archive.audit.record import Event, refused
 from archive.clock import monotonic
 from archive.core import Archive
+from archive.dicom.file_meta import FileMeta
 from archive.errors import ArchiveError, NotAllowed, TooLarge, Unavailable
-from archive.storage.incoming import FileMeta
 from dicom_scp import dimse, retrieve, status
 from dicom_scp.classes import Service
 from dicom_scp.dimse import Field

@@ -14,8 +14,9 @@ from datetime import datetime
 from pathlib import Path
 
 from archive.commit import flush_directory
+from archive.dicom.file_meta import FileMeta
 from archive.errors import StorageFailed, StorageFull
-from archive.storage.incoming import FileMeta, Incoming
+from archive.storage.incoming import Incoming
 
 
 class Tier:

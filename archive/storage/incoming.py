@@ -8,53 +8,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import struct
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from archive.dicom.file_meta import FileMeta, file_head
 from archive.errors import StorageFailed, StorageFull
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from archive.storage.filesystem import Tier
-
-IMPLEMENTATION_CLASS_UID = "1.2.826.0.1.3680043.10.1683.1"
-IMPLEMENTATION_VERSION = "MINIPACS_01"
-
-
-@dataclass(frozen=True, slots=True)
-class FileMeta:
-    """What is announced of an instance before its first byte: becomes group 0002 (PS3.10 §7.1)."""
-
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
-    source_ae: str = ""
-
-
-def _element(element: int, vr: bytes, value: bytes, pad: bytes = b"\0") -> bytes:
-    value += pad * (len(value) % 2)
-    if vr == b"OB":
-        return struct.pack("<HH2sHI", 2, element, vr, 0, len(value)) + value
-    return struct.pack("<HH2sH", 2, element, vr, len(value)) + value
-
-
-def file_head(meta: FileMeta) -> bytes:
-    """Preamble, prefix and File Meta Information of a PS3.10 file."""
-    group = b"".join(
-        (
-            _element(0x0001, b"OB", b"\0\1"),
-            _element(0x0002, b"UI", meta.sop_class_uid.encode("ascii", "replace")),
-            _element(0x0003, b"UI", meta.sop_instance_uid.encode("ascii", "replace")),
-            _element(0x0010, b"UI", meta.transfer_syntax_uid.encode("ascii", "replace")),
-            _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode()),
-            _element(0x0013, b"SH", IMPLEMENTATION_VERSION.encode(), b" "),
-            _element(0x0016, b"AE", meta.source_ae.encode("ascii", "replace")[:16], b" ") if meta.source_ae else b"",
-        )
-    )
-    return bytes(128) + b"DICM" + _element(0x0000, b"UL", struct.pack("<I", len(group))) + group
 
 
 class Incoming:

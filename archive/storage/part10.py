@@ -13,9 +13,10 @@ from datetime import datetime
 
 from typing_extensions import Buffer
 
+from archive.dicom.file_meta import FileMeta
 from archive.errors import UnreadableInstance
 from archive.storage.filesystem import Tier
-from archive.storage.incoming import FileMeta, Incoming
+from archive.storage.incoming import Incoming
 
 IMPLICIT_LE = "1.2.840.10008.1.2"
 EXPLICIT_LE = "1.2.840.10008.1.2.1"

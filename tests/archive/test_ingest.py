@@ -15,11 +15,12 @@ from sqlalchemy import func, select
 
 from archive.access import Actor
 from archive.core import Archive
+from archive.dicom.file_meta import FileMeta
 from archive.errors import StorageFull, UidMismatch, UnreadableInstance
 from archive.index.write import add_instance
 from archive.ingest import Outcome, ingest
 from archive.schema import audit, instance, location, patient, quarantined, work_item
-from archive.storage.incoming import FileMeta, Incoming
+from archive.storage.incoming import Incoming
 from tests.builders import ct_slice, data_set, new_uid
 
 Send = Callable[..., Outcome]

@@ -11,13 +11,13 @@ from sqlalchemy import func, select
 
 from archive.access import Actor
 from archive.core import Archive
+from archive.dicom.file_meta import FileMeta
 from archive.errors import StorageFailed
 from archive.ingest import Outcome, ingest
 from archive.integrity import fsck, verify
 from archive.recovery import sweep
 from archive.retrieve import select as select_stored
 from archive.schema import instance, location
-from archive.storage.incoming import FileMeta
 from tests.archive.test_ingest import files, receive
 from tests.builders import ct_slice
 
