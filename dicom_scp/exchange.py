@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from archive.clock import monotonic
-from archive.errors import StorageFailed
+from archive.errors import ArchiveError, StorageFailed
 from dicom_scp import dimse, pdu
 from dicom_scp.classes import Service
 from dicom_scp.ends import AbortReason, CopyEnded, PeerAborted, ProtocolError
@@ -222,6 +222,37 @@ class Exchange:
             self.transport.send(parts, self._until())
             if offset >= end:
                 return
+            parts = []
+            between()
+
+    def send_pieces(
+        self, context_id: int, command: bytes, pieces: Iterator[bytes], *, between: Callable[[], None] = lambda: None
+    ) -> None:
+        """Send a command, and as its data set what `pieces` makes while it is sent.
+
+        Raises:
+            ArchiveError, OSError: of the first piece; nothing was sent.
+            CopyEnded: a later piece could not be made, and the message is broken off.
+        """
+        waiting = bytearray(next(pieces, b""))
+        parts = self.encoded(context_id, command)
+        ended = False
+        while not ended:
+            try:
+                while len(waiting) <= _GATHERED_BYTES and not ended:
+                    piece = next(pieces, None)
+                    ended = piece is None
+                    waiting += piece or b""
+            except (ArchiveError, OSError) as error:
+                raise CopyEnded("a copy could not be made whole while it was being sent") from error
+            # all but the end in full PDUs; the last one carries the mark
+            size = len(waiting) if ended else (len(waiting) - 1) // self._payload * self._payload
+            for start in range(0, max(size, 1), self._payload):
+                some = bytes(waiting[start : min(start + self._payload, size)])
+                last = ended and start + self._payload >= size
+                parts += (pdu.p_data_head(context_id, len(some), pdu.LAST if last else 0), some)
+            del waiting[:size]
+            self.transport.send(parts, self._until())
             parts = []
             between()
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from archive.clock import monotonic
 from archive.dicom import transcode
-from archive.errors import NotAcceptable
+from archive.errors import NotAcceptable, StorageFailed
 from archive.retrieve import Stored
 from dicom_scp import dimse
 from dicom_scp.associate import Proposed
@@ -85,14 +85,9 @@ class Sender:
         command = dimse.store_request(
             self._message_id, stored.sop_class_uid, stored.sop_instance_uid, originator=self._originator
         )
-        if syntax != stored.transfer_syntax_uid:
-            data_set = transcode.to_native(
-                stored.path, stored.data_set_offset, stored.transfer_syntax_uid, target_syntax=syntax
-            )
-            self._exchange.send(context_id, command, data_set)
-        else:
-            fd = stored.open()
-            try:
+        fd = stored.open()
+        try:
+            if syntax == stored.transfer_syntax_uid:
                 self._exchange.send_file(
                     context_id,
                     command,
@@ -101,8 +96,18 @@ class Sender:
                     length=stored.data_set_bytes,
                     between=self._between,
                 )
-            finally:
-                os.close(fd)
+            else:
+                pieces = transcode.native_pieces(
+                    stored.path,
+                    data_set_offset=stored.data_set_offset,
+                    source_syntax=stored.transfer_syntax_uid,
+                    target_syntax=syntax,
+                )
+                self._exchange.send_pieces(context_id, command, pieces, between=self._between)
+        except OSError as error:
+            raise StorageFailed(f"the copy cannot be read: {error.strerror}") from error
+        finally:
+            os.close(fd)
         return self._answered(self._message_id)
 
     def _route(self, stored: Stored) -> tuple[int, str]:

@@ -24,8 +24,8 @@ from archive.access import EVERYTHING, Actor, Door
 from archive.audit.record import Event
 from archive.config import Settings
 from archive.core import Archive
+from archive.dicom.file_meta import FileMeta
 from archive.ingest import ingest
-from archive.storage.incoming import FileMeta
 from dicom_scp import dimse
 from dicom_scp.associate import Role
 from dicom_scp.dimse import Field
@@ -42,6 +42,7 @@ from tests.dicom_scp.wire import CT, EXPLICIT, IMPLICIT, STUDY_GET, STUDY_MOVE, 
 from tests.server import free_port
 
 STUDY = new_uid("study")
+BIG_ENDIAN, DEFLATED, RLE = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
 GETTER = request(user=user(roles={CT: Role(scu=False, scp=True)}))
 
 
@@ -527,17 +528,30 @@ def test_a_destination_that_takes_only_lossy_syntaxes_gets_nothing(settings: Set
 
 
 @pytest.mark.req("REQ-DCM-41")
-def test_a_destination_without_the_stored_syntax_gets_another_without_loss(settings: Settings) -> None:
-    with destination(syntaxes=(IMPLICIT,)) as to, moving(settings, to.port) as (server, peer):
-        [ds] = keep(server.archive, ct_slice())
+@pytest.mark.parametrize("target", [EXPLICIT, IMPLICIT])
+@pytest.mark.parametrize("kept_in", [EXPLICIT, IMPLICIT, BIG_ENDIAN, DEFLATED, RLE])
+def test_a_destination_without_the_stored_syntax_gets_another_without_loss(
+    settings: Settings, kept_in: str, target: str
+) -> None:
+    """Large enough for several sends."""
+    with destination(syntaxes=(target,)) as to, moving(settings, to.port) as (server, peer):
+        ds = ct_slice(rows=700, columns=701, transfer_syntax=kept_in if kept_in != RLE else EXPLICIT)
+        pixels = ds.pixel_array.copy()
+        if kept_in == RLE:
+            ds.compress(RLE, generate_instance_uid=False)
+        elif kept_in == BIG_ENDIAN:
+            ds.PixelData = pixels.astype(">u2").tobytes()
+        keep(server.archive, ds)
         peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
         _, responses = peer.collect()
-        assert responses[-1].Status == 0
+        assert (responses[-1].Status, counts(responses[-1])) == (0, (None, 1, 0, 0))
         syntax, data = to.came[ds.SOPInstanceUID]
-        assert syntax == IMPLICIT
-        sent = read_dataset(BytesIO(data), True, True)
-        assert sent.PixelData == ds.PixelData
+        assert syntax == target
+        sent = read_dataset(BytesIO(data), target == IMPLICIT, True)
+        assert sent.PixelData == pixels.astype("<u2").tobytes()
         assert sent.PatientName == ds.PatientName
+        if kept_in == target:
+            assert data == data_set(ds)
 
 
 # --- real clients
