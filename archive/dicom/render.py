@@ -80,7 +80,8 @@ def _grey(
         bright: np.ndarray[Any, Any] = (modality > centre - 0.5).astype(np.uint8) * 255
         return bright
     scaled = ((modality - (centre - 0.5)) / (width - 1) + 0.5) * 255
-    return np.clip(np.nan_to_num(scaled), 0, 255).astype(np.uint8)
+    grey: np.ndarray[Any, Any] = np.clip(np.nan_to_num(scaled), 0, 255).astype(np.uint8)
+    return grey
 
 
 def _all_values(modality: np.ndarray[Any, Any], ds: Dataset, slope: float, intercept: float) -> tuple[float, float]:
