@@ -20,8 +20,7 @@ INLINE_BYTES = 1024  # of binary values; longer ones are bulk data
 INLINE_TEXT_BYTES = 1 << 20  # of all other values
 _CHARSET = 0x00080005
 _PIXEL_REPRESENTATION = 0x00280103
-_TRAILING_PADDING = 0xFFFCFFFC
-_SWAPPED = {"OW": 2, "OL": 4, "OF": 4, "OD": 8, "OV": 8}
+WORDS = {"OW": 2, "OL": 4, "OF": 4, "OD": 8, "OV": 8}  # bytes that turn together with the byte order
 
 BulkUri = Callable[[str], str]
 
@@ -38,7 +37,8 @@ def metadata(path: str, *, data_set_offset: int, transfer_syntax_uid: str, bulk_
     """
     with opened(path, data_set_offset=data_set_offset, transfer_syntax_uid=transfer_syntax_uid) as (source, encoding):
         reader = JsonReader(source, (), bulk_uri=bulk_uri)
-        return {"00080005": {"vr": "CS", "Value": [UTF8]}} | reader.data_set(parse(source, encoding))
+        found = {"00080005": {"vr": "CS", "Value": [UTF8]}} | reader.data_set(parse(source, encoding, cut=True))
+        return dict(sorted(found.items()))
 
 
 def ambiguous(element: Element, pixel_representation: int) -> str:
@@ -96,7 +96,7 @@ class JsonReader:
                 break
         result: dict[str, Any] = {}
         for element in sorted(elements, key=lambda element: element.tag):
-            if element.tag & 0xFFFF == 0 or element.tag == _TRAILING_PADDING:
+            if element.tag & 0xFFFF == 0:
                 continue
             key = f"{element.tag:08X}"
             if element.tag == _CHARSET:
@@ -135,7 +135,7 @@ class JsonReader:
 
 def swapped(raw: bytes, vr: str, encoding: Encoding) -> bytes:
     """Binary words in little endian, as bulk data are always given (PS3.18 Annex F.2.7)."""
-    size = _SWAPPED.get(vr, 1)
+    size = WORDS.get(vr, 1)
     if encoding.little or size == 1 or len(raw) % size:
         return raw
     turned = bytearray(len(raw))

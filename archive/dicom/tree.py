@@ -12,6 +12,7 @@ from archive.dicom.elements import (
     ITEM,
     ITEM_END,
     MAX_NESTING,
+    PIXEL_TAGS,
     SEQUENCE_END,
     UNDEFINED,
     Encoding,
@@ -42,13 +43,15 @@ class Element:
         return self.end - self.value
 
 
-def parse(source: Source, encoding: Encoding, *, start: int = 0, end: int | None = None) -> list[Element]:
-    """The elements from `start` to `end` (default: to the end of the data set), with those of their items.
+def parse(source: Source, encoding: Encoding, *, cut: bool = False) -> list[Element]:
+    """All elements of a data set, with those of their items.
+
+    `cut`: pixels that are cut short end where the data set ends.
 
     Raises:
         UnreadableInstance: they cannot be followed.
     """
-    return _parse(source, start, source.end() if end is None else end, encoding, 0, stop=False)[0]
+    return _parse(source, 0, source.end(), encoding, 0, stop=False, cut=cut)[0]
 
 
 def parse_items(source: Source, encoding: Encoding) -> list[list[Element]]:
@@ -61,7 +64,7 @@ def parse_items(source: Source, encoding: Encoding) -> list[list[Element]]:
 
 
 def _parse(
-    source: Source, position: int, end: int, encoding: Encoding, depth: int, *, stop: bool
+    source: Source, position: int, end: int, encoding: Encoding, depth: int, *, stop: bool, cut: bool = False
 ) -> tuple[list[Element], int]:
     """Elements up to `end`, or with `stop` up to the end of their item."""
     if depth > MAX_NESTING:
@@ -85,7 +88,12 @@ def _parse(
             continue
         vr = written.decode("ascii", "replace") if written not in (b"", b"UN") else _known_vr(tag, creators)
         element = Element(tag, vr, position, value, value + length, length == UNDEFINED, encoding)
-        _complete(source, element, written, end, depth)
+        try:
+            _complete(source, element, written, end, depth)
+        except UnreadableInstance:
+            if not (cut and tag in PIXEL_TAGS):
+                raise
+            element.end = end
         if tag & 0x10000 and 0x10 <= tag & 0xFFFF <= 0xFF and element.length <= 64:
             creators[tag & 0xFFFF] = source.read(value, element.length).decode("latin_1").strip(" \0")
         elements.append(element)

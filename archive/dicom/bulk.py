@@ -1,0 +1,93 @@
+"""The values behind the BulkDataURIs of `archive.dicom.json` (PS3.18 10.4.1.1.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from archive.dicom import elements
+from archive.dicom.elements import Encoding
+from archive.dicom.frames import Frames, image_in
+from archive.dicom.json import WORDS, ambiguous, pixel_representation, swapped
+from archive.dicom.source import Source
+from archive.dicom.tree import Element, parse
+from archive.errors import NotFound, Unsupported
+
+PIECE_BYTES = 1 << 20
+
+
+def bulk_data(path: str, tag_path: str, *, data_set_offset: int, transfer_syntax_uid: str) -> Iterator[bytes]:
+    """The value of one element in pieces, little endian, as octets.
+
+    `tag_path` is what `metadata` gave to its `bulk_uri`: `7FE00010`, or `SEQUENCE/ITEM/TAG` with items from 1. The
+    element is looked up before the first piece. Encapsulated pixels are frames, each in its own part: they are not
+    given here.
+
+    Raises:
+        NotFound: there is no such element, or it is a sequence.
+        Unsupported: encapsulated pixel data, or big endian words of another size than their VR says.
+        UnreadableInstance, OSError: the file cannot be followed, or read.
+    """
+    pieces = _pieces(path, tag_path, data_set_offset, transfer_syntax_uid)
+    next(pieces)
+    return pieces
+
+
+def bulk_frames(path: str, tag_path: str, *, data_set_offset: int, transfer_syntax_uid: str) -> Iterator[bytes]:
+    """The encoded frames of encapsulated pixels, one after the other; arguments and errors as `bulk_data`.
+
+    Raises:
+        NotFound: there are no encapsulated pixels.
+    """
+    frames = _frames(path, tag_path, data_set_offset, transfer_syntax_uid)
+    next(frames)
+    return frames
+
+
+def _frames(path: str, tag_path: str, data_set_offset: int, transfer_syntax_uid: str) -> Iterator[bytes]:
+    where = data_set_offset
+    with elements.opened(path, data_set_offset=where, transfer_syntax_uid=transfer_syntax_uid) as (source, encoding):
+        element, siblings, _ = _find(source, encoding, tag_path)
+        image = image_in(source, siblings)
+        if image is None or image.tag != element.tag or not image.encapsulated:
+            raise NotFound("no encapsulated pixels there")
+        frames = Frames(source, image, transfer_syntax_uid)
+        yield b""  # found
+        for number in range(1, len(frames) + 1):
+            yield frames.read(number)
+
+
+def _pieces(path: str, tag_path: str, data_set_offset: int, transfer_syntax_uid: str) -> Iterator[bytes]:
+    where = data_set_offset
+    with elements.opened(path, data_set_offset=where, transfer_syntax_uid=transfer_syntax_uid) as (source, encoding):
+        element, _, signed = _find(source, encoding, tag_path)
+        vr = ambiguous(element, signed)
+        if element.undefined:
+            raise Unsupported("encapsulated: its frames are given, each in its own part")
+        if not element.encoding.little and element.length % WORDS.get(vr, 1):
+            raise Unsupported("big endian words that are cut off")
+        yield b""  # found
+        for position in range(element.value, element.end, PIECE_BYTES):
+            raw = source.read(position, min(PIECE_BYTES, element.end - position))
+            yield swapped(raw, vr, element.encoding)
+
+
+def _find(source: Source, encoding: Encoding, tag_path: str) -> tuple[Element, list[Element], int]:
+    """The element of a path, those beside it, and the Pixel Representation that holds there."""
+    level = parse(source, encoding, cut=True)
+    signed = 0
+    parts = tag_path.upper().split("/")
+    for part in range(0, len(parts), 2):
+        signed = pixel_representation(source, level, signed)
+        element = next((one for one in level if f"{one.tag:08X}" == parts[part]), None)
+        if element is None:
+            break
+        if part + 1 == len(parts):
+            if element.items is not None:
+                break
+            return element, level, signed
+        items = element.items or []
+        number = parts[part + 1]
+        if not number.isdigit() or not 1 <= int(number) <= len(items):
+            break
+        level = items[int(number) - 1]
+    raise NotFound("no such element")
