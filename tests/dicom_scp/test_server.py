@@ -22,7 +22,7 @@ from dicom_scp.status import Status
 from tests.builders import ct_slice, data_set
 from tests.dicom_scp import wire
 from tests.dicom_scp.conftest import Running, running
-from tests.dicom_scp.test_retrieve import Getter, cancel, identifier, keep, retrieve_command
+from tests.dicom_scp.retrieving import Getter, cancel, identifier, keep, retrieve_command
 from tests.dicom_scp.wire import CT, STUDY_FIND, Peer
 
 ABORT = 7

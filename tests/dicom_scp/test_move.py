@@ -1,0 +1,297 @@
+"""C-MOVE: what arrives is what was kept, and the ending tells what happened (sheet 10 §3)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom.filereader import read_dataset
+from pynetdicom import AE, evt
+
+from archive.config import Settings
+from dicom_scp.dimse import Field
+from dicom_scp.echo import verify
+from dicom_scp.ends import AssociationEnd, NotAssociated
+from dicom_scp.status import Status
+from tests.builders import ct_slice, data_set
+from tests.conftest import need
+from tests.dicom_scp import wire
+from tests.dicom_scp.conftest import Running, running
+from tests.dicom_scp.retrieving import (
+    BIG_ENDIAN,
+    DEFLATED,
+    RLE,
+    STUDY,
+    Getter,
+    bodies,
+    cancel,
+    counts,
+    identifier,
+    keep,
+    write_study,
+)
+from tests.dicom_scp.wire import CT, EXPLICIT, IMPLICIT
+from tests.server import free_port
+
+
+class Destination:
+    """A storage SCP of pynetdicom: takes what it is told to take, and remembers it."""
+
+    def __init__(self, *, syntaxes: tuple[str, ...] = (EXPLICIT, IMPLICIT), statuses: tuple[int, ...] = ()) -> None:
+        self.port = free_port()
+        self.statuses = list(statuses)
+        self.came: dict[str, tuple[str, bytes]] = {}
+        self.originators: set[tuple[object, object]] = set()
+        self.pause = 0.0
+        self.abort_at: int | None = None
+        self.associations = 0
+        self._ae = AE("DEST")
+        self._ae.add_supported_context(CT, list(syntaxes))
+        self._server = self._ae.start_server(
+            ("127.0.0.1", self.port),
+            block=False,
+            evt_handlers=[(evt.EVT_C_STORE, self._store), (evt.EVT_ESTABLISHED, self._established)],
+        )
+
+    def _established(self, event: evt.Event) -> None:
+        self.associations += 1
+
+    def _store(self, event: evt.Event) -> int:
+        time.sleep(self.pause)
+        if self.abort_at is not None and len(self.came) == self.abort_at:
+            self.abort_at = None
+            event.assoc.abort()
+            return 0
+        rq = event.request
+        self.originators.add((rq.MoveOriginatorApplicationEntityTitle, rq.MoveOriginatorMessageID))
+        self.came[rq.AffectedSOPInstanceUID] = (event.context.transfer_syntax, rq.DataSet.getvalue())
+        return self.statuses.pop(0) if self.statuses else 0
+
+    def close(self) -> None:
+        self._server.shutdown()
+
+
+@contextmanager
+def destination(**how: Any) -> Iterator[Destination]:
+    made = Destination(**how)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@contextmanager
+def moving(settings: Settings, port: int) -> Iterator[tuple[Running, Getter]]:
+    peers = {"DEST": {"host": "127.0.0.1", "port": port}, "NOWHERE": {}}
+    with running(settings, peers=peers) as server, Getter(server) as peer:
+        peer.associate()
+        yield server, peer
+
+
+@pytest.mark.req("REQ-DCM-39", "REQ-DCM-43")
+def test_a_move_sends_what_was_kept_and_names_its_originator(settings: Settings) -> None:
+    with destination() as to, moving(settings, to.port) as (server, peer):
+        slices = keep(server.archive, *(ct_slice(rows=200, columns=200, number=number) for number in (1, 2, 3)))
+        peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
+        _, responses = peer.collect()
+        assert (responses[-1].Status, counts(responses[-1])) == (0, (None, 3, 0, 0))
+        assert to.came == {ds.SOPInstanceUID: (EXPLICIT, data_set(ds)) for ds in slices}
+        assert to.originators == {("TESTER", 5)}
+        assert peer.echoes()
+
+
+@pytest.mark.req("REQ-DCM-39")
+@pytest.mark.parametrize(
+    ("statuses", "final", "told", "failed"),
+    [
+        ((0, 0, 0), Status.SUCCESS, (None, 3, 0, 0), []),
+        ((0, 0xB007, 0), Status.WARNING, (None, 2, 0, 1), []),
+        ((0, 0xA700, 0xC123), Status.WARNING, (None, 1, 2, 0), [1, 2]),
+        ((0xA700, 0xA900, 0x0122), Status.SUB_OPERATIONS_FAILED, (None, 0, 3, 0), [0, 1, 2]),
+    ],
+)
+def test_the_answers_of_the_destination_make_the_ending(
+    settings: Settings,
+    statuses: tuple[int, ...],
+    final: Status,
+    told: tuple[int | None, int, int, int],
+    failed: list[int],
+) -> None:
+    with destination(statuses=statuses) as to, moving(settings, to.port) as (server, peer):
+        slices = keep(server.archive, *(ct_slice(number=number) for number in (1, 2, 3)))
+        peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
+        _, responses = peer.collect()
+    assert (responses[-1].Status, counts(responses[-1])) == (final, told)
+    listed = responses[-1].identifier.FailedSOPInstanceUIDList if failed else []
+    listed = [listed] if isinstance(listed, str) else list(listed)
+    assert listed == [slices[place].SOPInstanceUID for place in failed]
+
+
+@pytest.mark.req("REQ-DCM-39")
+@pytest.mark.parametrize("title", ["UNKNOWN", "NOWHERE", ""])
+def test_an_unknown_destination_is_said(settings: Settings, title: str) -> None:
+    with moving(settings, free_port()) as (server, peer):
+        keep(server.archive, ct_slice())
+        peer.ask(9, Field.C_MOVE_RQ, identifier(), title)
+        _, [response] = peer.collect()
+        assert response.Status == Status.UNKNOWN_DESTINATION
+        assert peer.echoes()
+
+
+@pytest.mark.req("REQ-DCM-39")
+def test_a_destination_that_does_not_answer_fails_every_sub_operation(settings: Settings) -> None:
+    with moving(settings, free_port()) as (server, peer):
+        keep(server.archive, ct_slice(number=1), ct_slice(number=2))
+        peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
+        _, responses = peer.collect()
+        assert (responses[-1].Status, counts(responses[-1])) == (Status.SUB_OPERATIONS_FAILED, (None, 0, 2, 0))
+        assert "cannot be reached" in responses[-1].ErrorComment
+        assert peer.echoes()
+
+
+def test_a_destination_that_is_lost_on_the_way_is_called_again(settings: Settings) -> None:
+    with destination() as to, moving(settings, to.port) as (server, peer):
+        to.abort_at = 1
+        slices = keep(server.archive, *(ct_slice(number=number) for number in (1, 2, 3)))
+        peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
+        _, responses = peer.collect()
+        assert (responses[-1].Status, counts(responses[-1])) == (0, (None, 3, 0, 0))
+        assert sorted(to.came) == sorted(ds.SOPInstanceUID for ds in slices)
+        assert to.associations == 2
+
+
+def test_a_copy_that_fails_while_it_is_sent_fails_alone(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's answer is made up: no disk fails at a chosen byte."""
+    with destination() as to, moving(settings, to.port) as (server, peer):
+        large = ct_slice(rows=700, columns=700, number=1)
+        small = ct_slice(number=2)
+        keep(server.archive, large, small)
+        real = os.preadv
+
+        def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
+            if offset > 400_000:
+                raise OSError(errno.EIO, "Input/output error")
+            return real(fd, buffers, offset)
+
+        monkeypatch.setattr(os, "preadv", preadv)
+        peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
+        _, responses = peer.collect()
+        assert (responses[-1].Status, counts(responses[-1])) == (Status.WARNING, (None, 1, 1, 0))
+        assert list(to.came) == [small.SOPInstanceUID]
+
+
+@pytest.mark.req("REQ-DCM-38")
+def test_a_cancel_stops_a_move(settings: Settings) -> None:
+    with destination() as to, moving(settings, to.port) as (server, peer):
+        to.pause = 0.3
+        keep(server.archive, *(ct_slice(number=number) for number in range(1, 6)))
+        peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
+        _, first, _ = peer.message()
+        assert first.status == Status.PENDING
+        peer.say(wire.command(9, cancel()))
+        _, responses = peer.collect()
+        assert responses[-1].Status == Status.CANCELLED
+        remaining, completed, failed, warnings = counts(responses[-1])
+        assert remaining
+        assert (remaining + completed, failed, warnings) == (5, 0, 0)
+        assert peer.echoes()
+
+
+def test_a_caller_that_aborts_stops_its_move(settings: Settings) -> None:
+    with destination() as to, moving(settings, to.port) as (server, peer):
+        to.pause = 0.2
+        keep(server.archive, *(ct_slice(number=number) for number in range(1, 30)))
+        peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
+        peer.message()
+        peer.sock.close()
+        server.stop()
+        assert len(to.came) < 20
+
+
+@pytest.mark.req("REQ-DCM-41")
+def test_a_destination_that_takes_only_lossy_syntaxes_gets_nothing(settings: Settings) -> None:
+    with destination(syntaxes=("1.2.840.10008.1.2.4.50",)) as to, moving(settings, to.port) as (server, peer):
+        keep(server.archive, ct_slice())
+        peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
+        _, responses = peer.collect()
+        assert (responses[-1].Status, counts(responses[-1])) == (Status.SUB_OPERATIONS_FAILED, (None, 0, 1, 0))
+        assert to.came == {}
+
+
+@pytest.mark.req("REQ-DCM-41")
+@pytest.mark.parametrize("target", [EXPLICIT, IMPLICIT])
+@pytest.mark.parametrize("kept_in", [EXPLICIT, IMPLICIT, BIG_ENDIAN, DEFLATED, RLE])
+def test_a_destination_without_the_stored_syntax_gets_another_without_loss(
+    settings: Settings, kept_in: str, target: str
+) -> None:
+    """Large enough for several sends."""
+    with destination(syntaxes=(target,)) as to, moving(settings, to.port) as (server, peer):
+        ds = ct_slice(rows=700, columns=701, transfer_syntax=kept_in if kept_in != RLE else EXPLICIT)
+        pixels = ds.pixel_array.copy()
+        if kept_in == RLE:
+            ds.compress(RLE, generate_instance_uid=False)
+        elif kept_in == BIG_ENDIAN:
+            ds.PixelData = pixels.astype(">u2").tobytes()
+        keep(server.archive, ds)
+        peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
+        _, responses = peer.collect()
+        assert (responses[-1].Status, counts(responses[-1])) == (0, (None, 1, 0, 0))
+        syntax, data = to.came[ds.SOPInstanceUID]
+        assert syntax == target
+        sent = read_dataset(BytesIO(data), target == IMPLICIT, True)
+        assert sent.PixelData == pixels.astype("<u2").tobytes()
+        assert sent.PatientName == ds.PatientName
+        if kept_in == target:
+            assert data == data_set(ds)
+
+
+@pytest.mark.req("REQ-DCM-39", "REQ-DCM-70")
+def test_movescu_has_a_study_sent_to_storescp_byte_for_byte(settings: Settings, tmp_path: Path) -> None:
+    need("movescu", "storescp")
+    folder, port = tmp_path / "moved", free_port()
+    folder.mkdir()
+    receiver = subprocess.Popen(["storescp", "+B", "-od", str(folder), "-aet", "DEST", str(port)])
+    try:
+        with running(settings, peers={"DEST": {"host": "127.0.0.1", "port": port}}) as server:
+            slices = write_study(server)
+            peer = server.archive.settings.dicom.callers()["DEST"]
+            deadline = time.monotonic() + 10
+            while True:
+                try:
+                    assert verify(server.archive.settings.dicom, "DEST", peer) == 0
+                    break
+                except AssociationEnd:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+            done = subprocess.run(
+                ["movescu", "-S", "-aec", "MINIPACS", "-aem", "DEST",
+                 "-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={STUDY}", "127.0.0.1", str(server.port)],
+                capture_output=True, text=True, timeout=60, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+    finally:
+        receiver.terminate()
+        receiver.wait()
+    assert bodies(folder) == {ds.SOPInstanceUID: data_set(ds) for ds in slices}
+
+
+@pytest.mark.req("REQ-DCM-01")
+def test_a_peer_is_asked_whether_it_answers(settings: Settings, server: Running) -> None:
+    port = server.port
+    values = settings.model_dump()
+    values["dicom"]["peers"] = {
+        "MINIPACS": {"host": "127.0.0.1", "port": port},
+        "OTHER": {"host": "127.0.0.1", "port": port},
+    }
+    dicom = Settings.model_validate(values).dicom
+    assert verify(dicom, "MINIPACS", dicom.callers()["MINIPACS"]) == 0
+    with pytest.raises(NotAssociated):
+        verify(dicom, "OTHER", dicom.callers()["OTHER"])
