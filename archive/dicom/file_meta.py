@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from archive.errors import UnreadableInstance
+
 IMPLEMENTATION_CLASS_UID = "1.2.826.0.1.3680043.10.1683.1"
 IMPLEMENTATION_VERSION = "MINIPACS_01"
 
@@ -40,3 +42,17 @@ def file_head(meta: FileMeta) -> bytes:
         )
     )
     return bytes(128) + b"DICM" + _element(0x0000, b"UL", struct.pack("<I", len(group))) + group
+
+
+def data_set_offset(path: str) -> int:
+    """Where group 0002 ends in a PS3.10 file, by its group length, which every stored file has.
+
+    Raises:
+        UnreadableInstance: the file does not begin with one.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(144)
+    if len(head) < 144 or head[128:140] != b"DICM\x02\x00\x00\x00UL\x04\x00":
+        raise UnreadableInstance("no File Meta Information at the beginning of the file")
+    return 144 + int(struct.unpack_from("<I", head, 140)[0])

@@ -1,23 +1,28 @@
 """Decoding pixels, with the decoder named for each syntax: what decodes must not depend on what else is installed.
 
+Decoded values are those that were stored, all allocated bits of them: overlays in unused bits are part of an image that
+is to be given or compared without loss. Only for showing are they masked, and colours turned into RGB.
+
 Imports of codecs are inside: they cost up to a second, and most processes never decode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from archive.errors import Unsupported
+from archive.dicom.file_meta import data_set_offset
+from archive.dicom.frames import Frames, Image, opened
+from archive.errors import NotFound, UnreadableInstance, Unsupported
 
 if TYPE_CHECKING:
     import numpy as np
     from pydicom.dataset import Dataset
 
-_DEFLATED = "1.2.840.10008.1.2.1.99"
 _JPEG = "1.2.840.10008.1.2.4."
-_NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", _DEFLATED}
+_NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"}
 # pyjpegls and pylibjpeg are exact; gdcm reads what modalities write as JPEG (docs/decisions: dependencies).
 _PLUGINS = {
     "1.2.840.10008.1.2.5": "pylibjpeg",
@@ -25,6 +30,7 @@ _PLUGINS = {
     **{_JPEG + number: "pyjpegls" for number in ("80", "81")},
     **{_JPEG + number: "pylibjpeg" for number in ("90", "91", "201", "202", "203")},
 }
+_FLOATS = {0x7FE00008: "f4", 0x7FE00009: "f8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,98 @@ def can_decode(transfer_syntax_uid: str) -> bool:
     return transfer_syntax_uid in _NATIVE or transfer_syntax_uid in _PLUGINS
 
 
+def decode(frames: Frames, number: int, *, rgb: bool = False) -> Frame:
+    """One frame, numbered from 1.
+
+    The values have the size and sign that Bits Allocated and Pixel Representation say (single bits: 0 and 1), samples
+    last. `rgb`: for showing: YBR turned into RGB, unused bits masked.
+
+    Raises:
+        Unsupported: a syntax without a decoder, or pixels that cannot be decoded.
+        NotFound: no such frame.
+        UnreadableInstance, OSError: the file cannot be followed, or read.
+    """
+    syntax, image = frames.transfer_syntax_uid, frames.image
+    if not can_decode(syntax) or (image.encapsulated and syntax in _NATIVE):
+        raise Unsupported(f"pixels in transfer syntax {syntax} cannot be decoded here")
+    raw = frames.read(number)
+    try:
+        decoded = _encapsulated(raw, image, syntax, rgb) if image.encapsulated else _native(raw, image, rgb)
+    except Exception as error:  # whatever a codec raises on damaged bytes
+        raise Unsupported(f"frame {number} cannot be decoded: {type(error).__name__}") from error
+    return Frame(_shown(decoded.values, image), decoded.photometric_interpretation) if rgb else decoded
+
+
+def _encapsulated(raw: bytes, image: Image, syntax: str, rgb: bool) -> Frame:
+    import numpy as np
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
+
+    options: dict[str, Any] = {
+        "number_of_frames": 1,
+        "rows": image.rows,
+        "columns": image.columns,
+        "samples_per_pixel": image.samples,
+        "bits_allocated": image.bits_allocated,
+        "bits_stored": image.bits_stored,
+        "pixel_representation": image.signed,
+        "photometric_interpretation": image.photometric,
+        "pixel_keyword": "PixelData",
+    }
+    if image.samples > 1:
+        options["planar_configuration"] = image.planar
+    if not syntax.startswith((_JPEG + "8", _JPEG + "9", _JPEG + "20")):
+        options["correct_unused_bits"] = False  # those of the codecs that hold no sign are corrected always
+    values, properties = get_decoder(UID(syntax)).as_array(
+        encapsulate([raw], has_bot=False), index=0, raw=not rgb, decoding_plugin=_PLUGINS[syntax], **options
+    )
+    container = np.dtype(f"<{'i' if image.signed else 'u'}{image.bits_allocated // 8}")
+    if container.itemsize < values.dtype.itemsize:
+        raise ValueError("decoded values do not fit the bits allocated")
+    return Frame(values.astype(container, copy=False), str(properties["photometric_interpretation"]))
+
+
+def _native(raw: bytes, image: Image, rgb: bool) -> Frame:
+    import numpy as np
+
+    rows, columns, samples = image.rows, image.columns, image.samples
+    if image.bits_allocated == 1:
+        bits = np.unpackbits(np.frombuffer(raw, "u1"), bitorder="little")[: rows * columns * samples]
+        return Frame(bits.reshape((rows, columns) if samples == 1 else (rows, columns, samples)), image.photometric)
+    kind = _FLOATS.get(image.tag) or f"{'i' if image.signed else 'u'}{image.bits_allocated // 8}"
+    values = np.frombuffer(raw, "<" + kind)
+    photometric = image.photometric
+    if samples > 1:
+        if photometric == "YBR_FULL_422":  # two pixels as Y Y Cb Cr
+            pairs = values.reshape(-1, 4)
+            pixels = np.stack([pairs[:, [0, 2, 3]], pairs[:, [1, 2, 3]]], axis=1)
+            values, photometric = pixels.reshape(rows, columns, 3), "YBR_FULL"
+        elif image.planar == 1:
+            values = values.reshape(samples, rows, columns).transpose(1, 2, 0)
+        else:
+            values = values.reshape(rows, columns, samples)
+        if rgb and photometric == "YBR_FULL":
+            from pydicom.pixels.processing import convert_color_space
+
+            values, photometric = convert_color_space(values, "YBR_FULL", "RGB"), "RGB"
+        return Frame(values, photometric)
+    return Frame(values.reshape(rows, columns), photometric)
+
+
+def _shown(values: np.ndarray[Any, Any], image: Image) -> np.ndarray[Any, Any]:
+    """Without what may lie in the bits above Bits Stored."""
+    unused = image.bits_allocated - image.bits_stored
+    if not 0 < unused < image.bits_allocated or image.tag in _FLOATS or image.bits_allocated == 1:
+        return values
+    return (values << unused) >> unused
+
+
+def opened_file(path: str, transfer_syntax_uid: str) -> AbstractContextManager[Frames]:
+    """The frames of a stored PS3.10 file, see `archive.dicom.frames.opened`."""
+    return opened(path, data_set_offset=data_set_offset(path), transfer_syntax_uid=transfer_syntax_uid)
+
+
 def read_header(path: str) -> Dataset:
     """The data set of a stored file up to its pixels. Raises Unsupported when pydicom cannot read it."""
     from pydicom import dcmread
@@ -51,32 +149,16 @@ def read_header(path: str) -> Dataset:
 
 
 def frame(path: str, ds: Dataset, number: int, *, rgb: bool) -> Frame:
-    """One frame, numbered from 1, of a stored file whose header is `ds`; only its bytes are read when they can be told.
-
-    `rgb`: turn YBR into RGB, for showing; else values as the codec gives them (RGB for the JPEG 2000 transforms).
+    """One frame, numbered from 1, of a stored file whose header is `ds`, see `decode`.
 
     Raises:
-        Unsupported: a syntax without a decoder, no such frame, no pixels, or pixels that cannot be decoded.
+        Unsupported: as `decode`; also when there are no pixels, or no such frame.
     """
-    from pydicom import dcmread
-    from pydicom.pixels.utils import pixel_array
-
-    syntax = str(ds.file_meta.TransferSyntaxUID)
-    if not can_decode(syntax):
-        raise Unsupported(f"pixels in transfer syntax {syntax} cannot be decoded here")
-    if not 1 <= number <= count(ds):
-        raise Unsupported(f"there is no frame {number}: the instance has {count(ds)}")
     try:
-        source = (
-            dcmread(path) if syntax == _DEFLATED else path
-        )  # nothing in a deflated file can be told before its time
-        values = pixel_array(source, index=number - 1, raw=not rgb, decoding_plugin=_PLUGINS.get(syntax, ""))
-    except Exception as error:
-        raise Unsupported(f"frame {number} cannot be decoded: {type(error).__name__}") from error
-    photometric = str(ds.get("PhotometricInterpretation", "MONOCHROME2"))
-    if photometric in ("YBR_RCT", "YBR_ICT") or (rgb and photometric.startswith("YBR")):
-        photometric = "RGB"
-    return Frame(values, photometric)
+        with opened_file(path, str(ds.file_meta.TransferSyntaxUID)) as frames:
+            return decode(frames, number, rgb=rgb)
+    except (NotFound, UnreadableInstance) as error:
+        raise Unsupported(str(error)) from error
 
 
 def count(ds: Dataset) -> int:
@@ -88,6 +170,10 @@ def count(ds: Dataset) -> int:
 
 
 def frames(path: str, ds: Dataset) -> Iterator[Frame]:
-    """Every frame in order, as the codec gives it."""
-    for number in range(1, count(ds) + 1):
-        yield frame(path, ds, number, rgb=False)
+    """Every frame in order, as the codec gives it. Raises Unsupported as `frame`."""
+    try:
+        with opened_file(path, str(ds.file_meta.TransferSyntaxUID)) as found:
+            for number in range(1, len(found) + 1):
+                yield decode(found, number)
+    except (NotFound, UnreadableInstance) as error:
+        raise Unsupported(str(error)) from error
