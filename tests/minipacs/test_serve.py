@@ -27,6 +27,7 @@ from tests.server import Server
 def sqlite(tmp_path: Path) -> Iterator[Server]:
     """A server that is not started yet, on SQLite."""
     server = Server(tmp_path / "server")
+    server.folder.mkdir()
     yield server
     if server.process is not None and server.process.poll() is None:
         server.kill()
@@ -36,6 +37,7 @@ def sqlite(tmp_path: Path) -> Iterator[Server]:
 def either(tmp_path: Path, database_url: str) -> Iterator[Server]:
     """A server that is not started yet, on each kind of database."""
     server = Server(tmp_path / "server", database_url)
+    server.folder.mkdir()
     yield server
     if server.process is not None and server.process.poll() is None:
         server.kill()
