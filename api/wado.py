@@ -1,4 +1,4 @@
-"""WADO-RS: studies, series and instances, their metadata and their bulk data (PS3.18 10.4, REQ-DCM-90).
+"""WADO-RS: studies, series and instances, and their metadata (PS3.18 10.4, REQ-DCM-90).
 
 What can be given as it lies is streamed as it lies, a mebibyte at a time. Nothing leaves before the opening row of the
 access is committed (law 4); nothing is ever given with a new loss (REQ-DCM-41).
@@ -18,16 +18,15 @@ from starlette.routing import Route
 
 from api import accept, auth, multipart
 from archive.access import Action, Actor
-from archive.dicom.bulk import bulk_data
+from archive.dicom.file_meta import FileMeta
 from archive.dicom.json import metadata
 from archive.dicom.transcode import targets, transcode
-from archive.errors import InvalidRequest, NotFound, StorageFailed, UnreadableInstance
+from archive.errors import InvalidRequest, NotAcceptable, NotFound, StorageFailed, UnreadableInstance
 from archive.retrieve import Access, Stored, open_access, select
 
 log = structlog.get_logger(__name__)
 
 _UID = re.compile(r"[0-9.]{1,64}", re.ASCII)
-_BULK_PATH = re.compile(r"[0-9A-Fa-f]{8}(/[0-9]{1,9}/[0-9A-Fa-f]{8}){0,32}", re.ASCII)
 
 
 def uid_of(request: Request, name: str) -> str:
@@ -91,37 +90,95 @@ def retrieve(request: Request) -> Response:
         raise StorageFailed("no good copy is left of what was asked for: see «minipacs verify»")
     if not plan:
         raise accept.not_acceptable(offers)
-    status = 200 if len(plan) == len(found) else 206
     if missing:
         log.error("copies are missing", study=found[0].study_instance_uid, instances=len(missing))
-    if not plan[0][1].multipart:
-        return _alone(request, actor, *plan[0])
+    multiple = plan[0][1].multipart
     boundary = multipart.new_boundary()
     syntaxes = {chosen.transfer_syntax for _, chosen in plan}
     common = f"; transfer-syntax={syntaxes.pop()}" if len(syntaxes) == 1 else ""
-    headers = {"Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}{common}'}
+    kind = f'multipart/related; type="application/dicom"; boundary={boundary}{common}'
+    headers = {"Content-Type": kind if multiple else accept.content_type(plan[0][1])}
+    status = 200 if len(plan) == len(found) else 206
     if request.method == "HEAD":
         return Response(None, status, headers)
+    forms: Iterator[_Form] = (_Form(request, one, chosen, wish) for one, chosen in plan)
+    if len(plan) == 1:
+        forms = iter([next(forms)])  # opened before anything is said: it may not be possible
     access = begin(request, [*(one for one, _ in plan), *missing], actor)
     for one in missing:
         access.failed(one)
-    parts = (
-        multipart.Part(accept.content_type(accept.Representation(accept.DICOM, chosen.transfer_syntax)),
-                       _bytes_of(one, chosen.transfer_syntax or "", access), address_of(request, one))
-        for one, chosen in plan
-    )  # fmt: skip
-    return StreamingResponse(multipart.in_threads(multipart.related(parts, boundary)), status, headers)
+    if multiple:
+        body = multipart.related((form.part(access) for form in forms), boundary)
+    else:
+        form = next(forms)
+        headers["Content-Type"] = form.content_type
+        body = form.counted(access)
+    return StreamingResponse(multipart.in_threads(body), status, headers)
 
 
-def _alone(request: Request, actor: Actor, one: Stored, chosen: accept.Representation) -> Response:
-    headers = {"Content-Type": accept.content_type(chosen)}
-    if chosen.transfer_syntax == one.transfer_syntax_uid:
-        headers["Content-Length"] = str(one.file_bytes)
-    if request.method == "HEAD":
-        return Response(None, 200, headers)
-    access = begin(request, [one], actor)
-    pieces = _bytes_of(one, chosen.transfer_syntax or "", access)
-    return StreamingResponse(multipart.in_threads(pieces), 200, headers)
+class _Form:
+    """One instance in the form that was chosen for it, begun: what cannot be made is known from the first piece.
+
+    What cannot be transcoded after all (too long for a native syntax, pixels that no decoder takes) comes as it is
+    stored, where that is accepted (PS3.18 8.7.3.1). Raises NotAcceptable where it is not.
+    """
+
+    def __init__(self, request: Request, one: Stored, chosen: accept.Representation, wish: accept.Wish) -> None:
+        self._one = one
+        self._address = address_of(request, one)
+        syntax = chosen.transfer_syntax or ""
+        try:
+            self._pieces = _pieces_of(one, syntax)
+            self._first = next(self._pieces)
+        except (NotAcceptable, UnreadableInstance) as error:
+            stored = one.transfer_syntax_uid
+            alone = accept.of_objects(stored, (stored,), as_default=stored, single=not chosen.multipart)
+            again = wish.choose(alone)
+            if syntax == stored or again is None or again.multipart != chosen.multipart:
+                raise NotAcceptable(f"an instance can be given only as it is stored: {error}") from error
+            syntax = stored
+            self._pieces = file_pieces(one)
+            self._first = next(self._pieces)
+        self.content_type = accept.content_type(accept.Representation(accept.DICOM, syntax))
+
+    def counted(self, access: Access) -> Iterator[bytes]:
+        """Its bytes; at the end they are counted."""
+        sent = len(self._first)
+        yield self._first
+        for piece in self._pieces:
+            sent += len(piece)
+            yield piece
+        access.count(self._one, sent)
+
+    def part(self, access: Access) -> multipart.Part:
+        """It, as a part of a multipart message."""
+        return multipart.Part(self.content_type, self.counted(access), self._address)
+
+
+def _pieces_of(one: Stored, syntax: str) -> Iterator[bytes]:
+    """The PS3.10 file of an instance: as it lies, else transcoded without loss."""
+    if syntax == one.transfer_syntax_uid:
+        return file_pieces(one)
+    meta = FileMeta(one.sop_class_uid, one.sop_instance_uid, syntax)
+    return read(
+        transcode(
+            one.path,
+            data_set_offset=one.data_set_offset,
+            source_syntax=one.transfer_syntax_uid,
+            target_syntax=syntax,
+            meta=meta,
+        )
+    )
+
+
+def read(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The pieces; a file that cannot be read is StorageFailed. The head comes together with what follows it."""
+    try:
+        head = next(pieces, b"")
+        yield head + next(pieces, b"")
+        yield from pieces
+    except OSError as error:
+        raise StorageFailed(f"the copy cannot be read: {error.strerror}") from error
 
 
 def is_there(one: Stored) -> bool:
@@ -141,16 +198,6 @@ def _offers(one: Stored, *, single: bool) -> tuple[accept.Representation, ...]:
     if accept.EXPLICIT_LE not in syntaxes or stored in accept.LOSSY:
         as_default = stored
     return accept.of_objects(stored, syntaxes, as_default=as_default, single=single)
-
-
-def _bytes_of(one: Stored, syntax: str, access: Access) -> Iterator[bytes]:
-    """The PS3.10 file of an instance, in its own syntax as it lies, else transcoded without loss."""
-    sent = 0
-    pieces = file_pieces(one) if syntax == one.transfer_syntax_uid else transcode(one.path, syntax)
-    for piece in pieces:
-        sent += len(piece)
-        yield piece
-    access.count(one, sent)
 
 
 def file_pieces(one: Stored) -> Iterator[bytes]:
@@ -216,21 +263,10 @@ def _metadata_of(request: Request, one: Stored) -> dict[str, object]:
         raise StorageFailed(f"the copy cannot be read: {error.strerror}") from error
 
 
-def retrieve_bulk_data(request: Request) -> Response:
-    """One value that the metadata only point at, as octets in little endian (PS3.18 10.4.1.1.5)."""
-    actor = auth.demand_right(request, Action.SEE)
-    one = selected(request)[0]
-    path = str(request.path_params["path"]).upper()
-    if not _BULK_PATH.fullmatch(path):
-        raise InvalidRequest("the address names no element")
-    raise NotFound(f"no such element {actor}{one}{bulk_data}")
-
-
 STUDY = "/studies/{study}"
 SERIES = f"{STUDY}/series/{{series}}"
 INSTANCE = f"{SERIES}/instances/{{instance}}"
 routes = [
     *(Route(path, retrieve) for path in (STUDY, SERIES, INSTANCE)),
     *(Route(f"{path}/metadata", retrieve_metadata) for path in (STUDY, SERIES, INSTANCE)),
-    Route(f"{INSTANCE}/bulkdata/{{path:path}}", retrieve_bulk_data),
 ]
