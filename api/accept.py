@@ -207,6 +207,10 @@ def content_type(offer: Representation) -> str:
 # Tables: what each resource can be given as, the preferred first.
 
 METADATA = (Representation("application/dicom+json"),)
+BULK_DATA = (
+    Representation(OCTETS, EXPLICIT_LE, multipart=True, stored=True),
+    Representation(OCTETS, EXPLICIT_LE, stored=True),
+)
 RENDERED = (Representation("image/jpeg"), Representation("image/png"))
 
 

@@ -17,7 +17,7 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import admin, auth, frames, pages, probes, problems, qido, rendered, stow, wado
+from api import admin, auth, bulkdata, frames, pages, probes, problems, qido, rendered, stow, wado
 from archive.clock import monotonic
 from archive.core import Archive
 from archive.errors import ArchiveError, NotAllowed, NotAuthenticated
@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 INGEST_THREADS = 16
 _MACHINES = ("/dicom-web", "/api", "/healthz", "/readyz", "/metrics")  # answered with problems, not with pages
+_FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
 _HEADERS = {
     "content-security-policy": (
         "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; "
@@ -55,7 +56,7 @@ def create_app(archive: Archive) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _validation_error)
 
     app.router.routes.append(Mount("/static", StaticFiles(packages=[("api", "static")]), name="static"))
-    for route in (*wado.routes, *frames.routes, *rendered.routes, *stow.routes):
+    for route in (*wado.routes, *bulkdata.routes, *frames.routes, *rendered.routes, *stow.routes):
         app.router.add_route(f"/dicom-web{route.path}", route.endpoint, methods=sorted(route.methods or ()))
     app.include_router(qido.router, prefix="/dicom-web")
     app.include_router(admin.router)
@@ -93,6 +94,21 @@ def _answer(request: Request, problem: problems.Problem) -> Response:
     return pages.problem_page(request, problem)
 
 
+def _complete_host(scope: Scope) -> None:
+    """Add our port to a Host header that has none, so that the addresses in answers lead back here.
+
+    dicomweb-client leaves it out. Behind a reverse proxy, which says so, the header stands as it is.
+    """
+    headers = dict(scope["headers"])
+    host, server = headers.get(b"host", b""), scope.get("server")
+    usual = {"http": 80, "https": 443}[scope["scheme"]]
+    if not host or not server or not server[1] or server[1] == usual or any(name in headers for name in _FORWARDED):
+        return
+    if b":" not in host.rpartition(b"]")[2]:
+        complete = host + b":" + str(server[1]).encode()
+        scope["headers"] = [(name, complete if name == b"host" else value) for name, value in scope["headers"]]
+
+
 class Shell:
     """What goes around every request: headers, figures, and the answer to a bug."""
 
@@ -104,6 +120,7 @@ class Shell:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        _complete_host(scope)
         status = 0
         started = monotonic()
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 PIECE_BYTES = 1 << 20
+SMALL_BYTES = 64 << 10
 HEADER_BYTES = 8 << 10  # of one header line of a part
 
 
@@ -71,7 +72,24 @@ def _batch(pieces: Iterator[bytes]) -> list[bytes]:
         size += len(piece)
         if size >= PIECE_BYTES:
             break
-    return batch
+    return _joined(batch)
+
+
+def _joined(pieces: list[bytes]) -> list[bytes]:
+    """The same bytes, small neighbours in one piece: each piece costs a system call."""
+    joined: list[bytes] = []
+    small: list[bytes] = []
+    for piece in pieces:
+        if len(piece) < SMALL_BYTES:
+            small.append(piece)
+            continue
+        if small:
+            joined.append(b"".join(small))
+            small = []
+        joined.append(piece)
+    if small:
+        joined.append(b"".join(small))
+    return joined
 
 
 class Receiver(Protocol):

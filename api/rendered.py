@@ -9,8 +9,9 @@ from starlette.routing import Route
 from api import accept, auth
 from api.wado import INSTANCE, begin, is_there, selected, wish_of
 from archive.access import Action
+from archive.dicom import pixels
 from archive.dicom.render import render
-from archive.errors import InvalidRequest, NotAcceptable, StorageFailed, Unsupported
+from archive.errors import InvalidRequest, NotAcceptable, NotFound, StorageFailed, Unsupported
 
 MOST_PIXELS = 16384  # of a side of a viewport
 
@@ -37,6 +38,8 @@ def retrieve_rendered(request: Request) -> Response:
             quality=_number(quality, "quality", 1, 100),
         )
     except Unsupported as error:
+        if frame > pixels.count(pixels.read_header(one.path)):
+            raise NotFound(f"there is no frame {frame}") from error
         raise NotAcceptable(f"this instance has no rendered form: {error}") from error
     access = begin(request, [one], actor)
     access.count(one, len(picture))

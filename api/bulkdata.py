@@ -1,0 +1,69 @@
+"""WADO-RS bulk data: the values that metadata only point at (PS3.18 10.4.1.1.5)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from api import accept, auth, multipart
+from api.wado import INSTANCE, address_of, begin, is_there, read, selected, wish_of
+from archive.access import Action
+from archive.dicom.bulk import bulk_data, bulk_frames
+from archive.errors import InvalidRequest, NotAcceptable, NotFound, StorageFailed, Unsupported
+from archive.retrieve import Stored
+
+_BULK_PATH = re.compile(r"[0-9A-Fa-f]{8}(/[0-9]{1,9}/[0-9A-Fa-f]{8}){0,32}", re.ASCII)
+
+
+def retrieve_bulk_data(request: Request) -> Response:
+    """One value that the metadata only point at, as octets in little endian (PS3.18 10.4.1.1.5)."""
+    actor = auth.demand_right(request, Action.SEE)
+    one = selected(request)[0]
+    path = str(request.path_params["path"]).upper()
+    if not _BULK_PATH.fullmatch(path):
+        raise InvalidRequest("the address names no element")
+    if not is_there(one):
+        raise StorageFailed("no good copy of this instance is left: see «minipacs verify»")
+    stored = one.transfer_syntax_uid
+    try:
+        octets: Iterator[bytes] | None = read(
+            bulk_data(one.path, path, data_set_offset=one.data_set_offset, transfer_syntax_uid=stored)
+        )
+        offers: tuple[accept.Representation, ...] = accept.BULK_DATA
+        encoded: Iterator[bytes] = iter(())
+    except Unsupported as error:
+        octets = None
+        encoded = _encoded_frames(one, path, error)
+        offers = accept.of_frames(stored, decodable=False, lossy=True, single=False)
+    chosen = wish_of(request).demand(offers)
+    kind = accept.content_type(replace(chosen, multipart=False))
+    boundary = multipart.new_boundary()
+    whole = f'multipart/related; type="{chosen.media_type}"; boundary={boundary}' if chosen.multipart else kind
+    if request.method == "HEAD":
+        return Response(None, 200, {"Content-Type": whole})
+    begin(request, [one], actor)
+    address = f"{address_of(request, one)}/bulkdata/{path}"
+    if octets is None:
+        body = multipart.related((multipart.Part(kind, iter((frame,)), address) for frame in encoded), boundary)
+    elif chosen.multipart:
+        body = multipart.related([multipart.Part(kind, octets, address)], boundary)
+    else:
+        body = octets
+    return StreamingResponse(multipart.in_threads(body), 200, {"Content-Type": whole})
+
+
+def _encoded_frames(one: Stored, path: str, why: Unsupported) -> Iterator[bytes]:
+    try:
+        return bulk_frames(
+            one.path, path, data_set_offset=one.data_set_offset, transfer_syntax_uid=one.transfer_syntax_uid
+        )
+    except (NotFound, Unsupported):
+        raise NotAcceptable(f"this value cannot be given: {why}") from None
+
+
+routes = [Route(f"{INSTANCE}/bulkdata/{{path:path}}", retrieve_bulk_data)]
