@@ -6,6 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -45,28 +46,66 @@ def postgres_server() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database of each kind."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'index.sqlite3'}"
+KINDS = ["sqlite", "postgresql"]
+TEMPLATE = "minipacs_template"
+
+
+@contextmanager
+def new_database(kind: str, folder: Path, request: pytest.FixtureRequest, *, template: str = "") -> Iterator[str]:
+    """A database of its own: empty, or a copy of the `template` that `migrated` made."""
+    if kind == "sqlite":
+        if template:
+            shutil.copy(template, folder / "index.sqlite3")
+        yield f"sqlite:///{folder / 'index.sqlite3'}"
         return
     base: str = request.getfixturevalue("postgres_server")
     name = f"t{uuid.uuid4().hex}"
     with psycopg.connect(base, autocommit=True) as conn:
-        conn.execute(f'CREATE DATABASE "{name}"')
+        conn.execute(f'CREATE DATABASE "{name}"' + (f" TEMPLATE {template}" if template else ""))
     yield base.replace("/postgres?", f"/{name}?").replace("postgresql://", "postgresql+psycopg://")
     with psycopg.connect(base, autocommit=True) as conn:
         conn.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
-@pytest.fixture
-def settings(database_url: str, tmp_path: Path) -> Settings:
+@pytest.fixture(params=KINDS)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of each kind."""
+    with new_database(request.param, tmp_path, request) as url:
+        yield url
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def module_database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An empty database of each kind, for all tests of a module."""
+    with new_database(request.param, tmp_path_factory.mktemp("database"), request) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file with the schema, to copy."""
+    path = tmp_path_factory.mktemp("template") / "template.sqlite3"
+    upgrade(f"sqlite:///{path}")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def migrated_postgresql(postgres_server: str) -> str:
+    """A database with the schema, to copy."""
+    with psycopg.connect(postgres_server, autocommit=True) as conn:
+        conn.execute(f"CREATE DATABASE {TEMPLATE}")
+    upgrade(postgres_server.replace("/postgres?", f"/{TEMPLATE}?").replace("postgresql://", "postgresql+psycopg://"))
+    return TEMPLATE
+
+
+@pytest.fixture(params=KINDS)
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
     """Settings of an archive of its own, in the test's folder, its schema made."""
-    upgrade(database_url)
-    return Settings.model_validate(
-        {"data_dir": tmp_path / "data", "database": {"url": database_url}, "storage": {"reserve_bytes": 0}}
-    )
+    template = request.getfixturevalue(f"migrated_{request.param}")
+    with new_database(request.param, tmp_path, request, template=template) as url:
+        yield Settings.model_validate(
+            {"data_dir": tmp_path / "data", "database": {"url": url}, "storage": {"reserve_bytes": 0}}
+        )
 
 
 @pytest.fixture

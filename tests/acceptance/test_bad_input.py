@@ -92,9 +92,10 @@ def alive(server: Server) -> None:
     assert httpx.get(f"{server.web}/readyz").status_code == 200
 
 
-def seen(server: Server) -> int:
+def seen(server: Server, study: str = "") -> int:
     """Instances that anybody can find."""
-    studies = find(server, StudyRoot, QueryRetrieveLevel="STUDY", StudyInstanceUID="", NumberOfStudyRelatedInstances="")
+    keys = {"QueryRetrieveLevel": "STUDY", "NumberOfStudyRelatedInstances": ""}
+    studies = find(server, StudyRoot, StudyInstanceUID=study, **keys)
     return sum(int(study.NumberOfStudyRelatedInstances) for study in studies)
 
 
@@ -179,26 +180,31 @@ def test_a_uid_other_than_the_announced_one_is_a900(shared: Server) -> None:
 
 @pytest.mark.req("REQ-DCM-15")
 def test_other_content_under_the_same_uid_is_c0d1(server: Server) -> None:
-    first = ct_slice()
-    other = ct_slice(number=2, SOPInstanceUID=first.SOPInstanceUID)
+    uids = {"StudyInstanceUID": new_uid(), "SeriesInstanceUID": new_uid()}
+    first = ct_slice(**uids)
+    other = ct_slice(number=2, SOPInstanceUID=first.SOPInstanceUID, **uids)
     assert store(server, first) == 0x0000
     assert store(server, first) == 0x0000
     assert store(server, other) == 0xC0D1
-    assert seen(server) == 1
+    assert seen(server, uids["StudyInstanceUID"]) == 1
     with server.client("radiologist") as client:
         items = client.get("/api/v1/work-items?kind=uid_conflict&state=open").json()["items"]
     assert [item["kind"] for item in items] == ["uid_conflict"]
 
 
 @pytest.mark.req("REQ-DCM-03")
-def test_an_association_cut_in_mid_object_leaves_nothing(server: Server) -> None:
+def test_an_association_cut_in_mid_object_leaves_nothing(shared: Server) -> None:
+    before = seen(shared), _files(shared)
     raw = data_set(ct_slice(rows=512, columns=512))
     with pytest.raises((OSError, struct.error)):
-        _store_half(server, raw)
+        _store_half(shared, raw)
     time.sleep(0.5)
-    alive(server)
-    assert seen(server) == 0
-    assert [path for path in (server.data_dir / "hot").rglob("*") if path.is_file()] == []
+    alive(shared)
+    assert (seen(shared), _files(shared)) == before
+
+
+def _files(server: Server) -> set[Path]:
+    return {path for path in (server.data_dir / "hot").rglob("*") if path.is_file()}
 
 
 def _store_half(server: Server, raw: bytes) -> None:

@@ -21,7 +21,7 @@ from pynetdicom.sop_class import PatientRootQueryRetrieveInformationModelFind as
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as StudyRoot
 from sqlalchemy import create_engine, text
 
-from tests.builders import ct_slice
+from tests.builders import ct_slice, new_uid
 from tests.conftest import need
 from tests.server import Server
 
@@ -56,7 +56,7 @@ def digests(paths: list[Path]) -> dict[str, str]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def stored(server: Server) -> Server:
     need("storescu", "getscu", "movescu", "storescp", "findscu")
     tool("storescu", "-aec", "MINIPACS", "-aet", "CT1", "127.0.0.1", server.dicom_port, *CT)
@@ -226,7 +226,8 @@ def parts_digests(response: httpx.Response) -> dict[str, str]:
 
 @pytest.mark.req("REQ-DCM-93", "REQ-DCM-94")
 def test_a_study_comes_through_stow_and_is_found_by_qido(server: Server) -> None:
-    datasets = [ct_slice(number=number, rows=64, columns=64) for number in range(1, 4)]
+    uids = {"StudyInstanceUID": new_uid(), "SeriesInstanceUID": new_uid()}
+    datasets = [ct_slice(number=number, rows=64, columns=64, **uids) for number in range(1, 4)]
     token = server.token("technologist")
     web = DICOMwebClient(f"{server.web}/dicom-web", headers={"Authorization": f"Bearer {token}"})
     web.store_instances(datasets)
@@ -241,7 +242,7 @@ def test_a_study_comes_through_stow_and_is_found_by_qido(server: Server) -> None
 
 def audit_rows(server: Server) -> list[dict[str, object]]:
     with server.client("auditor") as client:
-        return list(client.get("/api/v1/audit").json()["items"])
+        return list(client.get("/api/v1/audit?limit=1000").json()["items"])
 
 
 @pytest.mark.req("REQ-SEC-20")
