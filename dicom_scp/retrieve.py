@@ -32,7 +32,7 @@ from dicom_scp.transport import Transport
 log = structlog.get_logger(__name__)
 
 _PENDING_SECONDS = 0.5  # between two pending responses
-_MOST_BREAKS = 3  # associations lost to one destination before the rest counts as failed
+_MOST_BREAKS = 3  # associations lost in a row, without an instance taken, before the rest counts as failed
 _UI_LIMIT = 0xFFFE  # bytes of a UI in explicit little endian
 
 
@@ -183,15 +183,17 @@ def _transfer(
     is idempotent. Raises AssociationEnd when the destination is given up."""
     proposed = propose(retrieval.stored)
     caller = _Caller(retrieval)
-    breaks, retried = 0, None
+    breaks, taken, retried = 0, 0, None
     while retrieval.current is not None:
         requestor = Requestor.open(archive.settings.dicom, request.destination, peer, proposed, opened=attach)
         try:
             with requestor:
                 _feed(requestor, caller, exchange, message, request=request, access=access)
         except AssociationEnd as error:
-            breaks += 1
-            if breaks > _MOST_BREAKS:
+            counts = retrieval.counts
+            breaks = breaks + 1 if counts.completed + counts.warning == taken else 1
+            taken = counts.completed + counts.warning
+            if breaks == _MOST_BREAKS:
                 raise
             log.warning("the association to the destination was lost", why=str(error), scope=request.scope)
             one = retrieval.current
