@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from archive.dicom import elements
+from archive.dicom import elements, values
 from archive.dicom.elements import Encoding
 from archive.dicom.frames import Frames, image_in
-from archive.dicom.json import WORDS, ambiguous, pixel_representation, swapped
+from archive.dicom.json import ambiguous, pixel_representation
 from archive.dicom.source import Source
 from archive.dicom.tree import Element, parse
 from archive.errors import NotFound, Unsupported
@@ -24,7 +24,7 @@ def bulk_data(path: str, tag_path: str, *, data_set_offset: int, transfer_syntax
 
     Raises:
         NotFound: there is no such element, or it is a sequence.
-        Unsupported: encapsulated pixel data, or big endian words of another size than their VR says.
+        Unsupported: encapsulated pixel data.
         UnreadableInstance, OSError: the file cannot be followed, or read.
     """
     pieces = _pieces(path, tag_path, data_set_offset, transfer_syntax_uid)
@@ -63,12 +63,10 @@ def _pieces(path: str, tag_path: str, data_set_offset: int, transfer_syntax_uid:
         vr = ambiguous(element, signed)
         if element.undefined:
             raise Unsupported("encapsulated: its frames are given, each in its own part")
-        if not element.encoding.little and element.length % WORDS.get(vr, 1):
-            raise Unsupported("big endian words that are cut off")
         yield b""  # found
         for position in range(element.value, element.end, PIECE_BYTES):
             raw = source.read(position, min(PIECE_BYTES, element.end - position))
-            yield swapped(raw, vr, element.encoding)
+            yield values.little_endian(raw, vr, little=element.encoding.little)
 
 
 def _find(source: Source, encoding: Encoding, tag_path: str) -> tuple[Element, list[Element], int]:

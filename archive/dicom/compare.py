@@ -2,38 +2,39 @@
 
 Other bytes under one SOP Instance UID are often the same image: sent again in another lossless syntax, with other
 padding, another character set, implicit instead of explicit VRs. Before a sender is accused of a conflict, elements
-are compared by meaning and pixels decoded. In doubt the answer is no: then both are kept.
+are compared by meaning, all of them, also those behind the pixels, and pixels decoded. In doubt the answer is no: then
+both are kept.
 """
 
 from __future__ import annotations
 
-import struct
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import zip_longest
 
-import structlog
+from archive.dicom import pixels, values
+from archive.dicom.charset import LATIN1, terms
+from archive.dicom.elements import PIXEL_TAGS, opened
+from archive.dicom.file_meta import data_set_offset
+from archive.dicom.frames import Frames, image_in
+from archive.dicom.json import ambiguous, pixel_representation
+from archive.dicom.source import Source
+from archive.dicom.tree import Element, parse
+from archive.errors import NotFound, UnreadableInstance, Unsupported
 
-from archive.dicom import pixels
-from archive.dicom.charset import decode
-from archive.errors import Unsupported
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
-
-log = structlog.get_logger(__name__)
-
-# Pixels are compared decoded; these say how they, and text, were encoded.
+_CHARSET = 0x00080005
+# Pixels are compared decoded; these say how they, and text, are encoded.
 _ENCODING = {
-    0x00080005,  # Specific Character Set: values are compared as text
+    0x00080001,  # Length to End (retired)
+    _CHARSET,
     0x00280004,  # Photometric Interpretation: compared after decoding
     0x00280006,  # Planar Configuration
     0x7FE00001,  # Extended Offset Table
     0x7FE00002,  # its lengths
-    0x7FE00010,  # Pixel Data
     0xFFFCFFFC,  # Data Set Trailing Padding
+    *PIXEL_TAGS,
 }
-_NUMBERS = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d", "UV": "Q", "SV": "q"}
-_MAX_DEPTH = 32
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,90 +45,125 @@ class Copy:
     transfer_syntax_uid: str
 
 
+@dataclass(frozen=True, slots=True)
+class _DataSet:
+    """One side of the comparison: elements, and what decides how they are read."""
+
+    copy: Copy
+    source: Source
+    elements: list[Element]
+    charsets: tuple[str, ...] = ()
+    signed: int = 0
+
+    def within(self, elements: list[Element]) -> _DataSet:
+        """The same for an item, which inherits; also makes the root's own facts known."""
+        charsets = next((self._terms(one) for one in elements if one.tag == _CHARSET), ()) or self.charsets
+        signed = pixel_representation(self.source, elements, self.signed)
+        return _DataSet(self.copy, self.source, elements, charsets, signed)
+
+    def _terms(self, element: Element) -> tuple[str, ...]:
+        return terms(self.source.read(element.value, element.length))
+
+    def compared(self) -> list[Element]:
+        """Elements that have a meaning of their own, ascending."""
+        kept = [one for one in self.elements if one.tag not in _ENCODING and one.tag & 0xFFFF]
+        return sorted(kept, key=lambda element: element.tag)
+
+
 def same_meaning(one: Copy, other: Copy) -> bool:
     """Whether two stored files hold the same object. False in any doubt; never raises for bad content.
 
-    Memory is that of two headers and two decoded frames.
+    Memory is that of two trees of elements and two decoded frames.
     """
     try:
-        first, second = pixels.read_header(one.path), pixels.read_header(other.path)
-        return _normal(first) == _normal(second) and _same_pixels(one, first, other, second)
-    except (Unsupported, OSError):
-        return False
-    except Exception as error:  # what pydicom raises on damaged values is not ours to list
-        log.warning("two objects under one UID cannot be compared", error=type(error).__name__)
+        with ExitStack() as stack:
+            first, second = (_opened(stack, copy) for copy in (one, other))
+            return _same(first, second)
+    except (UnreadableInstance, Unsupported, NotFound, OSError):
         return False
 
 
-def _same_pixels(one: Copy, first: Dataset, other: Copy, second: Dataset) -> bool:
-    import numpy as np
-
-    has = [_has_pixels(copy.path, ds) for copy, ds in ((one, first), (other, second))]
-    if has == [False, False]:
-        return True
-    if has != [True, True] or pixels.count(first) != pixels.count(second):
-        return False
-    return all(
-        a.photometric_interpretation == b.photometric_interpretation and np.array_equal(a.values, b.values)
-        for a, b in zip(pixels.frames(one.path, first), pixels.frames(other.path, second), strict=True)
+def _opened(stack: ExitStack, copy: Copy) -> _DataSet:
+    offset = data_set_offset(copy.path)
+    source, encoding = stack.enter_context(
+        opened(copy.path, data_set_offset=offset, transfer_syntax_uid=copy.transfer_syntax_uid)
     )
+    elements = parse(source, encoding)
+    return _DataSet(copy, source, elements).within(elements)
 
 
-def _has_pixels(path: str, ds: Dataset) -> bool:
-    """Whether there is anything behind the header. Float pixels count: they cannot be decoded here, so in doubt no."""
-    from pydicom import dcmread
-
-    if "Rows" in ds or "NumberOfFrames" in ds:
-        return True
-    whole = dcmread(path, defer_size=1024, specific_tags=[0x7FE00010, 0x7FE00008, 0x7FE00009])
-    return any(tag in whole for tag in (0x7FE00010, 0x7FE00008, 0x7FE00009))
+def _same(one: _DataSet, other: _DataSet) -> bool:
+    for a, b in zip_longest(one.compared(), other.compared()):
+        if a is None or b is None or a.tag != b.tag or not _same_element(one, a, other, b):
+            return False
+    return _same_pixels(one, other)
 
 
-def _normal(ds: Dataset, depth: int = 0, around: tuple[str, ...] = ()) -> dict[int, Any]:
-    """Values by tag, freed from their encoding."""
-    if depth > _MAX_DEPTH:
-        raise Unsupported("sequences are nested too deep")
-    charsets = _terms(ds.get("SpecificCharacterSet")) or around
-    found: dict[int, Any] = {}
-    for element in ds:
-        tag = int(element.tag)
-        if tag in _ENCODING or tag & 0xFFFF == 0 or tag >> 16 == 0x0002:
-            continue
-        if element.VR == "SQ":
-            found[tag] = [_normal(item, depth + 1, charsets) for item in element.value]
-        else:
-            found[tag] = _value(element.VR, element.value, charsets)
-    return found
+def _same_element(one: _DataSet, a: Element, other: _DataSet, b: Element) -> bool:
+    if a.items is not None and b.items is not None:
+        return len(a.items) == len(b.items) and all(
+            _same(one.within(x), other.within(y)) for x, y in zip(a.items, b.items, strict=True)
+        )
+    if a.items is not None or b.items is not None:
+        return not a.length and not b.length
+    vrs = ambiguous(a, one.signed), ambiguous(b, other.signed)
+    if max(a.length, b.length) > _PIECE:
+        return _same_bytes(one, a, other, b)
+    raw = [side.source.read(element.value, element.length) for side, element in ((one, a), (other, b))]
+    if all(vr in values.TEXT for vr in vrs):
+        return _parts(raw[0], vrs[0], one) == _parts(raw[1], vrs[1], other)
+    little = [
+        values.little_endian(data, vr, little=element.encoding.little)
+        for data, vr, element in zip(raw, vrs, (a, b), strict=True)
+    ]
+    return little[0] == little[1] or _unpadded(little[0], vrs) == _unpadded(little[1], vrs)
 
 
-def _value(vr: str, value: Any, charsets: tuple[str, ...]) -> bytes:
-    """A value as bytes that do not depend on VR encoding, padding, byte order or character set."""
-    if value is None:
-        return b""
-    if isinstance(value, bytes):
-        text = decode(_unpadded(value), charsets) if vr == "UN" else ""
-        return text.encode() if text.isprintable() and text else _unpadded(value)
-    if vr in _NUMBERS:
-        many = value if isinstance(value, list) or hasattr(value, "__iter__") else [value]
-        return _unpadded(b"".join(struct.pack("<" + _NUMBERS[vr], number) for number in many))
-    if vr == "AT":
-        many = value if hasattr(value, "__iter__") else [value]
-        return _unpadded(b"".join(struct.pack("<HH", int(tag) >> 16, int(tag) & 0xFFFF) for tag in many))
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
-        return _text(value)
-    return b"\\".join(_text(one) for one in value)
+def _parts(raw: bytes, vr: str, side: _DataSet) -> list[str]:
+    """The values of a text without padding."""
+    text = values.text(raw, vr, side.charsets, fallback=LATIN1)
+    return [text] if vr in values.ONE_VALUE else [part.strip(" \0") for part in text.split("\\")]
 
 
-def _terms(value: Any) -> tuple[str, ...]:
-    """The defined terms of a Specific Character Set as pydicom gives it."""
-    return tuple(map(str, value)) if value and not isinstance(value, str) else ((value,) if value else ())
-
-
-def _unpadded(raw: bytes) -> bytes:
-    """Without the one byte that makes a length even; numbers too, so that they compare with VR UN."""
+def _unpadded(raw: bytes, vrs: tuple[str, str]) -> bytes:
+    """Without the byte that makes a length even, where a VR may have one."""
+    if any(values.unit(vr) > 1 for vr in vrs):
+        return raw
     return raw[:-1] if raw.endswith((b"\0", b" ")) else raw
 
 
-def _text(value: Any) -> bytes:
-    original = getattr(value, "original_string", None)
-    return str(original if original else value).strip(" \0").encode()
+def _same_bytes(one: _DataSet, a: Element, other: _DataSet, b: Element) -> bool:
+    """Long values, a piece at a time. Other byte orders, or other padding, are in doubt."""
+    if a.length != b.length or a.encoding.little != b.encoding.little or a.undefined != b.undefined:
+        return False
+    return all(
+        one.source.read(a.value + at, min(_PIECE, a.length - at))
+        == other.source.read(b.value + at, min(_PIECE, b.length - at))
+        for at in range(0, a.length, _PIECE)
+    )
+
+
+def _same_pixels(one: _DataSet, other: _DataSet) -> bool:
+    sides = (one, other)
+    elements = [next((element for element in side.elements if element.tag in PIXEL_TAGS), None) for side in sides]
+    if elements == [None, None]:
+        return True
+    if elements[0] is None or elements[1] is None or elements[0].tag != elements[1].tag:
+        return False
+    images = [image_in(side.source, side.elements) for side in sides]
+    syntaxes = [side.copy.transfer_syntax_uid for side in sides]
+    if images[0] is None or images[1] is None:
+        return False
+    alike = images[0].photometric == images[1].photometric and images[0].planar == images[1].planar
+    comparable = alike and (syntaxes[0] == syntaxes[1] or not images[0].encapsulated)
+    if comparable and _same_bytes(one, elements[0], other, elements[1]):
+        return True
+    first, second = Frames(one.source, images[0], syntaxes[0]), Frames(other.source, images[1], syntaxes[1])
+    return len(first) == len(second) and all(_same_frame(first, second, number) for number in range(1, len(first) + 1))
+
+
+def _same_frame(first: Frames, second: Frames, number: int) -> bool:
+    import numpy as np
+
+    a, b = pixels.decode(first, number), pixels.decode(second, number)
+    return a.photometric_interpretation == b.photometric_interpretation and np.array_equal(a.values, b.values)

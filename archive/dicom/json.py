@@ -20,7 +20,6 @@ INLINE_BYTES = 1024  # of binary values; longer ones are bulk data
 INLINE_TEXT_BYTES = 1 << 20  # of all other values
 _CHARSET = 0x00080005
 _PIXEL_REPRESENTATION = 0x00280103
-WORDS = {"OW": 2, "OL": 4, "OF": 4, "OD": 8, "OV": 8}  # bytes that turn together with the byte order
 
 BulkUri = Callable[[str], str]
 
@@ -121,7 +120,10 @@ class JsonReader:
             return {"vr": vr, "BulkDataURI": self._bulk_uri(path)}
         raw = self._source.read(element.value, element.length)
         if binary or vr == "SQ":
-            return {"vr": vr if binary else "UN", "InlineBinary": _base64(swapped(raw, vr, element.encoding))}
+            return {
+                "vr": vr if binary else "UN",
+                "InlineBinary": _base64(values.little_endian(raw, vr, little=element.encoding.little)),
+            }
         content: list[Any] | None
         if vr in values.NUMBERS or vr == "AT":
             content = values.of_numbers(raw, vr, little=element.encoding.little)
@@ -131,17 +133,6 @@ class JsonReader:
             self.beyond_ascii = self.beyond_ascii or not raw.isascii()
             content = values.of_text(values.text(raw, vr, charsets, fallback=self._fallback), vr)
         return {"vr": vr, "Value": content} if content else {"vr": vr}
-
-
-def swapped(raw: bytes, vr: str, encoding: Encoding) -> bytes:
-    """Binary words in little endian, as bulk data are always given (PS3.18 Annex F.2.7)."""
-    size = WORDS.get(vr, 1)
-    if encoding.little or size == 1 or len(raw) % size:
-        return raw
-    turned = bytearray(len(raw))
-    for byte in range(size):
-        turned[byte::size] = raw[size - 1 - byte :: size]
-    return bytes(turned)
 
 
 def _base64(raw: bytes) -> str:

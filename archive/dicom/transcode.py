@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from archive.dicom import pixels
+from archive.dicom import pixels, values
 from archive.dicom.elements import EXPLICIT_LE, IMPLICIT_LE, LONG, PIXEL_TAGS, Encoding, encoding_of
 from archive.dicom.file_meta import FileMeta, file_head
 from archive.dicom.json import ambiguous, pixel_representation
@@ -28,8 +28,6 @@ _TARGETS = {EXPLICIT: EXPLICIT_LE, IMPLICIT: IMPLICIT_LE}
 _NOT_COMPRESSED = {EXPLICIT, IMPLICIT, "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"}
 # A codec's own colour transform or subsampling is undone by decoding it.
 _LOSSY_JPEG = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
-_SWAPPED = {"AT": 2, "US": 2, "SS": 2, "OW": 2, "UL": 4, "SL": 4, "FL": 4, "OL": 4, "OF": 4}
-_SWAPPED |= {"FD": 8, "OD": 8, "UV": 8, "SV": 8, "OV": 8}
 _PHOTOMETRIC, _PLANAR, _PIXEL_DATA = 0x00280004, 0x00280006, 0x7FE00010
 _OFFSET_TABLES = {0x7FE00001, 0x7FE00002, 0x7FE00003}
 _PIECE = 1 << 20
@@ -181,21 +179,11 @@ class _Writer:
         vr = ambiguous(element, self._representation)
         odd = element.length % 2
         yield self.head(element.tag, vr, element.length + odd)
-        unit = 1 if element.encoding.little else _SWAPPED.get(vr, 1)
         for piece in self._copy(element.value, element.end):
-            yield piece if unit == 1 else _swap(piece, unit)
+            yield values.little_endian(piece, vr, little=element.encoding.little)
         if odd:
             yield b"\0" if vr in ("OB", "UN", "UI") else b" "
 
     def _copy(self, start: int, end: int) -> Iterator[bytes]:
         for position in range(start, end, _PIECE):
             yield self._source.read(position, min(_PIECE, end - position))
-
-
-def _swap(piece: bytes, unit: int) -> bytes:
-    """Every `unit` bytes turned round; an odd rest, which no valid value has, stays as it is."""
-    whole = len(piece) // unit * unit
-    turned = bytearray(piece)
-    for place in range(unit):
-        turned[place:whole:unit] = piece[unit - 1 - place : whole : unit]
-    return bytes(turned)

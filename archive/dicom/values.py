@@ -14,7 +14,14 @@ from archive.dicom.charset import decode
 TEXT_OF_CHARSET: Final = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 ONE_VALUE: Final = frozenset({"LT", "ST", "UT", "UR"})
 BINARY: Final = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
+TEXT: Final = TEXT_OF_CHARSET | {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "UR"}
 NUMBERS: Final = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "UV": "Q", "SV": "q", "FL": "f", "FD": "d"}
+# bytes that turn round together with the byte order
+_UNITS = {
+    **dict.fromkeys(("AT", "OW", "SS", "US"), 2),
+    **dict.fromkeys(("FL", "OF", "OL", "SL", "UL"), 4),
+    **dict.fromkeys(("FD", "OD", "OV", "SV", "UV"), 8),
+}
 _KEEPS_LEADING = frozenset({"LT", "ST", "UT", "UC"})  # leading spaces are significant (PS3.5 §6.2)
 _SAFE_INTEGER = 1 << 53  # beyond, a JSON number is not exact everywhere
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
@@ -66,6 +73,23 @@ def of_numbers(raw: bytes, vr: str, *, little: bool) -> list[Any] | None:
     if code in "Qq":
         return [value if abs(value) <= _SAFE_INTEGER else str(value) for value in values]
     return list(values)
+
+
+def unit(vr: str) -> int:
+    """How many bytes of a value turn round together with the byte order."""
+    return _UNITS.get(vr, 1)
+
+
+def little_endian(raw: bytes, vr: str, *, little: bool) -> bytes:
+    """A value in little endian. A rest that is no whole number, which no valid value has, stays as it is."""
+    size = _UNITS.get(vr, 1)
+    if little or size == 1:
+        return raw
+    turned = bytearray(raw)
+    whole = len(raw) // size * size
+    for place in range(size):
+        turned[place:whole:size] = raw[size - 1 - place : whole : size]
+    return bytes(turned)
 
 
 def _finite(value: float) -> float | str:

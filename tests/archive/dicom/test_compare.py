@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    MPEG4HP41,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -18,6 +22,7 @@ from pydicom.uid import (
 
 from archive.dicom.compare import Copy, same_meaning
 from tests.builders import ct_slice, part10
+from tests.conftest import need
 
 Put = Callable[[Dataset], Copy]
 
@@ -95,6 +100,47 @@ def test_one_other_pixel_is_another_content(put: Put) -> None:
     other = slice_of()
     other.PixelData = other.PixelData[:-2] + bytes((other.PixelData[-2] ^ 1, other.PixelData[-1]))
     assert not same_meaning(put(slice_of()), put(other))
+
+
+def test_what_lies_behind_the_pixels_counts(put: Put) -> None:
+    """Some modalities keep images in private elements there."""
+    one, other = slice_of(), slice_of()
+    for ds, value in ((one, b"\1\2"), (other, b"\1\3")):
+        ds.add_new(0x7FE10010, "LO", "MINIPACS TEST")
+        ds.add_new(0x7FE11001, "OB", value)
+    assert same_meaning(put(one), put(one))
+    assert not same_meaning(put(one), put(other))
+    assert not same_meaning(put(one), put(slice_of()))
+
+
+def test_an_overlay_in_unused_bits_counts(put: Put) -> None:
+    one, other = slice_of(), slice_of()
+    one.compress(RLELossless, encoding_plugin="pylibjpeg", generate_instance_uid=False)
+    pixels = bytearray(other.PixelData)
+    pixels[1] |= 0x80
+    other.PixelData = bytes(pixels)
+    assert not same_meaning(put(one), put(other))
+
+
+def test_videos_are_compared_as_they_are(put: Put) -> None:
+    one, other = (slice_of(MPEG4HP41, NumberOfFrames=5) for _ in range(2))
+    one.PixelData = encapsulate([b"video"], has_bot=False)
+    other.PixelData = encapsulate([b"movie"], has_bot=False)
+    assert same_meaning(put(one), put(one))
+    assert not same_meaning(put(one), put(other))
+
+
+@pytest.mark.req("REQ-DCM-15")
+@pytest.mark.parametrize(("encode", "decode"), [("dcmcjpls", "dcmdjpls"), ("dcmcrle", "dcmdrle")])
+def test_what_dcmtk_compressed_without_loss_means_the_same(put: Put, tmp_path: Path, encode: str, decode: str) -> None:
+    need(encode, decode)
+    plain = put(slice_of())
+    packed, back = str(tmp_path / "packed.dcm"), str(tmp_path / "back.dcm")
+    subprocess.run([encode, "--uid-never", plain.path, packed], check=True)
+    subprocess.run([decode, packed, back], check=True)
+    syntax = str(pydicom.dcmread(packed).file_meta.TransferSyntaxUID)
+    assert same_meaning(plain, Copy(packed, syntax))
+    assert same_meaning(Copy(back, ExplicitVRLittleEndian), Copy(packed, syntax))
 
 
 def test_pixels_that_cannot_be_decoded_are_in_doubt(put: Put) -> None:
