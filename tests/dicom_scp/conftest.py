@@ -1,4 +1,4 @@
-"""A DICOM server in a thread, on a free port. One database is enough here: the archive's own tests run on both."""
+"""A DICOM server in a thread, on a free port."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ from archive.config import Settings
 from archive.core import Archive, open_archive
 from archive.schema import audit, instance
 from dicom_scp.server import serve
+from tests.conftest import new_database
 
 
-@pytest.fixture(params=["sqlite"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'index.sqlite3'}"
+@pytest.fixture
+def settings(migrated_sqlite: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Settings]:
+    """One database is enough for the wire: the archive's own tests, and the acceptance tests, run on both."""
+    with new_database("sqlite", tmp_path, request, template=migrated_sqlite) as url:
+        yield Settings.model_validate(
+            {"data_dir": tmp_path / "data", "database": {"url": url}, "storage": {"reserve_bytes": 0}}
+        )
 
 
 class Running:
