@@ -81,7 +81,7 @@ def echoes(server: Server) -> bool:
     return bool(status and status.Status == 0x0000)
 
 
-@pytest.mark.req("REQ-FACE-01", "REQ-FACE-03")
+@pytest.mark.req("REQ-FACE-03", "REQ-FACE-05")
 def test_from_nothing_to_every_edge_and_back_to_nothing(either: Server) -> None:
     either.start()
     assert httpx.get(f"{either.web}/healthz", timeout=5).status_code == 200
@@ -145,7 +145,7 @@ def test_one_edge_alone_says_what_is_missing(sqlite: Server) -> None:
     assert sqlite.stop() == 0
 
 
-@pytest.mark.req("REQ-FACE-03")
+@pytest.mark.req("REQ-FACE-03", "REQ-FACE-05")
 def test_two_supervisors_make_one_archive(tmp_path: Path, database_url: str) -> None:
     """`--only` on several hosts: here two supervisors on one database and folder."""
     dicom = Server(tmp_path / "server", database_url)
