@@ -6,29 +6,24 @@ what came lossy adds no loss; it stays marked (0028,2110). Nothing here compress
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from archive.dicom import pixels, values
-from archive.dicom.elements import EXPLICIT_LE, IMPLICIT_LE, LONG, PIXEL_TAGS, Encoding, encoding_of
+from archive.dicom.elements import EXPLICIT_LE, IMPLICIT_LE, LONG, UNDEFINED, Encoding, opened
 from archive.dicom.file_meta import FileMeta, file_head
+from archive.dicom.frames import Frames, image_in
 from archive.dicom.json import ambiguous, pixel_representation
 from archive.dicom.source import Source
 from archive.dicom.tree import Element, parse
-from archive.errors import NotAcceptable, Unsupported
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
+from archive.errors import NotAcceptable, NotFound, Unsupported
 
 EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
 _TARGETS = {EXPLICIT: EXPLICIT_LE, IMPLICIT: IMPLICIT_LE}
-_NOT_COMPRESSED = {EXPLICIT, IMPLICIT, "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"}
 # A codec's own colour transform or subsampling is undone by decoding it.
 _LOSSY_JPEG = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
-_PHOTOMETRIC, _PLANAR, _PIXEL_DATA = 0x00280004, 0x00280006, 0x7FE00010
+_PHOTOMETRIC, _PLANAR, _LOSSY, _PIXEL_DATA = 0x00280004, 0x00280006, 0x00282110, 0x7FE00010
 _OFFSET_TABLES = {0x7FE00001, 0x7FE00002, 0x7FE00003}
 _PIECE = 1 << 20
 _LONGEST = 0xFFFFFFFE
@@ -71,66 +66,44 @@ def native_pieces(path: str, *, data_set_offset: int, source_syntax: str, target
     """
     if target_syntax not in targets(source_syntax):
         raise NotAcceptable(f"what is stored in {source_syntax} cannot be given in {target_syntax}")
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        encoding = encoding_of(source_syntax)
-        length = os.fstat(fd).st_size - data_set_offset
-        source = Source(fd, offset=data_set_offset, length=length, deflated=encoding.deflated)
-        elements = parse(source, encoding)
-        writer = _Writer(source, _TARGETS[target_syntax], pixel_representation(source, elements, 0))
-        decoded = None
-        if source_syntax not in _NOT_COMPRESSED and any(element.tag in PIXEL_TAGS for element in elements):
-            decoded = _Decoded(path, lossy_jpeg=source_syntax in _LOSSY_JPEG)
-        for element in elements:
-            if decoded is None:
-                yield from writer.element(element)
-            elif element.tag == _PHOTOMETRIC:
-                yield writer.made(element.tag, "CS", decoded.photometric.encode())
-            elif element.tag == _PLANAR:
-                yield writer.made(element.tag, "US", b"\0\0")
-            elif element.tag == _PIXEL_DATA:
-                yield writer.head(_PIXEL_DATA, decoded.vr, decoded.length)
-                yield from decoded.frames()
-            elif element.tag not in _OFFSET_TABLES:
-                yield from writer.element(element)
-    finally:
-        os.close(fd)
+    where = data_set_offset
+    with opened(path, data_set_offset=where, transfer_syntax_uid=source_syntax) as (source, encoding):
+        yield from _Writer(source, source_syntax, _TARGETS[target_syntax]).data_set(parse(source, encoding))
 
 
 class _Decoded:
-    """The pixels of a compressed instance; the first frame is decoded at once, to know what they are."""
+    """The encapsulated pixels of a data set; the first frame is decoded at once, to know what they are."""
 
-    def __init__(self, path: str, *, lossy_jpeg: bool) -> None:
-        self._path = path
-        self._rgb = lossy_jpeg
-        self._ds: Dataset = pixels.read_header(path)
-        count = pixels.count(self._ds)
-        first = self._frame(1)
-        allocated = int(self._ds.get("BitsAllocated") or 0)
-        if first.values.itemsize * 8 != allocated:
-            raise NotAcceptable(f"decoded pixels of {first.values.itemsize * 8} bits do not fit {allocated} allocated")
+    def __init__(self, source: Source, elements: list[Element], syntax: str) -> None:
+        image = image_in(source, elements)
+        assert image is not None  # the caller has seen pixels
+        self._rgb = self.lossy = syntax in _LOSSY_JPEG
+        try:
+            self._frames = Frames(source, image, syntax)
+            first = pixels.decode(self._frames, 1, rgb=self._rgb)
+        except (NotFound, Unsupported) as error:
+            raise NotAcceptable(f"it can be given as stored only: {error}") from error
         self.photometric = first.photometric_interpretation
         if self.photometric == "YBR_FULL_422":
             self.photometric = "YBR_FULL"
-        self.vr = "OW" if allocated > 8 else "OB"
+        self.vr = "OW" if image.bits_allocated > 8 else "OB"
         self._first = first.values.tobytes()
-        size = len(self._first) * count
+        size = len(self._first) * len(self._frames)
         self._padding = size % 2
         self.length = size + self._padding
-        self._count = count
         if self.length > _LONGEST:
             raise NotAcceptable("the pixels are too long for a native transfer syntax")
 
-    def _frame(self, number: int) -> pixels.Frame:
-        try:
-            return pixels.frame(self._path, self._ds, number, rgb=self._rgb)
-        except Unsupported as error:
-            raise NotAcceptable(f"it can be given as stored only: {error}") from error
-
     def frames(self) -> Iterator[bytes]:
         yield self._first
-        for number in range(2, self._count + 1):
-            yield self._frame(number).values.tobytes()
+        for number in range(2, len(self._frames) + 1):
+            try:
+                frame = pixels.decode(self._frames, number, rgb=self._rgb).values.tobytes()
+            except Unsupported as error:
+                raise NotAcceptable(f"it can be given as stored only: {error}") from error
+            if len(frame) != len(self._first):
+                raise NotAcceptable("it can be given as stored only: frames of different sizes")
+            yield frame
         if self._padding:
             yield b"\0"
 
@@ -138,10 +111,38 @@ class _Decoded:
 class _Writer:
     """Writes elements of one source in another encoding. Group lengths, which would be wrong, are left out."""
 
-    def __init__(self, source: Source, encoding: Encoding, pixel_representation: int) -> None:
+    def __init__(self, source: Source, syntax: str, encoding: Encoding) -> None:
         self._source = source
+        self._syntax = syntax
         self._encoding = encoding
-        self._representation = pixel_representation
+        self._representation = 0
+
+    def data_set(self, elements: list[Element]) -> Iterator[bytes]:
+        """A data set or an item, its encapsulated pixels decoded."""
+        inherited = self._representation
+        self._representation = pixel_representation(self._source, elements, inherited)
+        if any(element.tag == _PIXEL_DATA and element.undefined for element in elements):
+            yield from self._with_decoded(elements, _Decoded(self._source, elements, self._syntax))
+        else:
+            for element in elements:
+                yield from self.element(element)
+        self._representation = inherited
+
+    def _with_decoded(self, elements: list[Element], decoded: _Decoded) -> Iterator[bytes]:
+        marked = not decoded.lossy
+        for element in elements:
+            if not marked and element.tag >= _LOSSY:  # JPEG always loses: said, also where the sender did not
+                yield self.made(_LOSSY, "CS", b"01")
+                marked = True
+            if element.tag == _PHOTOMETRIC:
+                yield self.made(element.tag, "CS", decoded.photometric.encode())
+            elif element.tag == _PLANAR:
+                yield self.made(element.tag, "US", b"\0\0")
+            elif element.tag == _PIXEL_DATA:
+                yield self.head(_PIXEL_DATA, decoded.vr, decoded.length)
+                yield from decoded.frames()
+            elif element.tag not in _OFFSET_TABLES and not (decoded.lossy and element.tag == _LOSSY):
+                yield from self.element(element)
 
     def head(self, tag: int, vr: str, length: int) -> bytes:
         if self._encoding.implicit:
@@ -159,19 +160,17 @@ class _Writer:
         if element.tag & 0xFFFF == 0:
             return
         as_it_is = element.encoding._replace(deflated=False) == self._encoding == EXPLICIT_LE
-        if as_it_is or (element.undefined and element.items is None):
+        if as_it_is and not _holds_fragments(element):
             yield from self._copy(element.start, element.end)
         elif element.items is not None:
-            yield self.head(element.tag, "SQ", 0xFFFFFFFF)
+            yield self.head(element.tag, "SQ", UNDEFINED)
             for item in element.items:
                 yield _ITEM
-                inherited = self._representation
-                self._representation = pixel_representation(self._source, item, inherited)
-                for inner in item:
-                    yield from self.element(inner)
-                self._representation = inherited
+                yield from self.data_set(item)
                 yield _ITEM_END
             yield _SEQUENCE_END
+        elif element.undefined:
+            raise NotAcceptable("it can be given as stored only: fragments of something else than pixels")
         else:
             yield from self._value(element)
 
@@ -187,3 +186,10 @@ class _Writer:
     def _copy(self, start: int, end: int) -> Iterator[bytes]:
         for position in range(start, end, _PIECE):
             yield self._source.read(position, min(_PIECE, end - position))
+
+
+def _holds_fragments(element: Element) -> bool:
+    """Whether there are encapsulated pixels in it, which have no place in a native syntax."""
+    if element.items is None:
+        return element.undefined
+    return any(_holds_fragments(inner) for item in element.items for inner in item)
