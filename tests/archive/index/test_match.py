@@ -1,0 +1,187 @@
+"""Matching of PS3.4 C.2.2.2 as a table: what a key asks, and which values meet it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from archive.errors import InvalidQuery
+from archive.index.match import Key, accepts, criterion, is_asking, row_meets
+
+DA, TM, DT = 0x00080020, 0x00080030, 0x0040A13A
+
+
+def meets(vr: str, asked: str, *values: Any) -> bool:
+    wanted = criterion(Key(0x00080000, vr, asked))
+    return wanted is None or accepts(wanted, vr, values)
+
+
+@pytest.mark.req("REQ-DCM-32")
+@pytest.mark.parametrize(
+    ("vr", "asked", "value", "expected"),
+    [
+        # single value: letter by letter
+        ("LO", "IPP1", "IPP1", True),
+        ("LO", "ipp1", "IPP1", False),
+        ("LO", "IPP", "IPP1", False),
+        ("LO", " IPP1 ", "IPP1", True),
+        ("SH", "A[1-2]%_", "A[1-2]%_", True),
+        ("CS", "CT", "CT", True),
+        ("CS", "ct", "CT", False),
+        # wildcards
+        ("LO", "IPP*", "IPP1", True),
+        ("LO", "IPP*", "IPP", True),
+        ("LO", "*P1", "IPP1", True),
+        ("LO", "I?P1", "IPP1", True),
+        ("LO", "IPP?", "IPP", False),
+        ("LO", "I*1", "IPP2", False),
+        ("LO", "100%*", "100% sûr", True),
+        ("LO", "100%*", "1000", False),
+        ("LO", "A_*", "A_1", True),
+        ("LO", "A_*", "AB1", False),
+        ("UT", "scanner*", "scanner\nthoracique", True),
+        # universal, in any VR
+        ("LO", "", "x", True),
+        ("LO", "*", "x", True),
+        ("UI", "*", "1.2", True),
+        ("DA", "*", "20260105", True),
+        # list of UID
+        ("UI", "1.2.3", "1.2.3", True),
+        ("UI", "1.2.3\0", "1.2.3", True),
+        ("UI", "1.2", "1.2.3", False),
+        ("UI", "1.2\\1.2.3", "1.2.3", True),
+        ("UI", "1.2*", "1.2.3", False),  # no wildcard in a UID
+        # a list is for UIDs: elsewhere the backslash is not a choice
+        ("LO", "A\\B", "A", False),
+        # dates
+        ("DA", "20260105", "20260105", True),
+        ("DA", "20260105", "20260106", False),
+        ("DA", "2026.01.05", "20260105", True),
+        ("DA", "20260105-20260107", "20260107", True),
+        ("DA", "20260105-20260107", "20260108", False),
+        ("DA", "20260105 - 20260107", "20260105", True),
+        ("DA", "20260105-", "20990101", True),
+        ("DA", "-20260105", "20260105", True),
+        ("DA", "-20260105", "20260106", False),
+        ("DA", "20260201-20260231", "20260228", True),
+        ("DA", "20260105", "not a date", False),
+        # times by their meaning
+        ("TM", "2230", "223000", True),
+        ("TM", "223000", "2230", True),
+        ("TM", "2230", "22:30", True),
+        ("TM", "22", "220000.000000", True),
+        ("TM", "2230", "223001", False),
+        ("TM", "223000.5", "223000.500", True),
+        ("TM", "1000-1800", "100000", True),
+        ("TM", "1000-1800", "180000", True),
+        ("TM", "1000-1800", "180001", False),
+        ("TM", "-235959", "235959.75", True),
+        ("TM", "1000-", "0959", False),
+        ("TM", "2200-0600", "2300", False),  # across midnight: not supported
+        # date-times, with offsets in UTC
+        ("DT", "20260105103000", "20260105103000.0000", True),
+        ("DT", "20260105103000+0100", "20260105093000+0000", True),
+        ("DT", "202601051030", "20260105103000", True),
+        ("DT", "20260105-20260107", "20260107235959", True),
+        ("DT", "2026-", "2027", True),
+        ("DT", "-2026", "20261231235959", True),
+        ("DT", "-2026", "20270101", False),
+        ("DT", "20260105120000-0500-20260106120000-0500", "20260106165959+0000", True),
+        ("DT", "20260105120000-0500-20260106120000-0500", "20260106170001+0000", False),
+        # numbers
+        ("IS", "5", 5, True),
+        ("IS", "+05", 5, True),
+        ("DS", "1.50", 1.5, True),
+        ("US", "512", 512, True),
+        ("IS", "5", 50, False),
+    ],
+)
+def test_a_key_meets_a_value_or_not(vr: str, asked: str, value: Any, expected: bool) -> None:
+    assert meets(vr, asked, value) is expected
+
+
+@pytest.mark.req("REQ-DCM-33")
+@pytest.mark.parametrize(
+    ("asked", "stored", "expected"),
+    [
+        ("LEFEVRE^*", "LEFÈVRE^Anaïs", True),
+        ("LEFÈVRE^anaïs", "lefevre^ANAIS", True),
+        ("lefevre", "LEFÈVRE^Anaïs", False),  # without a wildcard the whole value
+        ("LEFEVRE^*", "LEFÈVRE", True),  # trailing empty components count as empty
+        ("LEFEVRE^ANAIS^^^", "LEFÈVRE^Anaïs", True),
+        ("LEFEVRE*", "LEFÈVRE-MARTIN^Anaïs", True),
+        ("lefevre martin^*", "LEFÈVRE-MARTIN^Anaïs", True),
+        ("COEUR*", "Cœurdevey^Zoé", True),
+        ("D'ARC^JEANNE", "D’Arc^Jeanne", True),
+        ("FRANCOIS^?", "François^É", True),
+        ("*anne", "DUPONT^Anne", True),
+        ("DUPONT^ANN?", "DUPONT^Anne", True),
+        ("DUP?NT", "DUPONT^Anne", False),
+        ("YAMADA*", "Yamada^Tarou=山田^太郎=やまだ^たろう", True),
+        ("山田*", "Yamada^Tarou=山田^太郎=やまだ^たろう", True),
+        ("=山田^太郎", "Yamada^Tarou=山田^太郎=やまだ^たろう", True),
+        ("SUZUKI=山田^太郎", "Yamada^Tarou=山田^太郎=やまだ^たろう", False),
+        ("*", "", True),
+        ("^*", "DUPONT", True),
+    ],
+)
+def test_a_name_is_matched_without_case_and_accents(asked: str, stored: str, expected: bool) -> None:
+    groups = dict(zip(("Alphabetic", "Ideographic", "Phonetic"), stored.split("="), strict=False))
+    assert meets("PN", asked, groups) is expected
+
+
+def test_any_of_several_values_is_enough_and_none_meets_a_key_that_asks() -> None:
+    assert meets("CS", "PRIMARY", "ORIGINAL", "PRIMARY")
+    assert not meets("CS", "PRIMARY", "ORIGINAL", None)
+    assert not meets("CS", "PRIMARY")
+    assert meets("CS", "*")
+
+
+@pytest.mark.parametrize(
+    ("vr", "asked"),
+    [
+        ("DA", "2026"), ("DA", "yesterday"), ("DA", "20260105-soon"), ("DA", "-"), ("DA", "20261305"), ("DA", "2026*"),
+        ("TM", "2500"), ("TM", "1"), ("TM", "10-18-20"), ("DT", "now"), ("IS", "one"), ("IS", "1\\2"), ("DS", "nan"),
+        ("LO", "a\0b"),
+    ],
+)  # fmt: skip
+def test_a_value_that_is_none_of_its_vr_is_refused_with_its_tag(vr: str, asked: str) -> None:
+    with pytest.raises(InvalidQuery) as refused:
+        criterion(Key(0x00081234, vr, asked))
+    assert refused.value.tag == 0x00081234
+
+
+ROW = {
+    "00400275": {
+        "vr": "SQ",
+        "Value": [
+            {"00400009": {"vr": "SH", "Value": ["SPS1"]}, "00401001": {"vr": "SH", "Value": ["RP1"]}},
+            {"00400009": {"vr": "SH", "Value": ["SPS2"]}, "00401001": {"vr": "SH", "Value": ["RP2"]}},
+        ],
+    }
+}
+
+
+def _request(step: str, procedure: str = "") -> Key:
+    return Key(0x00400275, "SQ", items=(Key(0x00400009, "SH", step), Key(0x00401001, "SH", procedure)))
+
+
+@pytest.mark.req("REQ-DCM-32")
+def test_a_sequence_matches_when_one_item_meets_all_its_keys() -> None:
+    assert row_meets([_request("SPS2")], ROW)
+    assert row_meets([_request("SPS2", "RP2")], ROW)
+    assert row_meets([_request("SPS*")], ROW)
+    assert not row_meets([_request("SPS1", "RP2")], ROW)  # two items, one key each
+    assert not row_meets([_request("SPS3")], ROW)
+    assert row_meets([_request("")], {})  # asks nothing
+    assert not row_meets([_request("SPS1")], {})
+
+
+def test_a_key_that_asks_nothing_is_known_as_such() -> None:
+    assert not is_asking(Key(DA, "DA", ""))
+    assert not is_asking(Key(0x0020000D, "UI", "*"))
+    assert not is_asking(_request("", "*"))
+    assert is_asking(_request("", "RP"))
+    with pytest.raises(InvalidQuery):
+        is_asking(Key(0x00400275, "SQ", items=(Key(1, "SH", "x"), Key(TM, "TM", "noon"))))

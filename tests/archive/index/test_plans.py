@@ -1,0 +1,102 @@
+"""The cost of a query follows its matches, not the size of the index: what the database says that it will do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from archive.core import Archive
+from archive.dicom.attributes import Level
+from archive.index.match import Key
+from tests.archive.index.filling import ask, key
+from tests.builders import new_uid
+
+WANT = (
+    "PatientName", "PatientID", "StudyDate", "StudyInstanceUID", "ModalitiesInStudy", "InstanceAvailability",
+    "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances",
+)  # fmt: skip
+
+
+# SQLite plans without statistics; PostgreSQL's plans for small tables say nothing of large ones
+pytestmark = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
+
+
+def plan(archive: Archive, level: Level, *keys: Key, limit: int = 100) -> list[str]:
+    """The steps of the statements of a query."""
+    seen: list[tuple[str, Any]] = []
+
+    def note(conn: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
+        seen.append((statement, parameters))
+
+    event.listen(archive.engine, "before_cursor_execute", note)
+    ask(archive, level, *keys, want=WANT, limit=limit)
+    event.remove(archive.engine, "before_cursor_execute", note)
+    with archive.engine.connect() as conn:
+        return [
+            str(row[3])
+            for statement, parameters in seen
+            if statement.startswith("SELECT")
+            for row in conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+        ]
+
+
+def scans(steps: list[str]) -> list[str]:
+    return [step for step in steps if step.startswith("SCAN") and step != "SCAN page"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "index"),
+    [
+        ([("PatientID", "IPP1")], "ix_patient_patient_id"),
+        ([("PatientName", "DUP*")], "ix_patient_patient_name"),
+        ([("PatientName", "DUPONT^ANNE")], "ix_patient_patient_name"),
+        ([("PatientName", "DUPONT^*")], "ix_patient_patient_name"),
+        ([("AccessionNumber", "A1001")], "ix_study_accession_number"),
+        ([("AccessionNumber", "A10*")], "ix_study_accession_number"),
+        ([("StudyInstanceUID", "1.2.3\\1.2.4")], "study_instance_uid=?"),
+        ([("StudyDate", "20260105")], "ix_study_study_date_study_time"),
+        ([("StudyDate", "20260105-"), ("ModalitiesInStudy", "CT")], "ix_study_study_date_study_time"),
+        # several keys: the best leads, whatever the order of asking
+        ([("StudyDate", "20260105-"), ("PatientName", "DUPONT*")], "ix_patient_patient_name"),
+        ([("StudyID", "1"), ("PatientID", "IPP1"), ("PatientName", "D*")], "ix_patient_patient_id"),
+        ([("PatientName", "D*"), ("StudyDate", "20260105")], "ix_study_study_date_study_time"),
+    ],
+)
+def test_a_study_query_starts_from_the_index_of_its_best_key(
+    archive: Archive, keys: list[tuple[str, str]], index: str
+) -> None:
+    steps = plan(archive, Level.STUDY, *(key(*one) for one in keys))
+    assert not scans(steps), steps
+    first = next(step for step in steps if step.startswith("SEARCH"))
+    assert index in first, steps
+
+
+@pytest.mark.parametrize("keys", [[], [("ModalitiesInStudy", "MR")], [("StudyDate", "20200101-20261231")]])
+def test_without_a_selective_key_studies_are_read_in_the_order_of_their_index(
+    archive: Archive, keys: list[tuple[str, str]]
+) -> None:
+    steps = plan(archive, Level.STUDY, *(key(*one) for one in keys))
+    assert "study USING INDEX ix_study_study_date_study_time" in next(step for step in steps if " study " in step)
+    assert not [step for step in steps if "ORDER BY" in step], steps
+
+
+def test_series_and_instances_of_a_study_start_from_its_uid(archive: Archive) -> None:
+    for level in (Level.SERIES, Level.IMAGE):
+        steps = plan(archive, level, key("StudyInstanceUID", new_uid("A")), key("Modality", "CT"))
+        assert not scans(steps), steps
+        assert "study_instance_uid=?" in next(step for step in steps if step.startswith("SEARCH"))
+
+
+def test_a_wildcard_in_front_reads_names_and_not_studies(archive: Archive) -> None:
+    steps = plan(archive, Level.STUDY, key("PatientName", "*ANNE"))
+    assert scans(steps) == ["SCAN patient USING COVERING INDEX ix_patient_patient_name"]
+
+
+def test_the_text_of_a_statement_does_not_depend_on_the_values(archive: Archive) -> None:
+    texts: set[str] = set()
+    event.listen(archive.engine, "before_cursor_execute", lambda c, cur, text, *rest: texts.add(text))
+    for name in ("DUPONT*", "Martin-D*", "100%*", "O'Brien*", "Lefèvre*"):
+        ask(archive, Level.STUDY, key("PatientName", name), key("StudyDate", "20260105"))
+    assert len([text for text in texts if text.startswith("SELECT")]) == 1
