@@ -87,7 +87,9 @@ async def log_in(request: Request) -> Response:
         recognition = auth.archive_of(request).recognition
         wait = math.ceil(recognition.throttle.barred_seconds(name, auth.source_of(request)))
         message = (
-            f"Trop d’essais infructueux : attendez {wait} s." if wait > 1 else "Identifiant ou mot de passe incorrect."
+            f"Trop d’essais infructueux : attendez {wait} s avant le prochain."
+            if wait
+            else "Identifiant ou mot de passe incorrect."
         )
         return _page(request, "login.html", 401, then=then, name=name, message=message)
     except Busy:

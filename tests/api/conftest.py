@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         and isinstance(item, pytest.Function)
         and not hasattr(item.function, "on_both_databases")
         and getattr(item, "callspec", None) is not None
-        and item.callspec.params.get("database_url") == "postgresql"
+        and "postgresql" in (item.callspec.params.get("settings"), item.callspec.params.get("database_url"))
     ]
     if superfluous:
         items[:] = [item for item in items if item not in superfluous]
