@@ -77,9 +77,9 @@ def read_meta(head: bytes, source_ae: str = "") -> tuple[FileMeta, int]:
     """
     group: dict[int, str] = {}
     start = 0
-    if head[128:132] == b"DICM":
+    if head[128:132] == b"DICM" and not _begins_data_set(head):  # the four letters may stand in a value
         group, start = _group_2(head, 132)
-    elif head[:4] == b"\2\0\0\0" or head[:4] == b"\2\0\1\0" or head[:4] == b"\2\0\2\0":
+    elif head[:2] == b"\2\0":
         group, start = _group_2(head, 0)
     syntax = group.get(0x0010, "") or _guess_syntax(head[start:])
     sop_class, sop_instance = group.get(0x0002, ""), group.get(0x0003, "")
@@ -147,6 +147,11 @@ def _guess_syntax(data: bytes) -> str:
         if little[0] in (0x0008, 0x0010) and length <= 1 << 16:
             return IMPLICIT_LE
     raise UnreadableInstance("this is not a DICOM file")
+
+
+def _begins_data_set(head: bytes) -> bool:
+    """Whether a data set begins at the first byte: no preamble does, it is zeros or a TIFF head."""
+    return head[:8].strip(b"\0") != b"" and head[:2] in (b"\x08\0", b"\0\x08") and head[4:6] in _VRS
 
 
 def _first_uids(data: bytes, syntax: str) -> dict[int, str]:

@@ -14,10 +14,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian as BIG
+from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, build_role, evt
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelGet as StudyGet
@@ -81,10 +83,18 @@ def get_study(server: Server, study: str, contexts: set[tuple[str, str]]) -> dic
     return found
 
 
-def little(data_set: bytes) -> bytes:
-    """A big endian data set as Explicit VR Little Endian."""
-    ds = pydicom.dcmread(io.BytesIO(_head(ExplicitVRBigEndian) + data_set))
-    return _elements(ds)
+def _little(data_set: bytes) -> bytes:
+    """A big endian data set as Explicit VR Little Endian, by pydicom."""
+    ds = pydicom.dcmread(io.BytesIO(_head(BIG) + data_set))
+    for element in ds.iterall():
+        del element  # each is decoded, so that it is encoded anew
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    if "PixelData" in ds and ds.BitsAllocated == 16:
+        ds.PixelData = np.frombuffer(ds.PixelData, ">u2").astype("<u2").tobytes()
+    out = io.BytesIO()
+    pydicom.dcmwrite(out, ds, implicit_vr=False, little_endian=True, force_encoding=True)
+    raw = out.getvalue()
+    return raw[144 + int.from_bytes(raw[140:144], "little") :] if raw[128:132] == b"DICM" else raw
 
 
 def _head(syntax: str) -> bytes:
@@ -93,13 +103,8 @@ def _head(syntax: str) -> bytes:
     return bytes(128) + b"DICM" + b"\x02\x00\x00\x00UL\x04\x00" + len(element).to_bytes(4, "little") + element
 
 
-def _elements(ds: Dataset) -> bytes:
-    """Tags and values, for comparing across byte orders."""
-    return repr([(element.tag, element.VR, element.value) for element in ds if element.tag.element]).encode()
-
-
 @pytest.mark.req("REQ-DCM-10", "REQ-DCM-11", "REQ-DCM-12", "REQ-DCM-91")
-def test_everything_goes_in_and_comes_back(server: Server, data: Path) -> None:
+def test_everything_goes_in_and_comes_back(data: Path, server: Server) -> None:
     notes = sorted((data / "made").glob("kos_iocm_*"))
     others = sorted(path for path in data.rglob("*") if path.is_file() and path not in notes)
     done = server.command("import", "--json", *map(str, others))
@@ -124,9 +129,7 @@ def test_everything_goes_in_and_comes_back(server: Server, data: Path) -> None:
         studies[str(ds.StudyInstanceUID)].add((sop_class, syntax))
     back: dict[str, tuple[str, str]] = {}
     for study, contexts in studies.items():
-        wanted = {
-            (one, ExplicitVRLittleEndian if syntax == ExplicitVRBigEndian else syntax) for one, syntax in contexts
-        }
+        wanted = {(one, ExplicitVRLittleEndian if syntax == BIG else syntax) for one, syntax in contexts}
         back |= get_study(server, study, wanted)
     held = len(candidates) - len(back)
     assert held == summary["held"], sorted(set(candidates) - set(back))
@@ -141,17 +144,14 @@ def test_everything_goes_in_and_comes_back(server: Server, data: Path) -> None:
             web |= parts_digests(response)
     assert set(web) == set(back)
     for uid, (_, digest) in back.items():
-        as_sent = {
-            hashlib.sha256(raw).hexdigest() for raw, _, syntax in candidates[uid] if syntax != ExplicitVRBigEndian
-        }
-        if digest in as_sent:
-            assert web[uid] in as_sent
-            continue
-        assert any(syntax == ExplicitVRBigEndian for _, _, syntax in candidates[uid]), uid
+        assert web[uid] == digest  # both doors give the same bytes
+        as_sent = {hashlib.sha256(raw).hexdigest() for raw, _, syntax in candidates[uid] if syntax != BIG}
+        turned = {hashlib.sha256(_little(raw)).hexdigest() for raw, _, syntax in candidates[uid] if syntax == BIG}
+        assert digest in as_sent | turned, uid
 
 
-def test_a_second_import_changes_nothing(server: Server, data: Path) -> None:
+def test_a_second_import_changes_nothing(data: Path, server: Server) -> None:
     folder = str(data / "mr-series-siemens")
     first = json.loads(server.command("import", "--json", folder).stdout)
     second = json.loads(server.command("import", "--json", folder).stdout)
-    assert (first["stored"], second["stored"], second["already_stored"]) == (8, 0, 8)
+    assert (first["stored"] + first["already_stored"], second["stored"], second["already_stored"]) == (8, 0, 8)

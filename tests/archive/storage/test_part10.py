@@ -57,6 +57,13 @@ def test_a_bare_data_set_is_recognised(tier: Tier, syntax: str) -> None:
     assert body(incoming) == data_set(ds)
 
 
+def test_the_prefix_inside_a_value_is_not_taken_for_one(tier: Tier) -> None:
+    raw = data_set(ct_slice(ImageType=["X" * 16] * 10))
+    assert raw.index(b"X" * 16) < 128
+    raw = raw[:128] + b"DICM" + raw[132:]
+    assert body(take(tier, raw)) == raw
+
+
 def test_group_2_without_its_uids_is_completed_from_the_data_set(tier: Tier) -> None:
     ds = ct_slice(transfer_syntax=DEFLATED_LE)
     raw = part10(ds)
