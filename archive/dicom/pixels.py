@@ -8,6 +8,7 @@ Imports of codecs are inside: they cost up to a second, and most processes never
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ _PLUGINS = {
     **{_JPEG + number: "pyjpegls" for number in ("80", "81")},
     **{_JPEG + number: "pylibjpeg" for number in ("90", "91", "201", "202", "203")},
 }
+MAX_FRAME_BYTES = 1 << 30  # decoded
 _FLOATS = {0x7FE00008: "f4", 0x7FE00009: "f8"}
 
 
@@ -60,12 +62,32 @@ def decode(frames: Frames, number: int, *, rgb: bool = False) -> Frame:
     syntax, image = frames.transfer_syntax_uid, frames.image
     if not can_decode(syntax) or (image.encapsulated and syntax in _NATIVE):
         raise Unsupported(f"pixels in transfer syntax {syntax} cannot be decoded here")
+    if image.frame_bits > 8 * MAX_FRAME_BYTES:
+        raise Unsupported("frames that are too large to be decoded")
     raw = frames.read(number)
+    if image.encapsulated and _announced(raw) not in (None, (image.rows, image.columns)):
+        raise Unsupported("the encoded frame has another size than the image")
     try:
         decoded = _encapsulated(raw, image, syntax, rgb) if image.encapsulated else _native(raw, image, rgb)
     except Exception as error:  # whatever a codec raises on damaged bytes
         raise Unsupported(f"frame {number} cannot be decoded: {type(error).__name__}") from error
     return Frame(_shown(decoded.values, image), decoded.photometric_interpretation) if rgb else decoded
+
+
+def _announced(raw: bytes) -> tuple[int, int] | None:
+    """Rows and columns that a JPEG family codestream says it has: what its decoder would allocate."""
+    if raw.startswith(b"\xff\x4f\xff\x51") and len(raw) >= 24:  # JPEG 2000: SIZ
+        right, bottom, left, top = struct.unpack_from(">4I", raw, 8)
+        return bottom - top, right - left
+    at = 2
+    while raw.startswith(b"\xff\xd8") and at + 9 <= len(raw) and raw[at] == 0xFF:
+        marker = raw[at + 1]
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):  # SOF
+            rows, columns = struct.unpack_from(">HH", raw, at + 5)
+            return rows, columns
+        # fill bytes, and markers without a length
+        at += 1 if marker == 0xFF else 2 if 0xD0 <= marker <= 0xD9 else 2 + struct.unpack_from(">H", raw, at + 2)[0]
+    return None
 
 
 def _encapsulated(raw: bytes, image: Image, syntax: str, rgb: bool) -> Frame:

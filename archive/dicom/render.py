@@ -14,6 +14,7 @@ from archive.errors import Unsupported
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image as Picture
     from pydicom.dataset import Dataset
 
 FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG"}
@@ -29,7 +30,7 @@ def render(
     media_type: str = "image/jpeg",
     quality: int = 90,
 ) -> bytes:
-    """The picture of a frame (from 1) of a stored file.
+    """The picture of a frame (from 1) of a stored file: a header that makes no sense makes no picture.
 
     `window` is centre and width in modality units, else the header's, else all values; `size` the rows and columns that
     the picture has to fit in (never enlarged); `quality` of JPEG, 1 to 100.
@@ -37,27 +38,15 @@ def render(
     Raises:
         Unsupported: an object without pixels, a codec or a pixel format that cannot be shown.
     """
-    from PIL import Image
+    from PIL.Image import Resampling
 
     ds = read_header(path)
-    rows, columns = ds.get("Rows"), ds.get("Columns")
-    if not isinstance(rows, int) or not isinstance(columns, int):
-        raise Unsupported("this instance has no picture")
-    if rows * columns > MAX_PIXELS:
-        raise Unsupported("this frame is too large to be rendered whole")
-    decoded = decode(path, ds, frame, rgb=True)
-    values = decoded.values
-    if decoded.photometric_interpretation == "PALETTE COLOR":
-        picture = Image.fromarray(_palette(values, ds))
-    elif values.ndim == 3 and values.shape[-1] == 3:
-        picture = Image.fromarray(_eight_bits(values, ds))
-    elif values.ndim == 2:
-        grey = _grey(values, ds, window, frame)
-        picture = Image.fromarray(255 - grey if decoded.photometric_interpretation == "MONOCHROME1" else grey)
-    else:
-        raise Unsupported(f"pixels of {values.shape[-1]} samples cannot be shown")
+    try:
+        picture = _picture(path, ds, frame, window)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, NotImplementedError) as error:
+        raise Unsupported(f"the header makes no picture: {type(error).__name__}") from error
     if size is not None:
-        picture.thumbnail((max(1, size[1]), max(1, size[0])), Image.Resampling.BILINEAR)
+        picture.thumbnail((max(1, size[1]), max(1, size[0])), Resampling.BILINEAR)
     out = io.BytesIO()
     if media_type == "image/png":
         picture.save(out, "PNG", compress_level=1)
@@ -66,51 +55,107 @@ def render(
     return out.getvalue()
 
 
+def _picture(path: str, ds: Dataset, frame: int, window: tuple[float, float] | None) -> Picture:
+    from PIL import Image
+
+    rows, columns = ds.get("Rows"), ds.get("Columns")
+    if not isinstance(rows, int) or not isinstance(columns, int):
+        raise Unsupported("this instance has no picture")
+    if rows * columns > MAX_PIXELS:
+        raise Unsupported("this frame is too large to be rendered whole")
+    decoded = decode(path, ds, frame, rgb=True)
+    values = decoded.values
+    if decoded.photometric_interpretation == "PALETTE COLOR":
+        return Image.fromarray(_palette(values, ds))
+    if values.ndim == 3 and values.shape[-1] == 3:
+        return Image.fromarray(_eight_bits(values, ds))
+    if values.ndim == 2:
+        grey = _grey(values, ds, window, frame)
+        return Image.fromarray(255 - grey if decoded.photometric_interpretation == "MONOCHROME1" else grey)
+    raise Unsupported(f"pixels of {values.shape[-1]} samples cannot be shown")
+
+
 def _grey(
     values: np.ndarray[Any, Any], ds: Dataset, window: tuple[float, float] | None, frame: int
 ) -> np.ndarray[Any, Any]:
-    """Stored values to 0…255 through rescale and window (PS3.3 C.11.2.1.2, LINEAR)."""
+    """Stored values to 0…255: modality transformation, then the asked or the header's VOI transformation, else all."""
     import numpy as np
 
-    slope, intercept = _rescale(ds, frame)
-    modality = values.astype(np.float32) * slope + intercept
-    centre, width = window or _window(ds, frame) or _all_values(modality, ds, slope, intercept)
-    width = max(width, 1.0)
-    if width == 1.0:
-        bright: np.ndarray[Any, Any] = (modality > centre - 0.5).astype(np.uint8) * 255
-        return bright
-    scaled = ((modality - (centre - 0.5)) / (width - 1) + 0.5) * 255
-    grey: np.ndarray[Any, Any] = np.clip(np.nan_to_num(scaled), 0, 255).astype(np.uint8)
+    transformed = _functional_group(ds, "PixelValueTransformationSequence", frame)
+    modality = _modality(values, ds if transformed is None else transformed)
+    shown = _functional_group(ds, "FrameVOILUTSequence", frame)
+    voi = ds if shown is None else shown
+    asked = window or _window(voi)
+    if asked is not None:
+        function = "LINEAR" if window else str(voi.get("VOILUTFunction") or "LINEAR")
+        scaled = _windowed(modality, *asked, function)
+    elif voi.get("VOILUTSequence"):
+        scaled = _looked_up(modality, voi.VOILUTSequence[0])
+    else:
+        low, high = _all_values(modality, values, ds)
+        scaled = (modality - low) / (high - low) if high > low else np.zeros_like(modality)
+    grey: np.ndarray[Any, Any] = np.clip(np.nan_to_num(scaled) * 255, 0, 255).astype(np.uint8)
     return grey
 
 
-def _all_values(modality: np.ndarray[Any, Any], ds: Dataset, slope: float, intercept: float) -> tuple[float, float]:
-    """A window over what is there, without the padding around it."""
+def _modality(values: np.ndarray[Any, Any], source: Dataset) -> np.ndarray[Any, Any]:
+    """PS3.3 C.11.1: a table, or slope and intercept."""
     import numpy as np
 
-    shown = modality[np.isfinite(modality)]
+    if source.get("ModalityLUTSequence"):
+        from pydicom.pixels.processing import apply_modality_lut
+
+        table = apply_modality_lut(values, source)
+        return np.asarray(table, np.float32)
+    slope, intercept = _number(source, "RescaleSlope") or 1.0, _number(source, "RescaleIntercept") or 0.0
+    return values.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+
+
+def _windowed(modality: np.ndarray[Any, Any], centre: float, width: float, function: str) -> np.ndarray[Any, Any]:
+    """PS3.3 C.11.2.1.2 and C.11.2.1.3: 0 to 1, and beyond."""
+    import numpy as np
+
+    scaled: np.ndarray[Any, Any]
+    if function == "SIGMOID":
+        scaled = 1 / (1 + np.exp(np.clip(-4 * (modality - centre) / width, -80, 80)))
+    elif function == "LINEAR_EXACT":
+        scaled = (modality - centre) / width + 0.5
+    elif width <= 1:
+        scaled = (modality > centre - 0.5).astype(np.float32)
+    else:
+        scaled = (modality - (centre - 0.5)) / (width - 1) + 0.5
+    return scaled
+
+
+def _looked_up(modality: np.ndarray[Any, Any], item: Dataset) -> np.ndarray[Any, Any]:
+    """VOI LUT (PS3.3 C.11.2.1.1): 0 to 1."""
+    import numpy as np
+
+    entries, first, bits = (int(number) for number in item.LUTDescriptor)
+    raw = item.LUTData
+    table = np.frombuffer(raw, "<u2") if isinstance(raw, bytes) else np.asarray(raw, "u2")
+    entries = min(entries or 65536, table.size)
+    places = np.clip(np.rint(modality) - first, 0, entries - 1).astype(np.int64)
+    looked_up: np.ndarray[Any, Any] = table[places].astype(np.float32) / ((1 << bits) - 1)
+    return looked_up
+
+
+def _all_values(modality: np.ndarray[Any, Any], values: np.ndarray[Any, Any], ds: Dataset) -> tuple[float, float]:
+    """The least and the greatest of what is there, without the padding around it."""
+    import numpy as np
+
+    there = np.isfinite(modality)
     padding = ds.get("PixelPaddingValue")
-    if isinstance(padding, int):
-        inside = shown[shown != padding * slope + intercept]
-        shown = inside if inside.size else shown
-    if not shown.size:
-        return 0.0, 1.0
-    low, high = float(shown.min()), float(shown.max())
-    return (low + high) / 2 + 0.5, high - low + 1
+    if isinstance(padding, int) and (there & (values != padding)).any():
+        there &= values != padding
+    shown = modality[there]
+    return (float(shown.min()), float(shown.max())) if shown.size else (0.0, 0.0)
 
 
-def _rescale(ds: Dataset, frame: int) -> tuple[float, float]:
-    item = _functional_group(ds, "PixelValueTransformationSequence", frame)
-    source = item if item is not None else ds
-    slope, intercept = _number(source, "RescaleSlope"), _number(source, "RescaleIntercept")
-    return (1.0 if slope in (None, 0.0) else float(slope or 1.0)), intercept or 0.0
-
-
-def _window(ds: Dataset, frame: int) -> tuple[float, float] | None:
-    item = _functional_group(ds, "FrameVOILUTSequence", frame)
-    source = item if item is not None else ds
+def _window(source: Dataset) -> tuple[float, float] | None:
     centre, width = _number(source, "WindowCenter"), _number(source, "WindowWidth")
-    return None if centre is None or width is None or width < 1 else (centre, width)
+    exact = source.get("VOILUTFunction") in ("LINEAR_EXACT", "SIGMOID")
+    return None if centre is None or width is None or width < (1e-9 if exact else 1) else (centre, width)
 
 
 def _functional_group(ds: Dataset, keyword: str, frame: int) -> Dataset | None:

@@ -81,6 +81,24 @@ def test_damaged_and_missing_pixels_are_said(tmp_path: Path) -> None:
     assert not can_decode("1.2.840.10008.1.2.4.100")
 
 
+@pytest.mark.parametrize(("syntax", "plugin"), [(JPEGLSLossless, "pyjpegls"), (JPEG2000Lossless, "pylibjpeg")])
+def test_a_codestream_that_announces_another_size_is_not_decoded(tmp_path: Path, syntax: str, plugin: str) -> None:
+    """A few bytes may claim a picture of 4 gigapixels."""
+    ds = ct_slice(rows=64, columns=64)
+    ds.compress(syntax, encoding_plugin=plugin, generate_instance_uid=False)
+    ds.Rows = 65
+    with pytest.raises(Unsupported, match="size"):
+        decoded(put(tmp_path, ds))
+
+
+def test_frames_beyond_a_gigabyte_are_not_decoded(tmp_path: Path) -> None:
+    ds = ct_slice(transfer_syntax=RLELossless, rows=16, columns=16)
+    ds.PixelData = encapsulate([b"\1" + bytes(63) + b"\0\0"])
+    ds.Rows = ds.Columns = 65535
+    with pytest.raises(Unsupported, match="large"):
+        decoded(put(tmp_path, ds))
+
+
 TWINS = [
     ("MR_small.dcm", ["MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm",
                       "MR_small_bigendian.dcm", "MR_small_expb.dcm", "MR_small_implicit.dcm"]),
