@@ -134,7 +134,7 @@ class _Form:
             stored = one.transfer_syntax_uid
             alone = accept.of_objects(stored, (stored,), as_default=stored, single=not chosen.multipart)
             again = wish.choose(alone)
-            if syntax == stored or again is None or again.multipart != chosen.multipart:
+            if stored in (syntax, accept.EXPLICIT_BE) or again is None or again.multipart != chosen.multipart:
                 raise NotAcceptable(f"an instance can be given only as it is stored: {error}") from error
             syntax = stored
             self._pieces = file_pieces(one)
@@ -193,7 +193,9 @@ def is_there(one: Stored) -> bool:
 
 def _offers(one: Stored, *, single: bool) -> tuple[accept.Representation, ...]:
     stored = one.transfer_syntax_uid
-    syntaxes = (stored, *targets(stored))
+    if stored == accept.EXPLICIT_BE:  # retired: never served, its objects leave as little endian (sheet 10 §2.2)
+        stored = accept.EXPLICIT_LE
+    syntaxes = (stored, *(syntax for syntax in targets(one.transfer_syntax_uid) if syntax != stored))
     as_default = accept.EXPLICIT_LE
     if accept.EXPLICIT_LE not in syntaxes or stored in accept.LOSSY:
         as_default = stored

@@ -482,7 +482,12 @@ def test_real_files_of_each_syntax_come_back_in_every_form(client: httpx.Client,
         ds = pydicom.dcmread(io.BytesIO(file))
         answer = client.get(address(ds), headers={"Accept": AS_STORED})
         assert answer.status_code == 200, path.name
-        assert data_set_of(contents(answer)[0]) == data_set_of(file), path.name
+        if ds.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:  # retired: never served
+            back = pydicom.dcmread(io.BytesIO(contents(answer)[0]))
+            assert back.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+            assert np.array_equal(back.pixel_array, ds.pixel_array)
+        else:
+            assert data_set_of(contents(answer)[0]) == data_set_of(file), path.name
         default = client.get(address(ds))
         assert default.status_code == 200
         back = pydicom.dcmread(io.BytesIO(contents(default)[0]))
