@@ -22,7 +22,7 @@ from archive.errors import InvalidQuery, InvalidRequest, Rejected
 from archive.index import query as index
 from archive.index.asked import audit_query
 from archive.index.computed import COMPUTED
-from archive.index.match import Key
+from archive.index.match import Key, is_asking
 from archive.index.query import TIMEZONE_OFFSET, Query, Row
 
 LITERAL = "The fuzzymatching parameter is not supported. Only literal matching has been performed."
@@ -124,7 +124,7 @@ def _search(request: Request, level: Level) -> Response:
         limit = min(asked.limit or most, most)
         query = Query(
             level,
-            tuple(asked.keys.values()),
+            tuple(key for key in asked.keys.values() if is_asking(key)),
             want=frozenset(tag for tag in fields if tag in index.returnable(level)),
             limit=limit + 1,
             offset=asked.offset,

@@ -24,13 +24,16 @@ from archive.config import Settings
 from archive.core import Archive, open_archive
 from archive.errors import InvalidQuery, NotAllowed, UnreadableInstance
 from archive.schema import audit
+from dicom_scp.dimse import Field
 from dicom_scp.find import PATIENT_ROOT_FIND, STUDY_ROOT_FIND, find
 from dicom_scp.messages import Answer, FindRequest
 from dicom_scp.status import Status
 from tests.archive.index.filling import fill, study
 from tests.builders import new_uid
 from tests.conftest import need
+from tests.dicom_scp import wire
 from tests.dicom_scp.conftest import Running
+from tests.dicom_scp.retrieving import Getter, cancel, retrieve_command
 from tests.dicom_scp.test_find_encoding import EXPLICIT, IMPLICIT, encoded, read
 
 
@@ -366,3 +369,19 @@ def test_findscu_of_dcmtk_finds(server: Running, actor: Actor, syntax: str) -> N
     assert "LEFÈVRE^Anaïs" in text
     assert re.search(r"NumberOfStudyRelatedInstances", text)
     assert new_uid("A") in text
+
+
+@pytest.mark.req("REQ-DCM-38")
+def test_a_cancel_ends_the_query_and_not_the_association(server: Running, actor: Actor) -> None:
+    filling(server.archive, actor)
+    with Getter(server) as peer:
+        peer.associate()
+        keys = encoded(identifier("IMAGE", StudyInstanceUID=new_uid("A")), IMPLICIT)
+        request = retrieve_command(Field.C_FIND_RQ, STUDY_ROOT_FIND)
+        peer.say(wire.command(5, request) + wire.data_set(5, keys) + wire.command(5, cancel()))
+        statuses = []
+        while not statuses or statuses[-1] in (Status.PENDING, Status.PENDING_WITHOUT_KEYS):
+            statuses.append(peer.message()[1].status)
+        assert statuses[-1] == Status.CANCELLED
+        assert len(statuses) < 5  # four matches there are
+        assert peer.echoes()
