@@ -13,7 +13,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -56,9 +56,9 @@ def create_app(archive: Archive) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _validation_error)
 
     app.router.routes.append(Mount("/static", StaticFiles(packages=[("api", "static")]), name="static"))
-    for route in (*wado.routes, *bulkdata.routes, *frames.routes, *rendered.routes, *stow.routes):
+    searches = (route for route in qido.router.routes if isinstance(route, Route))
+    for route in (*searches, *wado.routes, *bulkdata.routes, *frames.routes, *rendered.routes, *stow.routes):
         app.router.add_route(f"/dicom-web{route.path}", route.endpoint, methods=sorted(route.methods or ()))
-    app.include_router(qido.router, prefix="/dicom-web")
     app.include_router(admin.router)
     app.include_router(admin.openapi_router)
     app.include_router(probes.router)

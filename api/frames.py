@@ -30,6 +30,8 @@ def retrieve_frames(request: Request) -> Response:
     numbers = [int(number) for number in text.split(",")]
     if not is_there(one):
         raise StorageFailed("no good copy of this instance is left: see «minipacs verify»")
+    if one.pixel_offset is None:
+        raise NotFound("this instance has no frames")
     stored = one.transfer_syntax_uid
     offers = accept.of_frames(
         stored, decodable=pixels.can_decode(stored), lossy=stored in accept.LOSSY, single=len(numbers) == 1

@@ -351,7 +351,7 @@ def test_an_object_without_pixels_has_no_frames_and_no_picture(
 ) -> None:
     ds = ct_slice(Rows=None, Columns=None, PixelData=None)
     keep(ds)
-    assert client.get(address(ds, "/frames/1")).status_code in (404, 406)
+    assert client.get(address(ds, "/frames/1")).status_code == 404
     assert client.get(address(ds, "/rendered")).status_code == 406
 
 
@@ -473,6 +473,8 @@ def test_real_files_of_each_syntax_come_back_in_every_form(client: httpx.Client,
     came_back = set()
     for path in sorted((DATA / "transfer-syntaxes").glob("*.dcm")):
         file = path.read_bytes()
+        if file[128:132] != b"DICM":
+            continue
         try:
             outcome = keep(file)
         except Rejected:
