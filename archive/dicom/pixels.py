@@ -69,7 +69,9 @@ def decode(frames: Frames, number: int, *, rgb: bool = False) -> Frame:
         raise Unsupported("the encoded frame has another size than the image")
     try:
         decoded = _encapsulated(raw, image, syntax, rgb) if image.encapsulated else _native(raw, image, rgb)
-    except Exception as error:  # whatever a codec raises on damaged bytes
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":  # a panic of a codec in Rust
+            raise
         raise Unsupported(f"frame {number} cannot be decoded: {type(error).__name__}") from error
     return Frame(_shown(decoded.values, image), decoded.photometric_interpretation) if rgb else decoded
 

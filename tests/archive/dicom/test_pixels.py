@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from pathlib import Path
 
@@ -88,6 +89,17 @@ def test_a_codestream_that_announces_another_size_is_not_decoded(tmp_path: Path,
     ds.compress(syntax, encoding_plugin=plugin, generate_instance_uid=False)
     ds.Rows = 65
     with pytest.raises(Unsupported, match="size"):
+        decoded(put(tmp_path, ds))
+
+
+@pytest.mark.parametrize("more", [b"\x81\x01", b"\xff\x01"])
+def test_a_panic_of_a_codec_is_an_error_like_others(tmp_path: Path, more: bytes) -> None:
+    """RLE that unpacks to more than its frame: the decoder in Rust panics, which is no Exception in Python."""
+    ds = ct_slice(transfer_syntax=RLELossless)
+    segment = b"\x7f" + bytes(128) + b"\x7f" + bytes(128) + more
+    head = struct.pack("<16I", 2, 64, 64 + len(segment), *[0] * 13)
+    ds.PixelData = encapsulate([head + segment + segment])
+    with pytest.raises(Unsupported):
         decoded(put(tmp_path, ds))
 
 
