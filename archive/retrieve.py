@@ -176,8 +176,13 @@ class Access:
         self._by_study[stored.study_instance_uid].count(instances=0, failed=1)
 
 
-def open_access(archive: Archive, stored: Iterable[Stored], *, actor: Actor, scope: str = "") -> Access:
-    """Commit the opening audit row of each study (law 4). Call it before the first byte leaves."""
+def open_access(
+    archive: Archive, stored: Iterable[Stored], *, actor: Actor, scope: str = "", destination: str = ""
+) -> Access:
+    """Commit the opening audit row of each study (law 4). Call it before the first byte leaves.
+
+    `destination` names who receives when it is not the actor.
+    """
     by_study: dict[str, StudyAccess] = {}
     for one in stored:
         if one.study_instance_uid not in by_study:
@@ -188,6 +193,7 @@ def open_access(archive: Archive, stored: Iterable[Stored], *, actor: Actor, sco
                 study=one.study_instance_uid,
                 patient=one.patient,
                 scope=scope,
+                destination=destination,
             )
             access.open()
             by_study[one.study_instance_uid] = access

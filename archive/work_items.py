@@ -20,6 +20,7 @@ class Kind(StrEnum):
 
     UID_CONFLICT = "uid_conflict"  # other content under a SOP Instance UID that is taken (REQ-DCM-15)
     IDENTITY_CONFLICT = "identity_conflict"  # an image contradicts the record (REQ-DCM-19)
+    TRUNCATED = "truncated"  # Pixel Data announces more bytes than came: kept as it is, in doubt
     UNKNOWN_PATIENT = "unknown_patient"  # images of somebody the RIS has not sent (REQ-DCM-17)
 
 

@@ -16,7 +16,7 @@ from archive.index.asked import audit_query
 from archive.index.computed import INSTANCE_AVAILABILITY
 from archive.index.match import Key, is_asking
 from archive.index.query import TIMEZONE_OFFSET, Query
-from dicom_scp.identifier import SPECIFIC_CHARACTER_SET, Asked, Encoder, Field, Identifier, decode, encoding_of
+from dicom_scp.identifier import SPECIFIC_CHARACTER_SET, Asked, Field, Identifier, decode, encoder, encoding_of
 from dicom_scp.messages import Answer, FindRequest
 from dicom_scp.status import Status
 
@@ -66,7 +66,7 @@ def find(request: FindRequest, archive: Archive) -> Generator[Answer, None, None
         audit_query(archive.commit, request.actor, parameters=_parameters(request), outcome=Outcome.MINOR_FAILURE)
         raise
     audit_query(archive.commit, request.actor, parameters=_parameters(request))  # queued before the answer (law 4)
-    encoder = Encoder(plan.fields, encoding, charsets=identifier.charsets)
+    answers = encoder(plan.fields, encoding, charsets=identifier.charsets)
     with archive.engine.connect() as conn:
         for number, row in enumerate(index.find(conn, plan.query)):
             if number == settings.find_limit:
@@ -74,7 +74,7 @@ def find(request: FindRequest, archive: Archive) -> Generator[Answer, None, None
                     Status.OUT_OF_RESOURCES, comment=f"more than {settings.find_limit} matches: narrow the query"
                 )
                 return
-            yield Answer(plan.pending, encoder.encode(row))
+            yield Answer(plan.pending, answers.encode(row))
         conn.commit()  # nothing was written; after a rollback PostgreSQL's driver would prepare statements anew
     yield Answer(Status.SUCCESS)
 

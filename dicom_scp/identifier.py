@@ -10,11 +10,11 @@ import struct
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from archive.dicom import values
-from archive.dicom.charset import choose, encode, terms
+from archive.dicom.charset import UTF8, choose, encode, terms
 from archive.dicom.elements import EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE, LONG, Encoding
 from archive.dicom.source import Source
 from archive.dicom.tree import Element, parse, public_vr
@@ -23,6 +23,8 @@ SPECIFIC_CHARACTER_SET = 0x00080005
 EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 _TOO_LONG = 0xFFFE  # of a value whose length has two bytes
+_ALPHABETIC = {"Alphabetic"}
+_PADDED_WITH_NUL = frozenset({"UI", *values.BINARY})
 
 Row = Mapping[str, Any]
 ToBytes = Callable[[str], bytes]
@@ -108,128 +110,163 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
+    """A field, ready to be written. What can be known before there is a value is known."""
+
     key: str
-    vr: str
-    head: bytes  # tag, and VR where it is written
-    nested: tuple[_Prepared, ...] | None
-    constant: bytes | None
-    optional: bool
+    head: bytes  # tag, and in explicit syntaxes VR (and the two reserved bytes of the long form)
+    long: bool  # the length has four bytes
+    value: Callable[[Sequence[Any], ToBytes], bytes]
+    padding: bytes
+    absent: bytes  # what is written without a value: the empty element, a constant one, or nothing
 
 
-def _ascii(text: str) -> bytes:
-    return text.encode("ascii")
+@lru_cache(maxsize=256)
+def encoder(fields: tuple[Field, ...], encoding: Encoding, *, charsets: tuple[str, ...]) -> Encoder:
+    """The encoder for a form of request; clients repeat theirs."""
+    return Encoder(fields, encoding, charsets=charsets)
 
 
 class Encoder:
-    """Encodes rows of the index for one request."""
+    """Encodes rows of the index for requests of one form."""
 
     def __init__(self, fields: Iterable[Field], encoding: Encoding, *, charsets: tuple[str, ...]) -> None:
         order = "<" if encoding.little else ">"
         self._implicit = encoding.implicit
         self._order = order
-        self._tag = struct.Struct(f"{order}HH")
-        self._short = struct.Struct(f"{order}H")
-        self._long = struct.Struct(f"{order}I")
+        self._tag = struct.Struct(f"{order}HH").pack
+        self._short = struct.Struct(f"{order}H").pack
+        self._long = struct.Struct(f"{order}I").pack
         self._charsets = charsets
-        self._numbers = {vr: f"{order}{{}}{code}" for vr, code in values.NUMBERS.items()}
-        self._fields = tuple(self._prepared(one) for one in sorted(fields, key=lambda one: one.tag))
-        self._plain_start = self._charset_element(choose((), charsets))
+        self._fields = self._prepared_all(fields)
+        plain = choose((), charsets)
+        self._plain_start = self._charset_element(plain)
+        first = plain if charsets else UTF8  # what text beyond ASCII is tried in first
+        self._beyond, self._beyond_start = _writer(first), self._charset_element(first)
 
     def encode(self, row: Row) -> bytes:
         """One answer. In the requester's character set when all fits in, else ISO_IR 192 (REQ-DCM-62)."""
         try:
             return self._plain_start + self._write(self._fields, row, _ascii)
         except UnicodeEncodeError:
+            pass
+        try:
+            return self._beyond_start + self._write(self._fields, row, self._beyond)
+        except UnicodeEncodeError:
             texts: list[str] = []
             self._write(self._fields, row, partial(_collect, texts))
             charset = choose(texts, self._charsets)
-            to_bytes = partial(encode, charset=charset, person_name=True)
-            return self._charset_element(charset) + self._write(self._fields, row, to_bytes)
+            return self._charset_element(charset) + self._write(self._fields, row, _writer(charset))
 
     def _charset_element(self, charset: str) -> bytes:
         if not charset:
             return b""
-        head = self._head(SPECIFIC_CHARACTER_SET, "CS")
-        return self._element(head, "CS", _padded(charset.encode("ascii"), b" "))
+        value = charset.encode("ascii")
+        return self._element(self._head(SPECIFIC_CHARACTER_SET, "CS"), value, b" ", long=self._is_long("CS"))
+
+    def _prepared_all(self, fields: Iterable[Field]) -> tuple[_Prepared, ...]:
+        return tuple(self._prepared(one) for one in sorted(fields, key=lambda one: one.tag))
 
     def _prepared(self, one: Field) -> _Prepared:
-        nested = one.nested
-        head = self._head(one.tag, one.vr)
-        constant = None
+        head, long = self._head(one.tag, one.vr), self._is_long(one.vr)
+        padding = b"\0" if one.vr in _PADDED_WITH_NUL else b" "
         if one.constant is not None:
-            constant = self._element(head, one.vr, _padded(one.constant.encode("ascii"), b" "))
-        inner = None if nested is None else tuple(self._prepared(x) for x in sorted(nested, key=lambda x: x.tag))
-        return _Prepared(one.key, one.vr, head, inner, constant, one.optional)
+            constant = self._element(head, one.constant.encode("ascii"), padding, long=long)
+            return _Prepared("", head, long, _text, padding, constant)
+        absent = b"" if one.optional else self._element(head, b"", padding, long=long)
+        return _Prepared(one.key, head, long, self._value(one.vr, one.nested), padding, absent)
+
+    def _is_long(self, vr: str) -> bool:
+        return self._implicit or vr.encode("ascii") in LONG
 
     def _head(self, tag: int, vr: str) -> bytes:
-        written = self._tag.pack(tag >> 16, tag & 0xFFFF)
-        return written if self._implicit else written + vr.encode("ascii")
+        written = self._tag(tag >> 16, tag & 0xFFFF)
+        if self._implicit:
+            return written
+        return written + vr.encode("ascii") + (b"\0\0" if self._is_long(vr) else b"")
 
     def _write(self, fields: Sequence[_Prepared], row: Row, to_bytes: ToBytes) -> bytes:
         out = bytearray()
         for one in fields:
-            if one.constant is not None:
-                out += one.constant
-                continue
             element = row.get(one.key)
-            content = element.get("Value") if element else None
+            if element is None:
+                out += one.absent
+                continue
+            content = element.get("Value")
             if content:
-                out += self._element(one.head, one.vr, self._value(one.vr, content, one.nested, to_bytes))
-            elif element and "InlineBinary" in element:
-                out += self._element(one.head, one.vr, _padded(b64decode(element["InlineBinary"]), b"\0"))
-            elif not one.optional:
-                out += self._element(one.head, one.vr, b"")
+                value = one.value(content, to_bytes)
+            elif "InlineBinary" in element:
+                value = b64decode(element["InlineBinary"])
+            else:
+                out += one.absent
+                continue
+            out += self._element(one.head, value, one.padding, long=one.long)
         return bytes(out)
 
-    def _element(self, head: bytes, vr: str, value: bytes) -> bytes:
-        if self._implicit:
-            return head + self._long.pack(len(value)) + value
-        if vr.encode("ascii") in LONG:
-            return head + b"\0\0" + self._long.pack(len(value)) + value
+    def _element(self, head: bytes, value: bytes, padding: bytes, *, long: bool) -> bytes:
+        if len(value) & 1:
+            value += padding
+        if long:
+            return head + self._long(len(value)) + value
         if len(value) > _TOO_LONG:  # PS3.5 6.2.2: too long for its VR, so of VR UN
-            return head[:4] + b"UN\0\0" + self._long.pack(len(value)) + value
-        return head + self._short.pack(len(value)) + value
+            return head[:4] + b"UN\0\0" + self._long(len(value)) + value
+        return head + self._short(len(value)) + value
 
-    def _value(self, vr: str, content: Sequence[Any], nested: tuple[_Prepared, ...] | None, to_bytes: ToBytes) -> bytes:
-        if vr == "UI":
-            return _padded("\\".join(str(uid) for uid in content).encode("ascii", "ignore"), b"\0")
+    def _value(self, vr: str, nested: tuple[Field, ...] | None) -> Callable[[Sequence[Any], ToBytes], bytes]:
         if vr == "PN":
-            return _padded(to_bytes("\\".join(_name(name) for name in content)), b" ")
+            return _names
         if vr == "SQ":
-            return b"".join(self._item(item or {}, nested, to_bytes) for item in content)
-        if vr in self._numbers:
-            return struct.pack(self._numbers[vr].format(len(content)), *(_number(vr, number) for number in content))
-        if vr == "AT":
-            return b"".join(self._tag.pack(int(tag[:4], 16), int(tag[4:], 16)) for tag in content)
-        return _padded(to_bytes("\\".join("" if text is None else str(text) for text in content)), b" ")
+            return partial(self._items, None if nested is None else self._prepared_all(nested))
+        if vr in values.NUMBERS:
+            return partial(_numbers, f"{self._order}{{}}{values.NUMBERS[vr]}", float if vr in ("FL", "FD") else int)
+        return self._tags if vr == "AT" else _text
 
-    def _item(self, item: Row, nested: tuple[_Prepared, ...] | None, to_bytes: ToBytes) -> bytes:
-        if nested is None:
-            nested = tuple(
-                _Prepared(key, item[key]["vr"], self._head(int(key, 16), item[key]["vr"]), None, None, optional=False)
-                for key in sorted(item)
-            )
-        written = self._write(nested, item, to_bytes)
-        return self._tag.pack(0xFFFE, 0xE000) + self._long.pack(len(written)) + written
+    def _tags(self, content: Sequence[Any], _to_bytes: ToBytes) -> bytes:
+        return b"".join(self._tag(int(tag[:4], 16), int(tag[4:], 16)) for tag in content)
+
+    def _items(self, nested: tuple[_Prepared, ...] | None, content: Sequence[Any], to_bytes: ToBytes) -> bytes:
+        out = bytearray()
+        for item in content:
+            fields = nested
+            if fields is None:
+                fields = self._prepared_all(Field(int(key, 16), inner["vr"]) for key, inner in (item or {}).items())
+            written = self._write(fields, item or {}, to_bytes)
+            out += self._tag(0xFFFE, 0xE000) + self._long(len(written)) + written
+        return bytes(out)
+
+
+def _ascii(text: str) -> bytes:
+    return text.encode("ascii")
+
+
+def _writer(charset: str) -> ToBytes:
+    def to_bytes(text: str) -> bytes:
+        return text.encode("ascii") if text.isascii() else encode(text, charset, person_name=True)
+
+    return to_bytes
 
 
 def _collect(texts: list[str], text: str) -> bytes:
-    texts.append(text)
+    if not text.isascii():
+        texts.append(text)
     return b""
 
 
-def _padded(value: bytes, padding: bytes) -> bytes:
-    return value + padding if len(value) % 2 else value
+def _text(content: Sequence[Any], to_bytes: ToBytes) -> bytes:
+    if len(content) == 1 and content[0].__class__ is str:
+        return to_bytes(content[0])
+    return to_bytes("\\".join("" if text is None else str(text) for text in content))
+
+
+def _names(content: Sequence[Any], to_bytes: ToBytes) -> bytes:
+    if len(content) == 1 and content[0] and content[0].keys() == _ALPHABETIC:
+        return to_bytes(content[0]["Alphabetic"])
+    return to_bytes("\\".join(_name(name) for name in content))
 
 
 def _name(value: Any) -> str:
-    if not isinstance(value, Mapping):
-        return "" if value is None else str(value)
-    groups = [str(value.get(group) or "") for group in ("Alphabetic", "Ideographic", "Phonetic")]
+    groups = [str((value or {}).get(group) or "") for group in ("Alphabetic", "Ideographic", "Phonetic")]
     return "=".join(groups).rstrip("=")
 
 
-def _number(vr: str, value: Any) -> int | float:
-    if value is None:
-        return 0
-    return float(value) if vr in ("FL", "FD") else int(value)
+def _numbers(form: str, kind: type[int | float], content: Sequence[Any], _to_bytes: ToBytes) -> bytes:
+    return struct.pack(form.format(len(content)), *(kind(number or 0) for number in content))

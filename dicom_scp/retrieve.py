@@ -259,7 +259,7 @@ def _begin(
     """What is to be sent, its access audited (law 4); None: there is nothing to send, and that was answered."""
     try:
         stored = selected(request, archive)
-        access = open_access(archive, stored, actor=request.actor, scope=request.scope)
+        access = open_access(archive, stored, actor=request.actor, scope=request.scope, destination=request.destination)
     except Unavailable as error:
         log.error("retrieve refused", error=type(error).__name__, why=str(error), scope=request.scope)
         _refuse(exchange, message, Answer(Status.CANNOT_COUNT_MATCHES, comment=str(error)))

@@ -27,7 +27,7 @@ QUIET_SECONDS = 300.0
 LIMIT = 20_000  # open accesses in memory; above it the quietest are closed early
 _BATCH = 500  # closing rows in one transaction
 
-Key = tuple[str, str, str, str, str, str]
+Key = tuple[str, str, str, str, str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class Access:
         "_since",
         "action",
         "actor",
+        "destination",
         "event",
         "key",
         "patient",
@@ -68,7 +69,16 @@ class Access:
     )
 
     def __init__(
-        self, owner: Accesses, actor: Actor, event: Event, action: str, *, study: str, patient: str | None, scope: str
+        self,
+        owner: Accesses,
+        actor: Actor,
+        event: Event,
+        action: str,
+        *,
+        study: str,
+        patient: str | None,
+        scope: str,
+        destination: str,
     ) -> None:
         self.actor = actor
         self.event = event
@@ -76,7 +86,8 @@ class Access:
         self.study = study
         self.patient = patient
         self.scope = scope
-        self.key: Key = _key(actor, event, study, scope)
+        self.destination = destination
+        self.key: Key = _key(actor, event, action, study, scope, destination)
         self._owner = owner
         self._lock = threading.Lock()
         self._opening = threading.Lock()
@@ -99,7 +110,7 @@ class Access:
         """
         if self._opened or self._recorded:
             return
-        detail = {"phase": "open", **({"scope": self.scope} if self.scope else {})}
+        detail = {"phase": "open", **self.named()}
         record(
             conn,
             self.actor,
@@ -111,6 +122,10 @@ class Access:
             settled=self._settled,
         )
         self._recorded = True
+
+    def named(self) -> dict[str, str]:
+        """What both rows say of the access beside its columns."""
+        return {name: value for name, value in (("scope", self.scope), ("destination", self.destination)) if value}
 
     def confirm(self) -> None:
         """Say that the transaction in which `record_opening` ran is durable. The commit has said so by itself
@@ -178,21 +193,32 @@ class Accesses:
         self._thread: threading.Thread | None = None
 
     def access(
-        self, actor: Actor, event: Event, action: str, *, study: str, patient: str | None, scope: str = ""
+        self,
+        actor: Actor,
+        event: Event,
+        action: str,
+        *,
+        study: str,
+        patient: str | None,
+        scope: str = "",
+        destination: str = "",
     ) -> Access:
         """The open access of this actor to this study, made if there is none.
 
+        `destination` is where the images go when that is somebody else than the actor (C-MOVE).
         `scope` keeps the accesses of an association, or of a request, apart; empty: those of five minutes are one.
         The actor's user, source and door count, not what it may do. Raises Busy while the archive stops.
         """
-        key = _key(actor, event, study, scope)
+        key = _key(actor, event, action, study, scope, destination)
         with self._lock:
             if self._closed:
                 raise Busy("the archive is stopping")
             found = self._open.get(key)
             if found is not None:
                 return found
-            made = Access(self, actor, event, action, study=study, patient=patient, scope=scope)
+            made = Access(
+                self, actor, event, action, study=study, patient=patient, scope=scope, destination=destination
+            )
             self._enlist(made)
             if len(self._open) > LIMIT:
                 self._shed()
@@ -291,8 +317,8 @@ class Accesses:
                     return
 
 
-def _key(actor: Actor, event: Event, study: str, scope: str) -> Key:
-    return actor.user, actor.source, actor.door, event, study, scope
+def _key(actor: Actor, event: Event, action: str, study: str, scope: str, destination: str) -> Key:
+    return actor.user, actor.source, actor.door, event, action, study, scope, destination
 
 
 def _facts(counts: _Counts) -> dict[str, object]:
@@ -302,9 +328,7 @@ def _facts(counts: _Counts) -> dict[str, object]:
 
 def _record_endings(conn: Connection, endings: list[tuple[Access, _Counts]]) -> None:
     for access, counts in endings:
-        detail = {"phase": "close", "since": counts.since, **_facts(counts)}
-        if access.scope:
-            detail["scope"] = access.scope
+        detail = {"phase": "close", "since": counts.since, **_facts(counts), **access.named()}
         outcome = Outcome.SUCCESS
         if counts.failed:
             outcome = Outcome.MINOR_FAILURE if counts.instances else Outcome.SERIOUS_FAILURE

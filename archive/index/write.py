@@ -110,6 +110,16 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
         },
     ).scalar_one()
     _add_copy(conn, arrival, instance_pk)
+    if header.truncated:
+        open_item(
+            conn,
+            Kind.TRUNCATED,
+            header.sop_instance_uid,
+            at=arrival.at,
+            patient_pk=patient_pk,
+            study_instance_uid=header.study_instance_uid,
+            evidence={"sop_instance_uid": header.sop_instance_uid, "source": arrival.source},
+        )
     if not contradiction:
         return Outcome.STORED
     open_item(

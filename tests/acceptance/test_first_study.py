@@ -246,8 +246,13 @@ def audit_rows(server: Server) -> list[dict[str, object]]:
 
 
 @pytest.mark.req("REQ-SEC-20")
-def test_every_door_is_audited_denied_ones_too(stored: Server, tmp_path: Path) -> None:
+def test_every_door_is_audited_denied_ones_too(stored: Server, tmp_path: Path, move_port: int) -> None:
     study = str(pydicom.dcmread(CT[0]).StudyInstanceUID)
+    with receiver(tmp_path, move_port):
+        tool(
+            *("movescu", "-S", "-aec", "MINIPACS", "-aem", "STORESCP", "127.0.0.1", stored.dicom_port),
+            *("-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={study}"),
+        )
     find(stored, StudyRoot, QueryRetrieveLevel="STUDY", StudyInstanceUID=study)
     tool(
         *("getscu", "+B", "-S", "-aet", "READER", "-aec", "MINIPACS", "-od", tmp_path, "127.0.0.1", stored.dicom_port),
@@ -274,6 +279,8 @@ def test_every_door_is_audited_denied_ones_too(stored: Server, tmp_path: Path) -
             for one in seen
         )
 
+    moved = [row["detail"] for row in rows if row["detail"].get("destination") == "STORESCP"]  # type: ignore[attr-defined]
+    assert len(moved) >= 1
     assert someone("110104", "C", "dicom", ok=True, user="CT1")
     assert someone("110104", "C", "dicom", ok=True, user="MR1")
     assert someone("110112", "E", "dicom", ok=True, user="PYNETDICOM")

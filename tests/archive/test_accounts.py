@@ -20,7 +20,7 @@ from archive.errors import Busy, Conflict, InvalidRequest, NotAllowed, NotAuthen
 from archive.schema import account, audit, session, token
 
 PASSWORD = "correct horse battery"
-EMBEDDED = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # rules that no database has a part in
+EMBEDDED = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)  # rules that no database has a part in
 HERE: dict[str, Any] = {"source": "10.0.0.7", "door": Door.API}
 
 

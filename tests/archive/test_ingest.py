@@ -180,6 +180,17 @@ def test_garbage_is_refused_and_leaves_nothing(archive: Archive, actor: Actor) -
     assert files(archive) == []
 
 
+def test_an_object_that_is_cut_short_is_kept_and_waits_for_a_person(archive: Archive, actor: Actor) -> None:
+    """In doubt, keep (law 7): half an image may be all that is left of it."""
+    ds = ct_slice(rows=64, columns=64)
+    meta = FileMeta(str(ds.SOPClassUID), str(ds.SOPInstanceUID), str(ds.file_meta.TransferSyntaxUID))
+    incoming = archive.hot.receive(meta, at=MINUTE)
+    incoming.write(data_set(ds)[:-1000])
+    assert ingest(archive, incoming, actor=actor) is Outcome.STORED
+    with archive.engine.connect() as conn:
+        assert "truncated" in conn.execute(select(work_item.c.kind)).scalars().all()
+
+
 @pytest.mark.req("REQ-DCM-17")
 def test_images_without_a_patient_id_are_kept_and_wait_for_a_person(archive: Archive, send: Send) -> None:
     assert send(ct_slice(PatientID=None)) is Outcome.STORED

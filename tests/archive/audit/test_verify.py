@@ -201,7 +201,7 @@ def test_an_added_row_is_found(three_chains: Settings, tampered: Callable[..., V
     assert verdict.row is not None and (verdict.row.chain, verdict.row.seq) == (chain, ROWS)
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
     "change",
     [
@@ -218,14 +218,14 @@ def test_a_value_that_cannot_be_read_is_a_finding(tampered: Callable[..., Verdic
     assert verdict.row is not None and verdict.row.pk == 7
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
 def test_a_time_beyond_all_times_is_a_finding(tampered: Callable[..., Verdict]) -> None:
     verdict = tampered(text("UPDATE audit SET time = 'infinity' WHERE pk = 7"))
     assert not verdict.ok
     assert verdict.row is not None and verdict.row.pk == 7
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 class TestExport:
     @pytest.fixture
     def exported(self, three_chains: Settings, tmp_path: Path) -> Path:
