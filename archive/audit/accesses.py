@@ -87,7 +87,7 @@ class Access:
         self.patient = patient
         self.scope = scope
         self.destination = destination
-        self.key: Key = _key(actor, event, action, study, scope, destination)
+        self.key: Key = _key(actor, event, action, study=study, scope=scope, destination=destination)
         self._owner = owner
         self._lock = threading.Lock()
         self._opening = threading.Lock()
@@ -209,7 +209,7 @@ class Accesses:
         `scope` keeps the accesses of an association, or of a request, apart; empty: those of five minutes are one.
         The actor's user, source and door count, not what it may do. Raises Busy while the archive stops.
         """
-        key = _key(actor, event, action, study, scope, destination)
+        key = _key(actor, event, action, study=study, scope=scope, destination=destination)
         with self._lock:
             if self._closed:
                 raise Busy("the archive is stopping")
@@ -317,7 +317,7 @@ class Accesses:
                     return
 
 
-def _key(actor: Actor, event: Event, action: str, study: str, scope: str, destination: str) -> Key:
+def _key(actor: Actor, event: Event, action: str, *, study: str, scope: str, destination: str) -> Key:
     return actor.user, actor.source, actor.door, event, action, study, scope, destination
 
 
