@@ -21,6 +21,7 @@ import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
+from archive.clock import monotonic
 from archive.errors import ArchiveError, Busy, CommitInDoubt, IndexUnavailable, StorageFailed, StorageFull
 
 log = structlog.get_logger(__name__)
@@ -119,16 +120,18 @@ class GroupCommit:
         first = self._queue.get()
         if first is None:
             return [], True
-        batch = [first]
+        batch, awaited = [first], first.awaited
+        leaving = monotonic() + LATER_SECONDS
         while len(batch) < BATCH:
-            patience = 0.0 if any(write.awaited for write in batch) else LATER_SECONDS
+            patience = 0.0 if awaited else leaving - monotonic()
             try:
-                write = self._queue.get(timeout=patience) if patience else self._queue.get_nowait()
+                write = self._queue.get(timeout=patience) if patience > 0 else self._queue.get_nowait()
             except queue.Empty:
                 break
             if write is None:
                 return batch, True
             batch.append(write)
+            awaited = awaited or write.awaited
         return batch, False
 
     def _commit(self, batch: list[_Write]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -107,6 +108,18 @@ def test_a_write_nobody_awaits_is_committed_within_a_second(archive: Archive) ->
             break
         deadline.wait(0.1)
     assert names(archive) == ["later"]
+
+
+def test_a_write_nobody_awaits_does_not_wait_for_those_that_follow(archive: Archive) -> None:
+    began = time.monotonic()
+    while time.monotonic() - began < 1.5:  # somebody searches every tenth of a second
+        archive.commit.later(lambda conn: None)
+        if time.monotonic() - began < 0.1:
+            archive.commit.later(add("early"))
+        time.sleep(0.1)
+        if names(archive) == ["early"]:
+            break
+    assert time.monotonic() - began < 1.0
 
 
 def test_closing_finishes_what_was_handed_in_and_refuses_more(archive: Archive) -> None:
