@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from functools import partial
 
 import structlog
@@ -15,9 +16,10 @@ from archive.audit.record import Event
 from archive.core import Archive
 from archive.dicom.header import Header, read_header
 from archive.errors import Rejected, UidMismatch, Unavailable
-from archive.index.write import Arrival, add_instance, quarantine
+from archive.index.write import Arrival, add_instance, quarantine, repair_instance
 from archive.instance import CopyState, Outcome
 from archive.schema import instance, location
+from archive.schema.types import AnyRow
 from archive.storage.incoming import Incoming
 from archive.storage.part10 import HEAD_BYTES, read_meta
 
@@ -26,7 +28,14 @@ __all__ = ["Outcome", "adopt", "ingest"]
 log = structlog.get_logger(__name__)
 
 _COPIES = (
-    select(location.c.path, location.c.transfer_syntax_uid)
+    select(
+        location.c.pk,
+        location.c.path,
+        location.c.transfer_syntax_uid,
+        location.c.digest,
+        location.c.file_bytes,
+        location.c.data_set_offset,
+    )
     .join_from(location, instance)
     .where(
         instance.c.sop_instance_uid == bindparam("sop_instance_uid"),
@@ -122,8 +131,13 @@ def _record(archive: Archive, arrival: Arrival, actor: Actor, scope: str) -> Out
         patient=arrival.patient_cx,
         scope=scope,
     )
-    outcome = archive.commit.run(partial(_file, arrival, access), directories=[os.path.dirname(arrival.absolute_path)])
+    directories = [os.path.dirname(arrival.absolute_path)]
+    outcome = archive.commit.run(partial(_file, arrival, access), directories=directories)
     access.confirm()
+    if outcome is Outcome.ALREADY_STORED and (damaged := _damaged(archive, arrival)):
+        outcome = archive.commit.run(
+            partial(repair_instance, arrival=arrival, damaged=damaged), directories=directories
+        )
     if outcome is Outcome.SAME_UID:  # other bytes: compare the meaning, outside the commit thread
         outcome = _settle_same_uid(archive, arrival)
     if outcome is Outcome.ALREADY_STORED:
@@ -154,15 +168,32 @@ def _file(arrival: Arrival, access: Access, conn: Connection) -> Outcome:
     return outcome
 
 
+def _damaged(archive: Archive, arrival: Arrival) -> list[int]:
+    """The held copies that are not what was stored, until the first good one (law 7: it is read, not believed)."""
+    damaged: list[int] = []
+    for row in _held(archive, arrival):
+        reason = archive.hot.damage(
+            row.path, digest=row.digest, file_bytes=row.file_bytes, data_set_offset=row.data_set_offset
+        )
+        if not reason:
+            return []
+        log.error("a copy is damaged", sop_instance_uid=arrival.header.sop_instance_uid, path=row.path, why=reason)
+        damaged.append(row.pk)
+    return damaged
+
+
+def _held(archive: Archive, arrival: Arrival) -> Sequence[AnyRow]:
+    with archive.reading() as conn:
+        return conn.execute(_COPIES, {"sop_instance_uid": arrival.header.sop_instance_uid}).all()
+
+
 def _settle_same_uid(archive: Archive, arrival: Arrival) -> Outcome:
     """REQ-DCM-15: the same image in another lossless syntax is a duplicate; other content goes to quarantine."""
     from archive.dicom.compare import Copy, same_meaning
 
     uid = arrival.header.sop_instance_uid
-    with archive.engine.connect() as conn:
-        held = conn.execute(_COPIES, {"sop_instance_uid": uid}).all()
     new = Copy(arrival.absolute_path, arrival.header.transfer_syntax_uid)
-    for row in held:
+    for row in _held(archive, arrival):
         if same_meaning(Copy(archive.hot.path(row.path), row.transfer_syntax_uid), new):
             return Outcome.ALREADY_STORED
     kept = archive.commit.run(partial(quarantine, arrival=arrival))

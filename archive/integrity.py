@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +63,9 @@ def verify(
     """Re-hash copies; each verdict and its date are kept with the copy (a damaged one is no longer given out).
 
     Without `study_uid` or `everything`: the SAMPLE copies whose last check is the longest ago.
+
+    Raises:
+        Unavailable: a copy cannot be looked at (rights, limits), or the database not be written.
     """
     report = Report()
     with archive.engine.connect() as conn:
@@ -80,7 +82,9 @@ def verify(
     for page in pages:
         verdicts: list[dict[str, Any]] = []
         for row in page:
-            reason = _damage(archive, row)
+            reason = archive.hot.damage(
+                row.path, digest=row.digest, file_bytes=row.file_bytes, data_set_offset=row.data_set_offset
+            )
             if reason:
                 report.findings.append(Finding(row.sop_instance_uid, row.path, reason))
             verdicts.append({"location_pk": row.pk, "state": CopyState.DAMAGED if reason else CopyState.OK})
@@ -112,21 +116,6 @@ def _pages(archive: Archive, study_uid: str | None = None) -> Iterator[Sequence[
             return
         yield page
         after = page[-1].pk
-
-
-def _damage(archive: Archive, row: AnyRow) -> str:
-    """What is wrong with a copy; "" for nothing."""
-    sha = hashlib.sha256()
-    try:
-        with open(archive.hot.path(row.path), "rb") as file:
-            file.seek(row.data_set_offset)
-            while piece := file.read(1 << 20):
-                sha.update(piece)
-            if file.tell() != row.file_bytes:
-                return f"{file.tell()} bytes instead of {row.file_bytes}"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    return "" if sha.hexdigest() == row.digest else "the bytes changed: another digest"
 
 
 def fsck(archive: Archive, *, repair: bool = False, progress: Progress | None = None) -> Report:

@@ -9,7 +9,9 @@ from functools import lru_cache
 from archive.dicom.attributes import Match
 from archive.dicom.person_name import fold
 
-MAX_CHARACTERS = 400  # of a text key: beyond, an index entry would not fit a database page
+# Of a text key. PostgreSQL takes 2704 bytes in an index entry; the longest one is two keys, of up to four bytes a
+# character, and a UID (the subject of a work item).
+MAX_CHARACTERS = 300
 _TIME = re.compile(r"(\d\d)(?:(:?)(\d\d)(?:\2(\d\d)(?:\.(\d{1,6}))?)?)?")
 _INTEGER = re.compile(r"[+-]?\d{1,12}")
 

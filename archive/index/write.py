@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -71,12 +72,7 @@ _PARENTS = (
     .join(patient)
     .where(series.c.series_instance_uid == bindparam("uid"))
 )
-_STUDY = (
-    select(study.c.pk.label("study_pk"), patient.c.pk.label("patient_pk"), patient.c.patient_id, patient.c.issuer)
-    .join_from(study, patient)
-    .where(study.c.study_instance_uid == bindparam("uid"))
-)
-_SERIES_PK = select(series.c.pk).where(series.c.series_instance_uid == bindparam("uid"))
+_STUDY_PK = select(study.c.pk).where(study.c.study_instance_uid == bindparam("uid"))
 _PATIENT_PK = select(patient.c.pk).where(patient.c.identity_key == bindparam("key"))
 _ADD_INSTANCE = instance.insert().returning(instance.c.pk)
 _ADD_LOCATION = location.insert()
@@ -158,8 +154,16 @@ def _again(conn: Connection, arrival: Arrival, known: AnyRow) -> Outcome:
     return Outcome.REPAIRED
 
 
+def repair_instance(conn: Connection, arrival: Arrival, *, damaged: Collection[int]) -> Outcome:
+    """File an instance again whose copies numbered `damaged` turned out to be bad: REPAIRED, or ALREADY_STORED when
+    another good copy stands."""
+    for location_pk in damaged:
+        conn.execute(_DAMAGED, {"location_pk": location_pk})
+    return add_instance(conn, arrival)
+
+
 def _stands(path: str, file_bytes: int) -> bool:
-    """The copy is there and as long as it should be; its digest is checked by `minipacs verify`."""
+    """The copy is there and as long as it should be; whether its bytes are the right ones takes longer to tell."""
     try:
         return os.stat(path).st_size == file_bytes
     except OSError:
@@ -170,17 +174,18 @@ def _place(conn: Connection, arrival: Arrival) -> tuple[int, str, int]:
     """The series to file under (made when new), what the header contradicts ("" for nothing), and the patient."""
     header = arrival.header
     parents = conn.execute(_PARENTS, {"uid": header.series_instance_uid}).first()
-    if parents is not None:
-        contradiction = _contradiction(arrival, parents)
-        if parents.study_instance_uid != header.study_instance_uid:
-            contradiction = "the Series Instance UID belongs to another study"
-        return parents.series_pk, contradiction, parents.patient_pk
-    filed = conn.execute(_STUDY, {"uid": header.study_instance_uid}).first()
-    if filed is None:
-        patient_pk = _patient(conn, arrival)
-        _add_study(conn, arrival, patient_pk)
-        filed = conn.execute(_STUDY, {"uid": header.study_instance_uid}).one()
-    return _add_series(conn, arrival, filed.study_pk), _contradiction(arrival, filed), filed.patient_pk
+    if parents is None:
+        study_pk = conn.execute(_STUDY_PK, {"uid": header.study_instance_uid}).scalar()
+        if study_pk is None:
+            _add_study(conn, arrival, _patient(conn, arrival))
+            study_pk = conn.execute(_STUDY_PK, {"uid": header.study_instance_uid}).scalar_one()
+        _add_series(conn, arrival, study_pk)
+        # read, not assumed: another process may have been quicker, with another study or another patient
+        parents = conn.execute(_PARENTS, {"uid": header.series_instance_uid}).one()
+    contradiction = _contradiction(arrival, parents)
+    if parents.study_instance_uid != header.study_instance_uid:
+        contradiction = "the Series Instance UID belongs to another study"
+    return parents.series_pk, contradiction, parents.patient_pk
 
 
 def _contradiction(arrival: Arrival, filed: AnyRow) -> str:
@@ -242,7 +247,7 @@ def _add_study(conn: Connection, arrival: Arrival, patient_pk: int) -> None:
     )
 
 
-def _add_series(conn: Connection, arrival: Arrival, study_pk: int) -> int:
+def _add_series(conn: Connection, arrival: Arrival, study_pk: int) -> None:
     header = arrival.header
     conn.execute(
         insert(conn, series).on_conflict_do_nothing(index_elements=["series_instance_uid"]),
@@ -254,7 +259,6 @@ def _add_series(conn: Connection, arrival: Arrival, study_pk: int) -> int:
             "created_at": arrival.at,
         },
     )
-    return int(conn.execute(_SERIES_PK, {"uid": header.series_instance_uid}).scalar_one())
 
 
 def _columns(header: Header, level: Level) -> dict[str, str | int | None]:

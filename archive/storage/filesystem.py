@@ -6,6 +6,8 @@ crosses volumes.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import shutil
 import threading
@@ -16,7 +18,10 @@ from pathlib import Path
 from archive.commit import flush_directory
 from archive.dicom.file_meta import FileMeta
 from archive.errors import StorageFailed, StorageFull
-from archive.storage.incoming import Incoming
+from archive.storage.incoming import Incoming, failure
+
+# Why a good file may not be opened: rights, or a limit of this process or host.
+_NOT_OF_THE_FILE = frozenset({errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class Tier:
@@ -44,13 +49,13 @@ class Tier:
             StorageFull: the reserve would be touched.
             StorageFailed: the file cannot be made.
         """
-        if self.free_bytes() < expected_bytes:
-            raise StorageFull("the free space of the hot volume is below storage.reserve_bytes")
         name = f"{uuid.uuid4()}.dcm"
         try:
+            if self.free_bytes() < expected_bytes:
+                raise StorageFull("the free space of the hot volume is below storage.reserve_bytes")
             return Incoming(self, name, f"{at:%Y/%m/%d/%H%M}/{name}", meta)
         except OSError as error:
-            raise StorageFailed(f"a file cannot be made: {error.strerror}") from error
+            raise failure(error) from error
 
     def path(self, name: str) -> str:
         """The absolute path of a stored file."""
@@ -74,6 +79,27 @@ class Tier:
             if len(self._ready) > 1000:
                 self._ready.clear()
             self._ready.add(directory)
+
+    def damage(self, name: str, *, digest: str, file_bytes: int, data_set_offset: int) -> str:
+        """What is wrong with a stored file, read to its end; "" when it is what was stored.
+
+        Raises:
+            StorageFailed: it cannot be looked at, which says nothing about it.
+        """
+        sha = hashlib.sha256()
+        try:
+            with open(self.path(name), "rb") as file:
+                file.seek(data_set_offset)
+                while piece := file.read(1 << 20):
+                    sha.update(piece)
+                length = file.tell()
+        except OSError as error:
+            if error.errno in _NOT_OF_THE_FILE:
+                raise StorageFailed(f"a stored file cannot be looked at: {error.strerror}") from error
+            return f"cannot be read: {error.strerror}"
+        if length != file_bytes:
+            return f"{length} bytes instead of {file_bytes}"
+        return "" if sha.hexdigest() == digest else "the bytes changed: another digest"
 
     def unlink(self, name: str) -> None:
         """Remove a stored file, if it is there."""

@@ -62,7 +62,7 @@ class Incoming:
                 while rest:
                     rest = rest[os.write(self.fd, rest) :]
         except OSError as error:
-            raise _failed(error) from error
+            raise failure(error) from error
 
     @property
     def digest(self) -> str:
@@ -83,7 +83,7 @@ class Incoming:
         try:
             os.fdatasync(self.fd)
         except OSError as error:
-            raise _failed(error) from error
+            raise failure(error) from error
 
     def name(self) -> None:
         """Give the file its place in the tier; its folder still has to be flushed."""
@@ -92,7 +92,7 @@ class Incoming:
             self.tier.make_ready(directory)
             os.rename(self._path, self.tier.path(self.final))
         except OSError as error:
-            raise _failed(error) from error
+            raise failure(error) from error
         self.settled = True
 
     def settle(self) -> None:
@@ -118,7 +118,8 @@ class Incoming:
             os.unlink(self.path)
 
 
-def _failed(error: OSError) -> StorageFull | StorageFailed:
+def failure(error: OSError) -> StorageFull | StorageFailed:
+    """What the hot volume's refusal means."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull("the hot volume is full")
     return StorageFailed(f"the hot volume failed: {error.strerror}")

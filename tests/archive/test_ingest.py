@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,8 +18,9 @@ from sqlalchemy import func, select
 from archive.access import Actor
 from archive.core import Archive
 from archive.dicom.file_meta import FileMeta
-from archive.errors import StorageFull, UidMismatch, UnreadableInstance
-from archive.index.write import add_instance
+from archive.dicom.header import read_header
+from archive.errors import StorageFailed, StorageFull, UidMismatch, UnreadableInstance
+from archive.index.write import Arrival, add_instance
 from archive.ingest import Outcome, ingest
 from archive.schema import audit, instance, location, patient, quarantined, work_item
 from archive.storage.incoming import Incoming
@@ -110,6 +113,100 @@ def test_a_resend_repairs_a_lost_copy(archive: Archive, send: Send) -> None:
     assert send(ds) is Outcome.REPAIRED
     assert send(ds) is Outcome.ALREADY_STORED
     assert len(files(archive)) == 1
+
+
+@pytest.mark.req("REQ-DCM-15")
+def test_a_resend_repairs_a_copy_whose_bytes_changed(archive: Archive, send: Send) -> None:
+    """No check has noticed yet, and the length is still right."""
+    ds = ct_slice()
+    send(ds)
+    held = files(archive)[0]
+    rotten = bytearray(held.read_bytes())
+    rotten[-5] ^= 1
+    held.write_bytes(rotten)
+    assert send(ds) is Outcome.REPAIRED
+    with archive.engine.connect() as conn:
+        good = conn.execute(select(location.c.path).where(location.c.state == "ok")).scalars().all()
+    assert [Path(archive.hot.path(path)).read_bytes().endswith(data_set(ds)) for path in good] == [True]
+    assert send(ds) is Outcome.ALREADY_STORED
+
+
+@pytest.mark.req("REQ-DCM-15")
+def test_a_copy_that_cannot_be_looked_at_is_not_called_damaged(
+    archive: Archive, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ds = ct_slice()
+    send(ds)
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch, pytest.raises(StorageFailed):
+        patch.setattr("archive.storage.filesystem.open", denied, raising=False)
+        send(ds)
+    with archive.engine.connect() as conn:
+        assert conn.execute(select(location.c.state)).scalars().all() == ["ok"]
+
+
+@pytest.mark.req("REQ-DCM-19")
+def test_a_series_that_two_studies_claim_at_once_goes_to_one_and_the_other_instance_is_held(
+    archive: Archive, actor: Actor
+) -> None:
+    """Two processes: the second does not see the first one's series before it makes its own."""
+    series = new_uid()
+    slices = [ct_slice(number=n, StudyInstanceUID=new_uid(), SeriesInstanceUID=series) for n in range(3)]
+    assert ingest(archive, receive(archive, ct_slice()), actor=actor) is Outcome.STORED  # the patient is known
+    arrivals = [arrival(archive, ds) for ds in slices[:2]]
+    writing = archive.engine.execution_options(minipacs_write=True)
+    with ThreadPoolExecutor(1) as pool, writing.connect() as first:
+        assert add_instance(first, arrivals[0]) is Outcome.STORED
+
+        def second() -> Outcome:
+            with writing.begin() as conn:
+                return add_instance(conn, arrivals[1])
+
+        later = pool.submit(second)
+        with pytest.raises(TimeoutError):
+            later.result(0.5)
+        first.commit()
+        assert later.result(10) is Outcome.STORED_HELD
+
+
+def arrival(archive: Archive, ds: Dataset) -> Arrival:
+    """A data set that lies in its place, its row not yet written."""
+    incoming = receive(archive, ds)
+    header = read_header(
+        incoming.fd,
+        offset=incoming.data_set_offset,
+        length=incoming.data_set_bytes,
+        transfer_syntax_uid=incoming.meta.transfer_syntax_uid,
+        default_charset="ISO_IR 100",
+    )
+    incoming.settle()
+    incoming.close()
+    return Arrival(
+        header=header,
+        path=incoming.final,
+        absolute_path=incoming.path,
+        file_bytes=incoming.file_bytes,
+        data_set_offset=incoming.data_set_offset,
+        digest=incoming.digest,
+        source="network:CT1",
+        default_issuer="",
+        at=archive.clock(),
+    )
+
+
+def test_the_longest_identity_is_taken_in(archive: Archive, send: Send) -> None:
+    """No database page is too small for it (REQ-DCM-17: images are never refused for their identity)."""
+    words = ["".join(chr(0x20000 + (i * step) % 40_000) for i in range(5000)) for step in (7919, 6007)]
+
+    def of(patient_id: str) -> Dataset:
+        return ct_slice(PatientID=patient_id, IssuerOfPatientID=words[1], SpecificCharacterSet="ISO_IR 192")
+
+    assert send(of(words[0])) is Outcome.STORED
+    other = of(words[1])
+    assert send(other) is Outcome.STORED_HELD
 
 
 @pytest.mark.req("REQ-DCM-15")
