@@ -10,7 +10,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-head
 	--python-version 3.11 pyproject.toml
 
 .DELETE_ON_ERROR:
-.PHONY: run install test check lock docs clean
+.PHONY: run install test check bench lock docs clean
 
 run: install
 	@exec $(BIN)/minipacs serve
@@ -46,6 +46,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q --collect-only -n0 -p tests.requirement_matrix
+
+# Figures beside Orthanc and DCMTK, when they are installed: make bench ARGS="--slices 60 --repeat 1"
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.bench $(ARGS)
 
 # What is generated and committed.
 docs: $(VENV)/.installed
