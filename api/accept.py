@@ -12,22 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from archive.dicom.syntaxes import EXPLICIT_LE, JPEG, NATIVE, RLE
 from archive.errors import InvalidRequest, NotAcceptable
 
-EXPLICIT_LE = "1.2.840.10008.1.2.1"
-IMPLICIT_LE = "1.2.840.10008.1.2"
-DEFLATED_LE = "1.2.840.10008.1.2.1.99"
-EXPLICIT_BE = "1.2.840.10008.1.2.2"
 OCTETS = "application/octet-stream"
 DICOM = "application/dicom"
 RELATED = "multipart/related"
 
-NATIVE = frozenset({IMPLICIT_LE, EXPLICIT_LE, DEFLATED_LE, EXPLICIT_BE})
-# Where the syntax says that something may have been lost; that it was, only the data set says.
-LOSSY = frozenset(
-    {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 91, 93, 111, 112, 203)}
-    | {f"1.2.840.10008.1.2.4.{n}{form}" for n in range(100, 109) for form in ("", ".1")}
-)
 _SAME = {  # old or loose names of a media type
     "image/x-jls": "image/jls",
     "image/x-dicom-rle": "image/dicom-rle",
@@ -36,18 +27,16 @@ _SAME = {  # old or loose names of a media type
 }
 # The media type of one compressed frame (PS3.18 Table 8.7.3-5).
 FRAME_MEDIA_TYPES = {
-    "1.2.840.10008.1.2.5": "image/dicom-rle",
-    **dict.fromkeys((f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70)), "image/jpeg"),
-    **dict.fromkeys((f"1.2.840.10008.1.2.4.{n}" for n in (80, 81)), "image/jls"),
-    **dict.fromkeys((f"1.2.840.10008.1.2.4.{n}" for n in (90, 91)), "image/jp2"),
-    **dict.fromkeys((f"1.2.840.10008.1.2.4.{n}" for n in (92, 93)), "image/jpx"),
-    **dict.fromkeys((f"1.2.840.10008.1.2.4.{n}" for n in (110, 111, 112)), "image/jxl"),
-    **dict.fromkeys((f"1.2.840.10008.1.2.4.{n}" for n in (201, 202, 203)), "image/jphc"),
-    **dict.fromkeys((f"1.2.840.10008.1.2.4.{n}" for n in ("100", "100.1", "101", "101.1")), "video/mpeg"),
-    **dict.fromkeys(
-        (f"1.2.840.10008.1.2.4.{n}{fragmentable}" for n in range(102, 107) for fragmentable in ("", ".1")), "video/mp4"
-    ),
-    **dict.fromkeys((f"1.2.840.10008.1.2.4.{n}" for n in (107, 108)), "video/mp4"),
+    RLE: "image/dicom-rle",
+    **dict.fromkeys((f"{JPEG}{n}" for n in (50, 51, 57, 70)), "image/jpeg"),
+    **dict.fromkeys((f"{JPEG}{n}" for n in (80, 81)), "image/jls"),
+    **dict.fromkeys((f"{JPEG}{n}" for n in (90, 91)), "image/jp2"),
+    **dict.fromkeys((f"{JPEG}{n}" for n in (92, 93)), "image/jpx"),
+    **dict.fromkeys((f"{JPEG}{n}" for n in (110, 111, 112)), "image/jxl"),
+    **dict.fromkeys((f"{JPEG}{n}" for n in (201, 202, 203)), "image/jphc"),
+    **dict.fromkeys((f"{JPEG}{n}" for n in ("100", "100.1", "101", "101.1")), "video/mpeg"),
+    **dict.fromkeys((f"{JPEG}{n}{fragmentable}" for n in range(102, 107) for fragmentable in ("", ".1")), "video/mp4"),
+    **dict.fromkeys((f"{JPEG}{n}" for n in (107, 108)), "video/mp4"),
 }
 
 

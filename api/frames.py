@@ -13,7 +13,7 @@ from starlette.routing import Route
 from api import accept, auth, multipart
 from api.wado import INSTANCE, address_of, begin, is_there, selected, wish_of
 from archive.access import Action
-from archive.dicom import frames, pixels
+from archive.dicom import frames, pixels, syntaxes
 from archive.errors import InvalidRequest, NotAcceptable, NotFound, StorageFailed, Unsupported
 from archive.retrieve import Stored
 
@@ -30,14 +30,16 @@ def retrieve_frames(request: Request) -> Response:
     numbers = [int(number) for number in text.split(",")]
     if not is_there(one):
         raise StorageFailed("no good copy of this instance is left: see «minipacs verify»")
-    if one.pixel_offset is None and one.transfer_syntax_uid != accept.DEFLATED_LE:  # whose offsets are not in the file
+    if (
+        one.pixel_offset is None and one.transfer_syntax_uid != syntaxes.DEFLATED_LE
+    ):  # whose offsets are not in the file
         raise NotFound("this instance has no frames")
     stored = one.transfer_syntax_uid
     offers = accept.of_frames(
-        stored, decodable=pixels.can_decode(stored), lossy=stored in accept.LOSSY, single=len(numbers) == 1
+        stored, decodable=pixels.can_decode(stored), lossy=stored in syntaxes.LOSSY, single=len(numbers) == 1
     )
     chosen = wish_of(request).demand(offers)
-    decoded = stored not in accept.NATIVE and chosen.transfer_syntax == accept.EXPLICIT_LE
+    decoded = stored not in syntaxes.NATIVE and chosen.transfer_syntax == syntaxes.EXPLICIT_LE
     read = _decoded(one, numbers) if decoded else _as_stored(one, numbers)
     first = _first(read)  # before anything is said: there may be no such frame
     kind = accept.content_type(replace(chosen, multipart=False))

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 from api.french import MODALITIES
 from api.studies import text
+from archive.dicom.syntaxes import VIDEO
 from archive.studies import Instance, Series, Study
 
 PREVIEW_PIXELS = 320
 _ROWS, _FRAMES, _NUMBER, _LOSSY = 0x00280010, 0x00280008, 0x00200013, 0x00282110
 _MODALITY, _SERIES_NUMBER, _DESCRIPTION, _BODY_PART = 0x00080060, 0x00200011, 0x0008103E, 0x00180015
-_VIDEO = "1.2.840.10008.1.2.4.10"  # .100 to .108, and their fragmentable forms
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def pictures_of(study: Study, part: Series) -> list[Picture]:
 
 
 def _is_picture(one: Instance) -> bool:
-    video = any(copy.transfer_syntax_uid.startswith(_VIDEO) for copy in one.copies)
+    video = any(copy.transfer_syntax_uid in VIDEO for copy in one.copies)
     return bool(text(one.attributes, _ROWS)) and not video
 
 

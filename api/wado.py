@@ -20,6 +20,7 @@ from api import accept, auth, multipart
 from archive.access import Action, Actor
 from archive.dicom.file_meta import FileMeta
 from archive.dicom.json import metadata
+from archive.dicom.syntaxes import EXPLICIT_BE, EXPLICIT_LE, LOSSY
 from archive.dicom.transcode import targets, transcode
 from archive.errors import InvalidRequest, NotAcceptable, NotFound, StorageFailed, UnreadableInstance
 from archive.retrieve import Access, Stored, open_access, select
@@ -134,7 +135,7 @@ class _Form:
             stored = one.transfer_syntax_uid
             alone = accept.of_objects(stored, (stored,), as_default=stored, single=not chosen.multipart)
             again = wish.choose(alone)
-            if stored in (syntax, accept.EXPLICIT_BE) or again is None or again.multipart != chosen.multipart:
+            if stored in (syntax, EXPLICIT_BE) or again is None or again.multipart != chosen.multipart:
                 raise NotAcceptable(f"an instance can be given only as it is stored: {error}") from error
             syntax = stored
             self._pieces = file_pieces(one)
@@ -193,11 +194,11 @@ def is_there(one: Stored) -> bool:
 
 def _offers(one: Stored, *, single: bool) -> tuple[accept.Representation, ...]:
     stored = one.transfer_syntax_uid
-    if stored == accept.EXPLICIT_BE:  # retired: never served, its objects leave as little endian (sheet 10 §2.2)
-        stored = accept.EXPLICIT_LE
+    if stored == EXPLICIT_BE:  # retired: never served, its objects leave as little endian (sheet 10 §2.2)
+        stored = EXPLICIT_LE
     syntaxes = (stored, *(syntax for syntax in targets(one.transfer_syntax_uid) if syntax != stored))
-    as_default = accept.EXPLICIT_LE
-    if accept.EXPLICIT_LE not in syntaxes or stored in accept.LOSSY:
+    as_default = EXPLICIT_LE
+    if EXPLICIT_LE not in syntaxes or stored in LOSSY:
         as_default = stored
     return accept.of_objects(stored, syntaxes, as_default=as_default, single=single)
 

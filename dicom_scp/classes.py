@@ -10,18 +10,14 @@ from enum import Enum
 from pydicom.uid import UID
 from pynetdicom.presentation import AllStoragePresentationContexts
 
+from archive.dicom.syntaxes import DEFLATED_LE, EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE, JPEG, RLE
+
 VERIFICATION = "1.2.840.10008.1.1"
 STORAGE_SERVICE_CLASS = "1.2.840.10008.4.2"
 
-IMPLICIT_LE = "1.2.840.10008.1.2"
-EXPLICIT_LE = "1.2.840.10008.1.2.1"
-DEFLATED_LE = "1.2.840.10008.1.2.1.99"
-EXPLICIT_BE = "1.2.840.10008.1.2.2"
-
 # Syntaxes of commands' data sets, and those into which a stored data set may be turned on the way out.
-NATIVE = (EXPLICIT_LE, IMPLICIT_LE)
+PLAIN = (EXPLICIT_LE, IMPLICIT_LE)
 
-_JPEG = "1.2.840.10008.1.2.4."
 # Accepted for storage, as received (REQ-DCM-12). pydicom 3.0.2 does not know all of them: here they are only names.
 STORAGE_SYNTAXES = frozenset(
     {
@@ -30,17 +26,17 @@ STORAGE_SYNTAXES = frozenset(
         DEFLATED_LE,
         EXPLICIT_BE,
         "1.2.840.10008.1.2.1.98",  # encapsulated uncompressed
-        "1.2.840.10008.1.2.5",  # RLE
+        RLE,
         "1.2.840.10008.1.2.8.1",  # deflated image frame
-        *(_JPEG + str(number) for number in range(50, 67)),  # JPEG, with the retired processes
-        _JPEG + "70",
-        _JPEG + "80",  # JPEG-LS
-        _JPEG + "81",
-        *(_JPEG + str(number) for number in range(90, 94)),  # JPEG 2000, parts 1 and 2
-        *(_JPEG + str(number) for number in range(100, 109)),  # MPEG-2, H.264, HEVC
-        *(f"{_JPEG}{number}.1" for number in range(100, 107)),  # their fragmentable forms
-        *(_JPEG + str(number) for number in range(110, 113)),  # JPEG XL
-        *(_JPEG + str(number) for number in range(201, 204)),  # HTJ2K
+        *(JPEG + str(number) for number in range(50, 67)),  # JPEG, with the retired processes
+        JPEG + "70",
+        JPEG + "80",  # JPEG-LS
+        JPEG + "81",
+        *(JPEG + str(number) for number in range(90, 94)),  # JPEG 2000, parts 1 and 2
+        *(JPEG + str(number) for number in range(100, 109)),  # MPEG-2, H.264, HEVC
+        *(f"{JPEG}{number}.1" for number in range(100, 107)),  # their fragmentable forms
+        *(JPEG + str(number) for number in range(110, 113)),  # JPEG XL
+        *(JPEG + str(number) for number in range(201, 204)),  # HTJ2K
     }
 )
 
@@ -124,11 +120,11 @@ def choose_syntax(service: Service, proposed: tuple[str, ...]) -> str | None:
     The proposer's first choice, since only it knows what it holds, with one exception: among uncompressed ones
     explicit little endian, which alone keeps the VR of private elements.
     """
-    known = STORAGE_SYNTAXES if service is Service.STORAGE else frozenset(NATIVE)
+    known = STORAGE_SYNTAXES if service is Service.STORAGE else frozenset(PLAIN)
     offered = [syntax for syntax in proposed if syntax in known]
     if not offered:
         return None
-    plain = (EXPLICIT_LE, IMPLICIT_LE, EXPLICIT_BE)
-    if offered[0] in plain:
-        return next(syntax for syntax in plain if syntax in offered)
+    uncompressed = (*PLAIN, EXPLICIT_BE)
+    if offered[0] in uncompressed:
+        return next(syntax for syntax in uncompressed if syntax in offered)
     return offered[0]

@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
+from dicom_scp.classes import VERIFICATION
 from dicom_scp.ends import ProtocolError
 from dicom_scp.messages import Answer
 
@@ -178,7 +179,7 @@ def store_request(
 def echo_request(message_id: int) -> bytes:
     """A C-ECHO-RQ."""
     return _set(
-        _ui(0x0002, "1.2.840.10008.1.1"),
+        _ui(0x0002, VERIFICATION),
         _us(0x0100, Field.C_ECHO_RQ),
         _us(0x0110, message_id),
         _us(0x0800, NO_DATA_SET),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from archive.config import Dicom, Peer
+from archive.dicom.syntaxes import IMPLICIT_LE
 from dicom_scp import dimse
 from dicom_scp.associate import Proposed
-from dicom_scp.classes import IMPLICIT_LE, VERIFICATION
+from dicom_scp.classes import VERIFICATION
 from dicom_scp.ends import NotAssociated, ProtocolError
 from dicom_scp.messages import Answer
 from dicom_scp.requestor import Requestor

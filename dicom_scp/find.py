@@ -10,13 +10,14 @@ from archive.access import Action, demand
 from archive.audit.record import Event, Outcome, refused
 from archive.core import Archive
 from archive.dicom.attributes import Level
+from archive.dicom.elements import encoding_of
 from archive.errors import InvalidQuery, NotAllowed, Rejected, Unsupported
 from archive.index import query as index
 from archive.index.asked import audit_query
 from archive.index.computed import INSTANCE_AVAILABILITY
 from archive.index.match import Key, is_asking
 from archive.index.query import TIMEZONE_OFFSET, Query
-from dicom_scp.identifier import SPECIFIC_CHARACTER_SET, Asked, Field, Identifier, decode, encoder, encoding_of
+from dicom_scp.identifier import SPECIFIC_CHARACTER_SET, Asked, Field, Identifier, decode, encoder
 from dicom_scp.messages import Answer, FindRequest
 from dicom_scp.status import Status
 

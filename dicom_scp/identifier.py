@@ -15,26 +15,17 @@ from typing import Any
 
 from archive.dicom import values
 from archive.dicom.charset import UTF8, choose, encode, terms
-from archive.dicom.elements import EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE, LONG, Encoding
+from archive.dicom.elements import LONG, Encoding
 from archive.dicom.source import Source
 from archive.dicom.tree import Element, parse, public_vr
 
 SPECIFIC_CHARACTER_SET = 0x00080005
-EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
-IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 _TOO_LONG = 0xFFFE  # of a value whose length has two bytes
 _ALPHABETIC = {"Alphabetic"}
 _PADDED_WITH_NUL = frozenset({"UI", *values.BINARY})
 
 Row = Mapping[str, Any]
 ToBytes = Callable[[str], bytes]
-
-
-def encoding_of(transfer_syntax_uid: str) -> Encoding:
-    """How the identifiers of a presentation context are written."""
-    if transfer_syntax_uid == IMPLICIT_LITTLE_ENDIAN:
-        return IMPLICIT_LE
-    return EXPLICIT_BE if transfer_syntax_uid == EXPLICIT_BIG_ENDIAN else EXPLICIT_LE
 
 
 @dataclass(frozen=True, slots=True)

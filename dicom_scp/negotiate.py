@@ -12,6 +12,7 @@ from archive.access import PEER_MAY, Action, Actor, Door
 from archive.config import Dicom
 from archive.core import Archive
 from archive.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+from archive.dicom.syntaxes import IMPLICIT_LE
 from archive.errors import Rejected
 from dicom_scp.associate import (
     APPLICATION_CONTEXT,
@@ -22,7 +23,7 @@ from dicom_scp.associate import (
     Role,
     UserInformation,
 )
-from dicom_scp.classes import IMPLICIT_LE, Service, choose_syntax, service_of
+from dicom_scp.classes import Service, choose_syntax, service_of
 from dicom_scp.exchange import Context
 
 LEAST_MAX_PDU = 1024  # a peer that takes less cannot be served at any speed

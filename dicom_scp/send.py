@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 from archive.clock import monotonic
 from archive.dicom import transcode
+from archive.dicom.syntaxes import EXPLICIT_BE
 from archive.errors import NotAcceptable, StorageFailed
 from archive.retrieve import Stored
 from dicom_scp import dimse
 from dicom_scp.associate import Proposed
-from dicom_scp.classes import EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE, NATIVE
+from dicom_scp.classes import PLAIN
 from dicom_scp.dimse import Field
 from dicom_scp.ends import AbortReason, ProtocolError, TooSlow
 from dicom_scp.exchange import Context, Exchange, Message
@@ -33,7 +34,7 @@ def propose(stored: Iterable[Stored]) -> tuple[Proposed, ...]:
     pairs = dict.fromkeys((one.sop_class_uid, one.transfer_syntax_uid) for one in stored)
     wanted: list[tuple[str, tuple[str, ...]]] = [(uid, (syntax,)) for uid, syntax in pairs if syntax != EXPLICIT_BE]
     for uid in dict.fromkeys(uid for uid, _ in pairs):
-        rest = tuple(syntax for syntax in NATIVE if (uid, syntax) not in pairs)
+        rest = tuple(syntax for syntax in PLAIN if (uid, syntax) not in pairs)
         if rest:
             wanted.append((uid, rest))
     return tuple(Proposed(2 * place + 1, uid, syntaxes) for place, (uid, syntaxes) in enumerate(wanted[:MOST_CONTEXTS]))
@@ -112,7 +113,7 @@ class Sender:
 
     def _route(self, stored: Stored) -> tuple[int, str]:
         by_syntax = self._routes.get(stored.sop_class_uid, {})
-        for syntax in (stored.transfer_syntax_uid, EXPLICIT_LE, IMPLICIT_LE):
+        for syntax in (stored.transfer_syntax_uid, *PLAIN):
             if syntax in by_syntax:
                 return by_syntax[syntax], syntax
         raise NotAcceptable("the peer takes this class in no syntax that would lose nothing")

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
+from archive.dicom import syntaxes
 from archive.dicom.source import Source
 from archive.errors import UnreadableInstance
 
@@ -37,13 +38,14 @@ class Encoding(NamedTuple):
 EXPLICIT_LE = Encoding(implicit=False, little=True)
 IMPLICIT_LE = Encoding(implicit=True, little=True)
 EXPLICIT_BE = Encoding(implicit=False, little=False)
+_DEFLATED = Encoding(implicit=False, little=True, deflated=True)
 _ENCODINGS = {
-    "1.2.840.10008.1.2": IMPLICIT_LE,
+    syntaxes.IMPLICIT_LE: IMPLICIT_LE,
     "1.2.840.113619.5.2": IMPLICIT_LE,  # GE private: implicit, with big endian pixels
-    "1.2.840.10008.1.2.2": EXPLICIT_BE,
-    "1.2.840.10008.1.2.1.99": Encoding(implicit=False, little=True, deflated=True),
-    "1.2.840.10008.1.2.4.95": Encoding(implicit=False, little=True, deflated=True),
-    "1.2.840.10008.1.2.4.205": Encoding(implicit=False, little=True, deflated=True),
+    syntaxes.EXPLICIT_BE: EXPLICIT_BE,
+    syntaxes.DEFLATED_LE: _DEFLATED,
+    f"{syntaxes.JPEG}95": _DEFLATED,  # JPIP, referenced and deflated
+    f"{syntaxes.JPEG}205": _DEFLATED,
 }
 
 

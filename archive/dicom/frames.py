@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from archive.dicom import elements
+from archive.dicom import elements, syntaxes
 from archive.dicom.elements import (
     IMPLICIT_LE,
     ITEM,
@@ -26,8 +26,6 @@ from archive.errors import NotFound, UnreadableInstance, Unsupported
 
 Ranges = tuple[tuple[int, int], ...]  # offset and length of each piece, in order
 
-RLE: Final = "1.2.840.10008.1.2.5"
-_VIDEO = tuple(f"1.2.840.10008.1.2.4.10{n}" for n in range(9))  # and their fragmentable forms, .100.1 …
 _STARTS = (b"\xff\xd8", b"\xff\x4f\xff\x51", b"\xff\x0a")  # JPEG and JPEG-LS, JPEG 2000, JPEG XL
 _TAGS: Final = {
     0x00280002: "samples", 0x00280004: "photometric", 0x00280006: "planar", 0x00280008: "frames", 0x00280010: "rows",
@@ -149,7 +147,7 @@ def ranges(source: Source, image: Image, transfer_syntax_uid: str) -> list[Range
     """
     if not image.encapsulated:
         return _native(source, image)
-    if transfer_syntax_uid.startswith(_VIDEO):
+    if transfer_syntax_uid in syntaxes.VIDEO:
         raise Unsupported("a video has no frames that can be told apart")
     return _encapsulated(source, image, transfer_syntax_uid)
 
@@ -180,7 +178,7 @@ def _encapsulated(source: Source, image: Image, transfer_syntax_uid: str) -> lis
         return [(fragment,) for fragment in fragments]
     if count == 1 and fragments:
         return [tuple(fragments)]
-    if transfer_syntax_uid != RLE:
+    if transfer_syntax_uid != syntaxes.RLE:
         starts = [n for n, (position, length) in enumerate(fragments) if _begins(source, position, length)]
         if len(starts) == count and starts[0] == 0:
             return _grouped(fragments, starts)

@@ -16,20 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from archive.dicom.file_meta import data_set_offset
 from archive.dicom.frames import Frames, Image, opened
+from archive.dicom.syntaxes import JPEG, NATIVE, RLE
 from archive.errors import NotFound, UnreadableInstance, Unsupported
 
 if TYPE_CHECKING:
     import numpy as np
     from pydicom.dataset import Dataset
 
-_JPEG = "1.2.840.10008.1.2.4."
-_NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"}
 # pyjpegls and pylibjpeg are exact; gdcm reads what modalities write as JPEG (docs/decisions: dependencies).
 _PLUGINS = {
-    "1.2.840.10008.1.2.5": "pylibjpeg",
-    **{_JPEG + number: "gdcm" for number in ("50", "51", "57", "70")},
-    **{_JPEG + number: "pyjpegls" for number in ("80", "81")},
-    **{_JPEG + number: "pylibjpeg" for number in ("90", "91", "201", "202", "203")},
+    RLE: "pylibjpeg",
+    **{JPEG + number: "gdcm" for number in ("50", "51", "57", "70")},
+    **{JPEG + number: "pyjpegls" for number in ("80", "81")},
+    **{JPEG + number: "pylibjpeg" for number in ("90", "91", "201", "202", "203")},
 }
 MAX_FRAME_BYTES = 1 << 30  # decoded
 _FLOATS = {0x7FE00008: "f4", 0x7FE00009: "f8"}
@@ -45,7 +44,7 @@ class Frame:
 
 def can_decode(transfer_syntax_uid: str) -> bool:
     """Whether pixels in this syntax can be decoded here."""
-    return transfer_syntax_uid in _NATIVE or transfer_syntax_uid in _PLUGINS
+    return transfer_syntax_uid in NATIVE or transfer_syntax_uid in _PLUGINS
 
 
 def decode(frames: Frames, number: int, *, rgb: bool = False) -> Frame:
@@ -60,7 +59,7 @@ def decode(frames: Frames, number: int, *, rgb: bool = False) -> Frame:
         UnreadableInstance, OSError: the file cannot be followed, or read.
     """
     syntax, image = frames.transfer_syntax_uid, frames.image
-    if not can_decode(syntax) or (image.encapsulated and syntax in _NATIVE):
+    if not can_decode(syntax) or (image.encapsulated and syntax in NATIVE):
         raise Unsupported(f"pixels in transfer syntax {syntax} cannot be decoded here")
     if image.frame_bits > 8 * MAX_FRAME_BYTES:
         raise Unsupported("frames that are too large to be decoded")
@@ -111,7 +110,7 @@ def _encapsulated(raw: bytes, image: Image, syntax: str, rgb: bool) -> Frame:
     }
     if image.samples > 1:
         options["planar_configuration"] = image.planar
-    if not syntax.startswith((_JPEG + "8", _JPEG + "9", _JPEG + "20")):
+    if not syntax.startswith((JPEG + "8", JPEG + "9", JPEG + "20")):
         options["correct_unused_bits"] = False  # those of the codecs that hold no sign are corrected always
     values, properties = get_decoder(UID(syntax)).as_array(
         encapsulate([raw], has_bot=False), index=0, raw=not rgb, decoding_plugin=_PLUGINS[syntax], **options

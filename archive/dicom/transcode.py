@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from itertools import chain
 
-from archive.dicom import pixels, values
+from archive.dicom import pixels, syntaxes, values
 from archive.dicom.elements import EXPLICIT_LE, IMPLICIT_LE, LONG, UNDEFINED, Encoding, opened
 from archive.dicom.file_meta import FileMeta, file_head
 from archive.dicom.frames import Frames, image_in
@@ -19,10 +19,9 @@ from archive.dicom.source import Source
 from archive.dicom.tree import Element, parse
 from archive.errors import NotAcceptable, NotFound, Unsupported
 
-EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
-_TARGETS = {EXPLICIT: EXPLICIT_LE, IMPLICIT: IMPLICIT_LE}
+_TARGETS = {syntaxes.EXPLICIT_LE: EXPLICIT_LE, syntaxes.IMPLICIT_LE: IMPLICIT_LE}  # best first
 # A codec's own colour transform or subsampling is undone by decoding it.
-_LOSSY_JPEG = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
+_LOSSY_JPEG = {f"{syntaxes.JPEG}50", f"{syntaxes.JPEG}51"}
 _PHOTOMETRIC, _PLANAR, _LOSSY, _PIXEL_DATA = 0x00280004, 0x00280006, 0x00282110, 0x7FE00010
 _OFFSET_TABLES = {0x7FE00001, 0x7FE00002, 0x7FE00003}
 _PIECE = 1 << 20
@@ -36,7 +35,7 @@ def targets(transfer_syntax_uid: str) -> tuple[str, ...]:
     """The native syntaxes that something stored in this syntax can be given in, besides itself; best first."""
     if not pixels.can_decode(transfer_syntax_uid):
         return ()
-    return tuple(syntax for syntax in (EXPLICIT, IMPLICIT) if syntax != transfer_syntax_uid)
+    return tuple(syntax for syntax in _TARGETS if syntax != transfer_syntax_uid)
 
 
 def to_native(path: str, data_set_offset: int, source_syntax: str, *, target_syntax: str) -> bytes:

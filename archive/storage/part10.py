@@ -13,22 +13,15 @@ from datetime import datetime
 
 from typing_extensions import Buffer
 
+from archive.dicom.elements import LONG, SHORT, UNDEFINED
 from archive.dicom.file_meta import FileMeta
+from archive.dicom.syntaxes import DEFLATED_LE, EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE
 from archive.errors import UnreadableInstance
 from archive.storage.filesystem import Tier
 from archive.storage.incoming import Incoming
 
-IMPLICIT_LE = "1.2.840.10008.1.2"
-EXPLICIT_LE = "1.2.840.10008.1.2.1"
-DEFLATED_LE = "1.2.840.10008.1.2.1.99"
-EXPLICIT_BE = "1.2.840.10008.1.2.2"
-
 HEAD_BYTES = 64 << 10  # group 0002 and the SOP UIDs of any real file lie well within
-_LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
-_VRS = _LONG | {
-    b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
-    b"ST", b"TM", b"UI", b"UL", b"US",
-}  # fmt: skip
+_VRS = SHORT | LONG
 
 
 class Part10:
@@ -110,7 +103,7 @@ def _explicit_elements(data: bytes, position: int, order: str) -> Iterator[tuple
         vr = data[position + 4 : position + 6]
         if vr not in _VRS:
             return
-        if vr in _LONG:
+        if vr in LONG:
             if position + 12 > len(data):
                 return
             (length,) = struct.unpack_from(order + "I", data, position + 8)
@@ -118,7 +111,7 @@ def _explicit_elements(data: bytes, position: int, order: str) -> Iterator[tuple
         else:
             (length,) = struct.unpack_from(order + "H", data, position + 6)
             position += 8
-        if length == 0xFFFFFFFF:
+        if length == UNDEFINED:
             return
         yield group, element, vr, position, length
         position += length
@@ -128,7 +121,7 @@ def _implicit_elements(data: bytes, position: int) -> Iterator[tuple[int, int, b
     while position + 8 <= len(data):
         group, element, length = struct.unpack_from("<HHI", data, position)
         position += 8
-        if length == 0xFFFFFFFF:
+        if length == UNDEFINED:
             return
         yield group, element, b"", position, length
         position += length

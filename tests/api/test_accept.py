@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.accept import (
-    EXPLICIT_LE,
     METADATA,
     RENDERED,
     Representation,
@@ -20,6 +19,7 @@ from api.accept import (
     parse,
     wish,
 )
+from archive.dicom.syntaxes import EXPLICIT_LE
 from archive.errors import InvalidRequest, NotAcceptable
 
 IMPLICIT = "1.2.840.10008.1.2"

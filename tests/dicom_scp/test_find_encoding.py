@@ -15,8 +15,9 @@ from pydicom.filewriter import write_dataset
 from pydicom.sequence import Sequence
 
 from archive.dicom.charset import choose
+from archive.dicom.elements import encoding_of
 from archive.errors import UnreadableInstance
-from dicom_scp.identifier import Asked, Encoder, Field, decode, encoding_of
+from dicom_scp.identifier import Asked, Encoder, Field, decode
 from tests.dicom_scp import slow_encoder
 
 IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"

@@ -16,7 +16,9 @@ from archive.dicom.bulk import bulk_data
 from archive.dicom.compare import Copy, same_meaning
 from archive.dicom.frames import opened
 from archive.dicom.json import metadata
-from archive.dicom.transcode import EXPLICIT, IMPLICIT, native_pieces, targets
+from archive.dicom.syntaxes import EXPLICIT_LE as EXPLICIT
+from archive.dicom.syntaxes import IMPLICIT_LE as IMPLICIT
+from archive.dicom.transcode import native_pieces, targets
 from archive.errors import Rejected
 from tests.builders import ct_slice, part10
 

@@ -25,7 +25,9 @@ from pydicom.uid import (
 
 from archive.dicom.file_meta import FileMeta, file_head
 from archive.dicom.pixels import can_decode
-from archive.dicom.transcode import EXPLICIT, IMPLICIT, native_pieces, targets, to_native, transcode
+from archive.dicom.syntaxes import EXPLICIT_LE as EXPLICIT
+from archive.dicom.syntaxes import IMPLICIT_LE as IMPLICIT
+from archive.dicom.transcode import native_pieces, targets, to_native, transcode
 from archive.errors import NotAcceptable, UnreadableInstance
 from tests.archive.dicom.reading import real_files
 from tests.builders import ct_slice, data_set, part10

@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from archive.dicom.syntaxes import DEFLATED_LE, EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE
 from archive.errors import UnreadableInstance
 from archive.storage.filesystem import Tier
 from archive.storage.incoming import Incoming
-from archive.storage.part10 import DEFLATED_LE, EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE, Part10
+from archive.storage.part10 import Part10
 from tests.builders import ct_slice, data_set, part10
 
 AT = datetime(2026, 1, 5, 10, 15, tzinfo=UTC)
