@@ -5,8 +5,11 @@ Resumable: what is stored already is found so and left alone.
 
 from __future__ import annotations
 
+import lzma
 import os
+import stat
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +25,9 @@ from archive.storage.part10 import HEAD_BYTES, Part10, read_meta
 
 MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 _WORKERS = 4  # files in flight: they share flushes of folders and commits
+_AT_ONCE = 256  # files handed to the workers: a failure stops the import within these
 _PIECE = 1 << 20
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, EOFError, OSError, ValueError)
 _MEMBER_BYTES = 1 << 40  # nothing in a ZIP is larger
 
 
@@ -66,19 +71,25 @@ def import_paths(archive: Archive, paths: Iterable[Path], *, actor: Actor, progr
     """
     demand(actor, Action.STORE)
     summary = Summary()
-    files = [file for path in paths for file in _walk(path)]
+    files = [file for path in paths for file in _walk(path, summary.refused)]
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="import") as pool:
-        results = pool.map(partial(_take, archive, actor), files)
-        for done, part in enumerate(results, start=1):
-            _add(summary, part)
-            if progress is not None:
-                progress(done, len(files))
+        for start in range(0, len(files), _AT_ONCE):
+            some = files[start : start + _AT_ONCE]
+            for done, part in enumerate(pool.map(partial(_take, archive, actor), some), start=start + 1):
+                _add(summary, part)
+                if progress is not None:
+                    progress(done, len(files))
     return summary
 
 
-def _walk(path: Path) -> Iterator[Path]:
+def _walk(path: Path, refused: list[Left]) -> Iterator[Path]:
+    """Every file in `path`; folders that cannot be listed are `refused`: what they hold is not stored."""
+
+    def refuse(error: OSError) -> None:
+        refused.append(Left(str(error.filename), f"cannot be read: {error.strerror}"))
+
     if path.is_dir():
-        for folder, folders, names in os.walk(path):
+        for folder, folders, names in os.walk(path, onerror=refuse):
             folders.sort()
             for name in sorted(names):
                 yield Path(folder, name)
@@ -88,6 +99,8 @@ def _walk(path: Path) -> Iterator[Path]:
 
 def _take(archive: Archive, actor: Actor, path: Path) -> Summary:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return Summary(ignored=[Left(str(path), "not a file: a pipe, a socket or a device")])
         if zipfile.is_zipfile(path) and not _is_dicom(path):
             return _take_zip(archive, actor, path)
         with path.open("rb") as file:
@@ -113,9 +126,12 @@ def _take_zip(archive: Archive, actor: Actor, path: Path) -> Summary:
                 if member.flag_bits & 1 or member.file_size > _MEMBER_BYTES:
                     summary.refused.append(Left(name, "encrypted or too large"))
                     continue
-                with bundle.open(member) as file:
-                    _add(summary, _take_file(archive, actor, file, name))
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+                try:
+                    with bundle.open(member) as file:
+                        _add(summary, _take_file(archive, actor, file, name))
+                except _DAMAGED as error:
+                    summary.refused.append(Left(name, f"damaged: {error}"))
+    except _DAMAGED as error:
         summary.refused.append(Left(str(path), f"the ZIP is damaged: {error}"))
     return summary
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -65,6 +66,47 @@ def test_what_cannot_be_stored_is_refused_with_its_reason(archive: Archive, oper
     assert sorted(Path(left.path).name for left in summary.refused) == ["cut.dcm", "no-study.dcm"]
     assert len(summary.quarantined) == 1
     assert all(left.reason for left in summary.refused + summary.quarantined + summary.ignored)
+    assert not summary.clean
+
+
+def test_a_damaged_member_of_a_zip_does_not_hide_the_others(archive: Archive, operator: Actor, tmp_path: Path) -> None:
+    path = tmp_path / "cd.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for number in range(4):
+            bundle.writestr(f"{number}.dcm", part10(ct_slice(number=number)))
+        inside = [member.header_offset for member in bundle.infolist()]
+    raw = bytearray(path.read_bytes())
+    raw[inside[1] + 60] ^= 0xFF  # the compressed bytes of one
+    raw[inside[2] + 14] ^= 0xFF  # the local checksum of another is not looked at: the directory's counts
+    raw[raw.rindex(b"PK\x01\x02") + 16] ^= 0xFF  # the checksum of the last
+    path.write_bytes(raw)
+    summary = import_paths(archive, [path], actor=operator)
+    assert summary.stored == 2
+    assert [left.path[-5:] for left in summary.refused] == ["1.dcm", "3.dcm"]
+
+
+def test_what_is_no_file_does_not_stop_an_import(archive: Archive, operator: Actor, tmp_path: Path) -> None:
+    (tmp_path / "cd").mkdir()
+    os.mkfifo(tmp_path / "cd" / "pipe")
+    (tmp_path / "cd" / "a.dcm").write_bytes(part10(ct_slice()))
+    summary = import_paths(archive, [tmp_path / "cd"], actor=operator)
+    assert (summary.stored, [Path(left.path).name for left in summary.ignored]) == (1, ["pipe"])
+
+
+def test_a_folder_that_cannot_be_listed_is_said(
+    archive: Archive, operator: Actor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cd" / "closed").mkdir(parents=True)
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # root may read everything
+    summary = import_paths(archive, [tmp_path / "cd"], actor=operator)
+    assert [Path(left.path).name for left in summary.refused] == ["closed"]
     assert not summary.clean
 
 
