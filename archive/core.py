@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, text
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -63,7 +63,9 @@ class Archive:
 def make_engine(url: str) -> Engine:
     """An engine with the durability that the laws need: SQLite in WAL with synchronous=FULL, or PostgreSQL."""
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_size=16, max_overflow=64, pool_pre_ping=True, hide_parameters=True)
+        engine = create_engine(url, pool_size=16, max_overflow=64, pool_pre_ping=True, hide_parameters=True)
+        event.listen(engine, "handle_error", _quote_nothing)
+        return engine
     engine = create_engine(
         url,
         connect_args={"timeout": 30, "check_same_thread": False},
@@ -91,6 +93,13 @@ def make_engine(url: str) -> Engine:
         conn.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
     return engine
+
+
+def _quote_nothing(context: ExceptionContext) -> None:
+    """Keep the first line of a message: in those below, PostgreSQL quotes the values of rows (REQ-SEC-11)."""
+    for error in (context.original_exception, context.sqlalchemy_exception):
+        if error is not None:
+            error.args = tuple(arg.partition("\n")[0] if isinstance(arg, str) else arg for arg in error.args)
 
 
 def schema_revision(engine: Engine) -> str | None:

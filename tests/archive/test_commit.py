@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Connection, event, func, select
+from sqlalchemy.exc import IntegrityError
 
 from archive.clock import Clock
 from archive.core import Archive
@@ -42,13 +44,15 @@ def test_a_write_is_visible_when_run_returns(archive: Archive) -> None:
 def test_writes_that_wait_share_a_commit(archive: Archive) -> None:
     commits: list[int] = []
     event.listen(archive.engine, "commit", lambda conn: commits.append(1))
-    gate = threading.Event()
+    running, gate = threading.Event(), threading.Event()
 
     def blocks(conn: Connection) -> None:
+        running.set()
         gate.wait(10)
 
     with ThreadPoolExecutor(21) as pool:
         first = pool.submit(archive.commit.run, blocks)
+        running.wait(10)  # alone: those that come now wait
         others = [pool.submit(archive.commit.run, add(f"n{i}")) for i in range(20)]
         while archive.commit._queue.qsize() < 20:
             pass
@@ -60,9 +64,10 @@ def test_writes_that_wait_share_a_commit(archive: Archive) -> None:
 
 
 def test_a_bad_write_fails_alone(archive: Archive) -> None:
-    gate = threading.Event()
+    running, gate = threading.Event(), threading.Event()
 
     def blocks(conn: Connection) -> None:
+        running.set()
         gate.wait(10)
 
     def refuses(conn: Connection) -> None:
@@ -70,6 +75,7 @@ def test_a_bad_write_fails_alone(archive: Archive) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(archive.commit.run, blocks)
+        running.wait(10)
         good = [pool.submit(archive.commit.run, add("a")), pool.submit(archive.commit.run, add("b"))]
         bad = pool.submit(archive.commit.run, refuses)
         while archive.commit._queue.qsize() < 3:
@@ -80,6 +86,17 @@ def test_a_bad_write_fails_alone(archive: Archive) -> None:
         with pytest.raises(NotFound):
             bad.result()
     assert names(archive) == ["a", "b"]
+
+
+@pytest.mark.req("REQ-SEC-11")
+def test_the_traceback_of_a_database_error_quotes_no_value(archive: Archive) -> None:
+    twice = add(name := "DUPONT^Anne")
+    archive.commit.run(twice)
+    with pytest.raises(IntegrityError) as caught:
+        archive.commit.run(twice)
+    told = "".join(traceback.format_exception(caught.value))
+    assert "unique" in told.lower()
+    assert name not in told
 
 
 def test_a_failed_write_leaves_nothing(archive: Archive) -> None:
