@@ -18,6 +18,7 @@ from api import accept, auth
 from archive.access import Action
 from archive.audit.record import Outcome
 from archive.dicom.attributes import BY_KEYWORD, BY_TAG, Level
+from archive.dicom.json import CHARACTER_SET
 from archive.errors import InvalidQuery, InvalidRequest, Rejected
 from archive.index import query as index
 from archive.index.asked import audit_query
@@ -27,7 +28,6 @@ from archive.index.query import TIMEZONE_OFFSET, Query, Row
 
 LITERAL = "The fuzzymatching parameter is not supported. Only literal matching has been performed."
 COUNTED = 1000  # further results are counted up to here
-CHARACTER_SET: Row = {"vr": "CS", "Value": ["ISO_IR 192"]}
 _STUDY_UID, _SERIES_UID, _SOP_UID = "0020000D", "0020000E", "00080018"
 _PATH = {"study": 0x0020000D, "series": 0x0020000E}
 _RETRIEVE_URL = 0x00081190
@@ -320,7 +320,7 @@ class _Answer:
     def of(self, row: Row) -> Row:
         """One result."""
         row["00081190"] = {"vr": "UR", "Value": [self._address(row)]}
-        result: Row = {"00080005": CHARACTER_SET}
+        result: Row = dict(CHARACTER_SET)
         for key, empty, optional in self._fields:
             element = row.get(key)
             if element is not None:

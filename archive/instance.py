@@ -48,10 +48,6 @@ class Availability(StrEnum):
 CURRENT = frozenset({State.STORED})
 
 
-def is_current(state: str) -> bool:
-    return state in CURRENT
-
-
 def availability(tier: str | None) -> Availability:
     """Of one instance, by the tier of its best good copy; None: no good copy is left."""
     if tier is None:

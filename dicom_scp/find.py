@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from archive.access import Action, demand
 from archive.audit.record import Event, Outcome, refused
 from archive.core import Archive
-from archive.dicom.attributes import Level
+from archive.dicom.attributes import LEVELS, Level
+from archive.dicom.charset import SPECIFIC_CHARACTER_SET
 from archive.dicom.elements import encoding_of
 from archive.errors import InvalidQuery, NotAllowed, Rejected, Unsupported
 from archive.index import query as index
@@ -17,7 +18,7 @@ from archive.index.asked import audit_query
 from archive.index.computed import INSTANCE_AVAILABILITY
 from archive.index.match import Key, is_asking
 from archive.index.query import TIMEZONE_OFFSET, Query
-from dicom_scp.identifier import SPECIFIC_CHARACTER_SET, Asked, Field, Identifier, decode, encoder
+from dicom_scp.identifier import Asked, Field, Identifier, decode, encoder
 from dicom_scp.messages import Answer, FindRequest
 from dicom_scp.status import Status
 
@@ -27,8 +28,7 @@ QUERY_RETRIEVE_LEVEL = 0x00080052
 RETRIEVE_AE_TITLE = 0x00080054
 ALTERNATE_REPRESENTATIONS = 0x00083001
 
-_LEVELS = (Level.PATIENT, Level.STUDY, Level.SERIES, Level.IMAGE)
-_ROOTS = {PATIENT_ROOT_FIND: _LEVELS, STUDY_ROOT_FIND: _LEVELS[1:]}
+_ROOTS = {PATIENT_ROOT_FIND: LEVELS, STUDY_ROOT_FIND: LEVELS[1:]}
 _UNIQUE = {Level.PATIENT: 0x00100020, Level.STUDY: 0x0020000D, Level.SERIES: 0x0020000E}
 # Not keys: they say how the identifier is to be read. No representation has an alternate as long as nothing replaces
 # originals, so that attribute is known, and always without a value.

@@ -14,12 +14,11 @@ from functools import lru_cache, partial
 from typing import Any
 
 from archive.dicom import values
-from archive.dicom.charset import UTF8, choose, encode, terms
+from archive.dicom.charset import SPECIFIC_CHARACTER_SET, UTF8, choose, encode, terms
 from archive.dicom.elements import LONG, Encoding
 from archive.dicom.source import Source
 from archive.dicom.tree import Element, parse, public_vr
 
-SPECIFIC_CHARACTER_SET = 0x00080005
 _TOO_LONG = 0xFFFE  # of a value whose length has two bytes
 _ALPHABETIC = {"Alphabetic"}
 _PADDED_WITH_NUL = frozenset({"UI", *values.BINARY})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from archive.core import Archive
-from archive.dicom.charset import decode, terms
+from archive.dicom.charset import SPECIFIC_CHARACTER_SET, decode, terms
 from archive.dicom.elements import Kept, Scanner, encoding_of
 from archive.dicom.source import Source
 from archive.errors import InvalidQuery
@@ -11,11 +11,10 @@ from archive.retrieve import Stored, select
 from dicom_scp.classes import PATIENT_ROOT
 from dicom_scp.messages import RetrieveRequest
 
-_CHARSET = 0x00080005
 _LEVEL = 0x00080052
 _PATIENT_ID, _ISSUER = 0x00100020, 0x00100021
 _UIDS = {"STUDY": 0x0020000D, "SERIES": 0x0020000E, "IMAGE": 0x00080018}
-_SCANNER = Scanner((_CHARSET, _LEVEL, _PATIENT_ID, _ISSUER, *_UIDS.values()), max_bytes=1 << 24)
+_SCANNER = Scanner((SPECIFIC_CHARACTER_SET, _LEVEL, _PATIENT_ID, _ISSUER, *_UIDS.values()), max_bytes=1 << 24)
 
 
 def selected(request: RetrieveRequest, archive: Archive) -> list[Stored]:
@@ -64,7 +63,7 @@ def _values(found: Kept, tag: int, default_charset: str) -> list[str]:
     """The values of an element that are not empty."""
     if tag not in found:
         return []
-    charsets = terms(found[_CHARSET][1]) if _CHARSET in found else ()
+    charsets = terms(found[SPECIFIC_CHARACTER_SET][1]) if SPECIFIC_CHARACTER_SET in found else ()
     text = decode(found[tag][1], charsets or (default_charset,), fallback=default_charset)
     return [value for value in (one.strip(" \0") for one in text.split("\\")) if value]
 

@@ -20,6 +20,9 @@ class Level(Enum):
     IMAGE = "IMAGE"
 
 
+LEVELS: tuple[Level, ...] = tuple(Level)
+
+
 class Match(Enum):
     """How the `column` of an attribute is normalised, and so how it is matched (PS3.4 C.2.2.2)."""
 
@@ -109,8 +112,3 @@ ATTRIBUTES: tuple[Attribute, ...] = (
 
 BY_TAG: dict[int, Attribute] = {attribute.tag: attribute for attribute in ATTRIBUTES}
 BY_KEYWORD: dict[str, Attribute] = {attribute.keyword: attribute for attribute in ATTRIBUTES}
-
-
-def of_level(level: Level) -> tuple[Attribute, ...]:
-    """The attributes that rows of this level keep."""
-    return tuple(attribute for attribute in ATTRIBUTES if attribute.level is level)

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
+SPECIFIC_CHARACTER_SET = 0x00080005
 DEFAULT = "ISO_IR 6"
 UTF8 = "ISO_IR 192"
 LATIN1 = "ISO_IR 100"
@@ -228,13 +229,6 @@ def encode(text: str, charset: str, *, person_name: bool = False) -> bytes:
     if len(sets) == 1 and not sets[0].g0 and not sets[0].wide and sets[0].codec != "shift_jis":
         return text.encode(sets[0].codec)
     return _encode_extended(text, sets, "\\^=" if person_name else "\\")
-
-
-def encode_for(texts: Iterable[str], wanted: tuple[str, ...]) -> tuple[str, list[bytes]]:
-    """`choose`, and each text encoded so; the texts are taken as person names, which is right for any text."""
-    kept = list(texts)
-    charset = choose(kept, wanted)
-    return charset, [encode(text, charset, person_name=True) for text in kept]
 
 
 @lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from archive.dicom import pixels, values
-from archive.dicom.charset import LATIN1, terms
+from archive.dicom.charset import LATIN1, SPECIFIC_CHARACTER_SET, terms
 from archive.dicom.elements import PIXEL_TAGS, opened
 from archive.dicom.file_meta import data_set_offset
 from archive.dicom.frames import Frames, image_in
@@ -22,11 +22,10 @@ from archive.dicom.source import Source
 from archive.dicom.tree import Element, parse
 from archive.errors import NotFound, UnreadableInstance, Unsupported
 
-_CHARSET = 0x00080005
 # Pixels are compared decoded; these say how they, and text, are encoded.
 _ENCODING = {
     0x00080001,  # Length to End (retired)
-    _CHARSET,
+    SPECIFIC_CHARACTER_SET,
     0x00280004,  # Photometric Interpretation: compared after decoding
     0x00280006,  # Planar Configuration
     0x7FE00001,  # Extended Offset Table
@@ -57,7 +56,9 @@ class _DataSet:
 
     def within(self, elements: list[Element]) -> _DataSet:
         """The same for an item, which inherits; also makes the root's own facts known."""
-        charsets = next((self._terms(one) for one in elements if one.tag == _CHARSET), ()) or self.charsets
+        charsets = (
+            next((self._terms(one) for one in elements if one.tag == SPECIFIC_CHARACTER_SET), ()) or self.charsets
+        )
         signed = pixel_representation(self.source, elements, self.signed)
         return _DataSet(self.copy, self.source, elements, charsets, signed)
 

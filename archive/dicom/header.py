@@ -12,15 +12,14 @@ from functools import lru_cache
 from typing import Any
 
 from archive.dicom import values
-from archive.dicom.attributes import ATTRIBUTES, BY_TAG, Level, Match
-from archive.dicom.charset import terms
+from archive.dicom.attributes import ATTRIBUTES, BY_TAG, LEVELS, Match
+from archive.dicom.charset import SPECIFIC_CHARACTER_SET, terms
 from archive.dicom.elements import UNDEFINED, Encoding, Kept, Scanner, encoding_of, head
 from archive.dicom.json import JsonReader
 from archive.dicom.keys import normalise
 from archive.dicom.source import Source
 from archive.errors import UidMismatch, UnreadableInstance
 
-SPECIFIC_CHARACTER_SET = 0x00080005
 MAX_VALUE_BYTES = 1 << 16  # of a value that the index keeps; a longer one is left out of it
 MAX_REMEMBERED_BYTES = 1 << 10  # of a value; slices of a series repeat theirs
 _NO_TEXT = frozenset({*values.NUMBERS, "AT", "OB", "OD", "OF", "OL", "OV", "OW", "SQ"})
@@ -32,15 +31,14 @@ _UIDS = (
     (0x0020000E, "Series Instance UID"),
 )
 _LEGAL_UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(?:\.[0-9]+)*")
-_LEVELS = tuple(Level)
-_PLACES = {attribute.tag: (_LEVELS.index(attribute.level), attribute.key, attribute.column) for attribute in ATTRIBUTES}
+_PLACES = {attribute.tag: (LEVELS.index(attribute.level), attribute.key, attribute.column) for attribute in ATTRIBUTES}
 _EMPTY: tuple[dict[str, str | int | None], ...] = tuple(
     {
         attribute.column: "" if attribute.match in (Match.TEXT, Match.NAME, Match.UID) else None
         for attribute in ATTRIBUTES
         if attribute.level is level and attribute.column
     }
-    for level in _LEVELS
+    for level in LEVELS
 )
 
 
@@ -86,7 +84,7 @@ def read_header(fd: int, *, offset: int, length: int, transfer_syntax_uid: str, 
     declared = found.pop(SPECIFIC_CHARACTER_SET, None)
     charsets = terms(declared[1]) if declared is not None else ()
     assumed = False
-    levels: list[dict[str, Any]] = [{} for _ in _LEVELS]
+    levels: list[dict[str, Any]] = [{} for _ in LEVELS]
     keys = [columns.copy() for columns in _EMPTY]
     language = (charsets or (default_charset,), default_charset)
     for tag in sorted(found):
@@ -105,8 +103,8 @@ def read_header(fd: int, *, offset: int, length: int, transfer_syntax_uid: str, 
         study_instance_uid=study_uid,
         series_instance_uid=series_uid,
         transfer_syntax_uid=transfer_syntax_uid,
-        levels=dict(zip(_LEVELS, levels, strict=True)),
-        keys=dict(zip(_LEVELS, keys, strict=True)),
+        levels=dict(zip(LEVELS, levels, strict=True)),
+        keys=dict(zip(LEVELS, keys, strict=True)),
         pixel_offset=None if encoding.deflated else pixel_offset,
         charset_assumed=assumed and not charsets,
         truncated=pixel_offset is not None and not encoding.deflated and _truncated(source, pixel_offset, encoding),

@@ -11,15 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 from archive.dicom import values
-from archive.dicom.charset import UTF8, terms
+from archive.dicom.charset import LATIN1, SPECIFIC_CHARACTER_SET, UTF8, terms
 from archive.dicom.elements import PIXEL_TAGS, Encoding, opened
 from archive.dicom.source import Source
 from archive.dicom.tree import Element, parse, parse_items
 
 INLINE_BYTES = 1024  # of binary values; longer ones are bulk data
 INLINE_TEXT_BYTES = 1 << 20  # of all other values
-_CHARSET = 0x00080005
 _PIXEL_REPRESENTATION = 0x00280103
+
+CHARACTER_SET: dict[str, Any] = {f"{SPECIFIC_CHARACTER_SET:08X}": {"vr": "CS", "Value": [UTF8]}}  # of all our JSON
 
 BulkUri = Callable[[str], str]
 
@@ -36,7 +37,7 @@ def metadata(path: str, *, data_set_offset: int, transfer_syntax_uid: str, bulk_
     """
     with opened(path, data_set_offset=data_set_offset, transfer_syntax_uid=transfer_syntax_uid) as (source, encoding):
         reader = JsonReader(source, (), bulk_uri=bulk_uri)
-        found = {"00080005": {"vr": "CS", "Value": [UTF8]}} | reader.data_set(parse(source, encoding, cut=True))
+        found = CHARACTER_SET | reader.data_set(parse(source, encoding, cut=True))
         return dict(sorted(found.items()))
 
 
@@ -70,7 +71,7 @@ class JsonReader:
         source: Source,
         charsets: tuple[str, ...],
         *,
-        fallback: str = "ISO_IR 100",
+        fallback: str = LATIN1,
         bulk_uri: BulkUri | None = None,
     ) -> None:
         self._source = source
@@ -90,7 +91,7 @@ class JsonReader:
     def _data_set(self, elements: list[Element], charsets: tuple[str, ...], signed: int, prefix: str) -> dict[str, Any]:
         signed = pixel_representation(self._source, elements, signed)
         for element in elements:
-            if element.tag == _CHARSET:
+            if element.tag == SPECIFIC_CHARACTER_SET:
                 charsets = terms(self._source.read(element.value, element.length)) or charsets
                 break
         result: dict[str, Any] = {}
@@ -98,8 +99,8 @@ class JsonReader:
             if element.tag & 0xFFFF == 0:
                 continue
             key = f"{element.tag:08X}"
-            if element.tag == _CHARSET:
-                result[key] = {"vr": "CS", "Value": [UTF8]}
+            if element.tag == SPECIFIC_CHARACTER_SET:
+                result |= CHARACTER_SET
             else:
                 result[key] = self._element(element, charsets, signed, prefix + key)
         return result

@@ -28,14 +28,11 @@ _ASCII = str.maketrans({"`": "'", "-": " "})
 
 @lru_cache(maxsize=8192)
 def fold(value: str) -> str:
-    """The comparable form of a stored name, its groups joined by `=`. Folding twice changes nothing."""
+    """The comparable form of a name, stored or asked for, its groups joined by `=`. Folding twice changes nothing;
+    `*` and `?` stay, wildcards in a matching key (PS3.4 C.2.2.2.4).
+    """
     values = ["=".join(_trim([_group(group) for group in one.split("=")])) for one in value.split("\\")]
     return "\\".join(_trim(values))
-
-
-def fold_query(value: str) -> str:
-    """The comparable form of a matching key: as `fold`; `*` and `?` stay wildcards (PS3.4 C.2.2.2.4)."""
-    return fold(value)
 
 
 def alternatives(value: str) -> tuple[str, ...]:
@@ -43,7 +40,7 @@ def alternatives(value: str) -> tuple[str, ...]:
 
     Trailing components that are only `*` may be absent from the stored name, since trailing empty components are.
     """
-    folded = fold_query(value)
+    folded = fold(value)
     keys = [folded]
     while "=" not in folded and folded.endswith("^*"):
         folded = _group(folded[:-2])
@@ -59,15 +56,16 @@ def matches(stored: str, value: str) -> bool:
 
 def _asked(groups: list[str], key: list[str]) -> bool:
     if len(key) == 1:
-        pattern = _pattern(key[0])
-        return key[0] == "" or any(pattern.fullmatch(group) for group in groups)
+        wanted = pattern(key[0])
+        return key[0] == "" or any(wanted.fullmatch(group) for group in groups)
     padded = groups + [""] * (len(key) - len(groups))
-    return all(part == "" or _pattern(part).fullmatch(group) for part, group in zip(key, padded, strict=False))
+    return all(part == "" or pattern(part).fullmatch(group) for part, group in zip(key, padded, strict=False))
 
 
 @lru_cache(maxsize=1024)
-def _pattern(key: str) -> re.Pattern[str]:
-    parts = (".*" if part == "*" else "." if part == "?" else re.escape(part) for part in _WILDCARDS.split(key))
+def pattern(wild: str) -> re.Pattern[str]:
+    """A regular expression for text with `*` and `?`, of names or of anything else."""
+    parts = (".*" if part == "*" else "." if part == "?" else re.escape(part) for part in _WILDCARDS.split(wild))
     return re.compile("".join(parts), re.DOTALL)
 
 

@@ -9,7 +9,6 @@ Imports of codecs are inside: they cost up to a second, and most processes never
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -190,13 +189,3 @@ def count(ds: Dataset) -> int:
         return max(1, int(ds.get("NumberOfFrames") or 1))
     except (TypeError, ValueError):
         return 1
-
-
-def frames(path: str, ds: Dataset) -> Iterator[Frame]:
-    """Every frame in order, as the codec gives it. Raises Unsupported as `frame`."""
-    try:
-        with opened_file(path, str(ds.file_meta.TransferSyntaxUID)) as found:
-            for number in range(1, len(found) + 1):
-                yield decode(found, number)
-    except (NotFound, UnreadableInstance) as error:
-        raise Unsupported(str(error)) from error

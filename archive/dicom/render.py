@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
     from pydicom.dataset import Dataset
 
-FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG"}
 MAX_PIXELS = 1 << 27  # of one frame: more is a slide, and its levels are for that
 
 

@@ -38,13 +38,6 @@ def targets(transfer_syntax_uid: str) -> tuple[str, ...]:
     return tuple(syntax for syntax in _TARGETS if syntax != transfer_syntax_uid)
 
 
-def to_native(path: str, data_set_offset: int, source_syntax: str, *, target_syntax: str) -> bytes:
-    """The data set of a stored file in `target_syntax`, whole. See `native_pieces`."""
-    return b"".join(
-        native_pieces(path, data_set_offset=data_set_offset, source_syntax=source_syntax, target_syntax=target_syntax)
-    )
-
-
 def transcode(
     path: str, *, data_set_offset: int, source_syntax: str, target_syntax: str, meta: FileMeta
 ) -> Iterator[bytes]:

@@ -17,8 +17,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import Text
 
-from archive.dicom.attributes import Level
-from archive.index.conditions import TABLES, constant, current
+from archive.dicom.attributes import LEVELS, Level
+from archive.index.conditions import PARENT_KEYS, TABLES, constant, current
 from archive.instance import CopyState, availability
 from archive.schema import instance, location, series, study
 
@@ -65,19 +65,15 @@ class Computed:
         return f"{self.tag:08X}"
 
 
-_CHAIN = (Level.PATIENT, Level.STUDY, Level.SERIES, Level.IMAGE)
-_PARENT = {Level.STUDY: study.c.patient_pk, Level.SERIES: series.c.study_pk, Level.IMAGE: instance.c.series_pk}
-
-
 def _below(level: Level, pk: ColumnElement[Any], down_to: Level) -> tuple[FromClause, ColumnElement[bool]]:
     """The tables from under `level` down to `down_to`, joined, and what ties them to `pk`."""
-    chain = _CHAIN[_CHAIN.index(level) + 1 : _CHAIN.index(down_to) + 1]
+    chain = LEVELS[LEVELS.index(level) + 1 : LEVELS.index(down_to) + 1]
     if not chain:
         return TABLES[level], TABLES[level].c.pk == pk
     joined: FromClause = TABLES[chain[0]]
     for upper, lower in pairwise(chain):
-        joined = joined.join(TABLES[lower], _PARENT[lower] == TABLES[upper].c.pk)
-    return joined, _PARENT[chain[0]] == pk
+        joined = joined.join(TABLES[lower], PARENT_KEYS[upper] == TABLES[upper].c.pk)
+    return joined, PARENT_KEYS[level] == pk
 
 
 def _instances(level: Level, pk: ColumnElement[Any], what: ColumnElement[Any]) -> ScalarSelect[Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, and_, bindparam, exists, false, literal_column, or_, select, tuple_
+from sqlalchemy import Column, ColumnElement, Table, and_, bindparam, exists, false, literal_column, or_, select, tuple_
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -31,6 +31,12 @@ TABLES: dict[Level, Table] = {
     Level.STUDY: study,
     Level.SERIES: series,
     Level.IMAGE: instance,
+}
+# The key of the row above, in the rows of the level below it.
+PARENT_KEYS: dict[Level, Column[Any]] = {
+    Level.PATIENT: study.c.patient_pk,
+    Level.STUDY: series.c.study_pk,
+    Level.SERIES: instance.c.series_pk,
 }
 _BY_NAME = {table.name: table for table in TABLES.values()}
 NEVER: Shape = ("never",)

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from archive.dicom import keys
-from archive.dicom.person_name import alternatives, fold, fold_query
+from archive.dicom.person_name import alternatives, fold, pattern
 from archive.dicom.person_name import matches as name_matches
 from archive.errors import InvalidQuery
 from archive.index.temporal import compare, date_key, moment, splits, time_key
@@ -117,7 +117,7 @@ def criterion(key: Key) -> Criterion | None:  # noqa: PLR0911 - one answer for e
         uids = tuple(dict.fromkeys(uid.strip(" \0") for uid in text.split("\\") if uid.strip(" \0")))
         return None if "*" in uids or not uids else Exact(uids)
     if key.vr == "PN":
-        asked = fold_query(text)
+        asked = fold(text)
         return None if not asked.strip("*^=") else Name(asked)
     if key.vr in ("DA", "TM"):
         return _window(key, text)
@@ -204,13 +204,6 @@ def name_meets(asked: Name, folded: str) -> bool:
         return name_matches(folded, asked.asked)
     first = re.split(r"[=\\]", folded, maxsplit=1)[0]
     return any(pattern(one).fullmatch(first) is not None for one in alternatives(asked.asked))
-
-
-@lru_cache(maxsize=1024)
-def pattern(wild: str) -> re.Pattern[str]:
-    """A regular expression for text with `*` and `?`."""
-    parts = (".*" if part == "*" else "." if part == "?" else re.escape(part) for part in re.split(r"([*?])", wild))
-    return re.compile("".join(parts), re.DOTALL)
 
 
 def row_meets(asked: Iterable[Key], row: Mapping[str, Any]) -> bool:

@@ -9,12 +9,11 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, FromClause, Select, String, bindparam, func, select
 
-from archive.dicom.attributes import Level
+from archive.dicom.attributes import LEVELS, Level
 from archive.index.computed import COMPUTED_BY_TAG
-from archive.index.conditions import TABLES, Shape, build, columns, constant, visible
+from archive.index.conditions import PARENT_KEYS, TABLES, Shape, build, columns, constant, visible
 from archive.schema import instance, patient, series, study
 
-LEVELS = (Level.PATIENT, Level.STUDY, Level.SERIES, Level.IMAGE)
 DEPTH = {level: depth for depth, level in enumerate(LEVELS)}
 
 
@@ -48,16 +47,8 @@ def _tables(form: Form) -> FromClause:
     top = min(DEPTH[level] for level in needed)
     joined: FromClause = TABLES[form.level]
     for level in reversed(LEVELS[top : DEPTH[form.level]]):
-        joined = joined.join(TABLES[level], _TIES[level])
+        joined = joined.join(TABLES[level], PARENT_KEYS[level] == TABLES[level].c.pk)
     return joined
-
-
-_TIES: dict[Level, ColumnElement[bool]] = {
-    Level.PATIENT: study.c.patient_pk == patient.c.pk,
-    Level.STUDY: series.c.study_pk == study.c.pk,
-    Level.SERIES: instance.c.series_pk == series.c.pk,
-}
-_PARENT_KEYS = {Level.PATIENT: study.c.patient_pk, Level.STUDY: series.c.study_pk, Level.SERIES: instance.c.series_pk}
 
 
 def _order(form: Form) -> list[ColumnElement[Any]]:
@@ -85,7 +76,7 @@ def statement(form: Form) -> Select[Any]:
     """Columns: the key, the keys of `form.parents`, the attributes of `form.loads`, the values of `form.computed`."""
     own = TABLES[form.level]
     inner = (
-        select(own.c.pk, *(_PARENT_KEYS[level].label(f"{level.name}_pk") for level in form.parents))
+        select(own.c.pk, *(PARENT_KEYS[level].label(f"{level.name}_pk") for level in form.parents))
         .select_from(_tables(form))
         .where(visible(form.level), *(build(shape) for shape in form.where))
         .order_by(*_order(form))
@@ -99,7 +90,7 @@ def statement(form: Form) -> Select[Any]:
         page = inner.subquery("page")
         texts: list[Any] = [page.c[f"{level.name}_text"] for level in form.loads]
     else:  # the attributes only of those that remain, not of all that are sorted
-        links = {level: _PARENT_KEYS[level] for level in form.loads if level not in (form.level, *form.parents)}
+        links = {level: PARENT_KEYS[level] for level in form.loads if level not in (form.level, *form.parents)}
         page = inner.add_columns(*(key.label(f"{level.name}_pk") for level, key in links.items())).subquery("page")
         texts = []
         for level in form.loads:

@@ -9,8 +9,9 @@ from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
+from archive.dicom.charset import SPECIFIC_CHARACTER_SET
 from archive.dicom.elements import Encoding
-from dicom_scp.identifier import SPECIFIC_CHARACTER_SET, Field
+from dicom_scp.identifier import Field
 
 
 def encode(fields: Iterable[Field], row: dict[str, Any], encoding: Encoding, charset: str) -> bytes:

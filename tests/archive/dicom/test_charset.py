@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archive.dicom.charset import TABLE, choose, decode, encode, encode_for, fits, term, terms
+from archive.dicom.charset import TABLE, choose, decode, encode, fits, term, terms
 from tests.archive.dicom.conftest import shared
 
 SETS = {
@@ -46,7 +46,8 @@ def test_each_character_set_is_read(charset: str) -> None:
 def test_each_character_set_is_written_for_who_asks_in_it(charset: str) -> None:
     text = SETS[charset][1]
     wanted = tuple(charset.split("\\"))
-    used, (raw,) = encode_for([text], wanted)
+    used = choose([text], wanted)
+    raw = encode(text, used, person_name=True)
     assert used == charset
     assert decode(raw, wanted, person_name=True) == text
 
@@ -114,7 +115,8 @@ def test_reading_never_fails(raw: bytes, charsets: list[str], person_name: bool)
 @given(st.text(max_size=20), st.lists(st.sampled_from([*TABLE]), max_size=3))
 def test_nothing_is_ever_replaced(text: str, charsets: list[str]) -> None:
     text = "".join(letter for letter in text if not 0xD800 <= ord(letter) < 0xE000 and letter != "\x1b")
-    used, (raw,) = encode_for([text], tuple(charsets))
+    used = choose([text], tuple(charsets))
+    raw = encode(text, used, person_name=True)
     assert fits(text, used)
     assert decode(raw, tuple(used.split("\\")), person_name=True) == text
 

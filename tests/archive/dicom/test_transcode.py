@@ -27,7 +27,7 @@ from archive.dicom.file_meta import FileMeta, file_head
 from archive.dicom.pixels import can_decode
 from archive.dicom.syntaxes import EXPLICIT_LE as EXPLICIT
 from archive.dicom.syntaxes import IMPLICIT_LE as IMPLICIT
-from archive.dicom.transcode import native_pieces, targets, to_native, transcode
+from archive.dicom.transcode import native_pieces, targets, transcode
 from archive.errors import NotAcceptable, UnreadableInstance
 from tests.archive.dicom.reading import real_files
 from tests.builders import ct_slice, data_set, part10
@@ -59,6 +59,10 @@ def put(folder: Path, ds: Dataset) -> tuple[str, int]:
 
 def read(raw: bytes, syntax: str) -> Dataset:
     return pydicom.dcmread(io.BytesIO(file_head(FileMeta("1.2", "1.2.3", syntax)) + raw))
+
+
+def to_native(path: str, offset: int, source: str, *, target_syntax: str) -> bytes:
+    return b"".join(native_pieces(path, data_set_offset=offset, source_syntax=source, target_syntax=target_syntax))
 
 
 def values(ds: Dataset) -> list[object]:
