@@ -108,12 +108,17 @@ class GroupCommit:
             self._queue.put(write)
 
     def _work(self) -> None:
-        stopping = False
-        while not stopping:
-            batch, stopping = self._collect()
-            if batch:
-                self._commit(batch)
-        self._disconnect()
+        try:
+            stopping = False
+            while not stopping:
+                batch, stopping = self._collect()
+                if batch:
+                    self._commit(batch)
+            self._disconnect()
+        except BaseException:
+            # Nobody would ever be released, nothing ever written: better to die, and be started again.
+            log.critical("the commit thread broke down", exc_info=True)
+            os._exit(70)
 
     def _collect(self) -> tuple[list[_Write], bool]:
         """Wait for a write, then take what else is there. Writes that nobody awaits give others time to join."""

@@ -63,7 +63,15 @@ class Archive:
 def make_engine(url: str) -> Engine:
     """An engine with the durability that the laws need: SQLite in WAL with synchronous=FULL, or PostgreSQL."""
     if not url.startswith("sqlite"):
-        engine = create_engine(url, pool_size=16, max_overflow=64, pool_pre_ping=True, hide_parameters=True)
+        engine = create_engine(
+            url,
+            # a server set to acknowledge before its log is on disk would break law 1
+            connect_args={"options": "-c synchronous_commit=on"},
+            pool_size=16,
+            max_overflow=64,
+            pool_pre_ping=True,
+            hide_parameters=True,
+        )
         event.listen(engine, "handle_error", _quote_nothing)
         return engine
     engine = create_engine(
