@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api import admin, auth, bulkdata, frames, pages, probes, problems, qido, rendered, stow, wado
 from archive.clock import monotonic
 from archive.core import Archive
-from archive.errors import ArchiveError, NotAllowed, NotAuthenticated
+from archive.errors import ArchiveError, InvalidRequest, NotAllowed, NotAuthenticated
 
 log = structlog.get_logger(__name__)
 
@@ -109,6 +109,11 @@ def _complete_host(scope: Scope) -> None:
         scope["headers"] = [(name, complete if name == b"host" else value) for name, value in scope["headers"]]
 
 
+def _holds_nul(scope: Scope) -> bool:
+    """Whether something in the address stands for U+0000, which no value of ours has and no database takes."""
+    return "\0" in scope["path"] or b"%00" in scope["query_string"]
+
+
 class Shell:
     """What goes around every request: headers, figures, and the answer to a bug."""
 
@@ -138,6 +143,10 @@ class Shell:
             await send(message)
 
         try:
+            if _holds_nul(scope):
+                response = _answer(Request(scope), problems.of_archive(InvalidRequest("the address holds a NUL")))
+                await response(scope, receive, send_with_headers)
+                return
             await self._app(scope, receive, send_with_headers)
         except Exception:
             log.exception("a request failed", method=scope["method"], resource=auth.resource_of(scope))
