@@ -89,7 +89,7 @@ def test_an_account_is_added_listed_changed_and_disabled(minipacs: Run, settings
         (("verify-audit", "/nowhere/at/all"), None, 2, "does not exist"),
     ],
 )
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 def test_a_mistake_is_said_in_words(
     minipacs: Run, arguments: tuple[str, ...], stdin: str | None, code: int, reason: str
 ) -> None:
@@ -157,7 +157,7 @@ def test_verify_audit_names_an_altered_row_in_the_database_and_in_an_export(
         assert f"pk {pk}" in minipacs(*arguments).stdout
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 def test_an_export_that_cannot_be_written_leaves_nothing(minipacs: Run, tmp_path: Path) -> None:
     done = minipacs("audit", "export", "--to", str(tmp_path / "no" / "audit.jsonl"))
     assert done.returncode == 1 and "Traceback" not in done.stderr
