@@ -38,11 +38,13 @@ def render(
         Unsupported: an object without pixels, a codec or a pixel format that cannot be shown.
     """
     from PIL.Image import Resampling
+    from pydicom.errors import BytesLengthException
 
+    no_sense = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, NotImplementedError)
     ds = read_header(path)
     try:
         picture = _picture(path, ds, frame, window)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, NotImplementedError) as error:
+    except (*no_sense, BytesLengthException) as error:
         raise Unsupported(f"the header makes no picture: {type(error).__name__}") from error
     if size is not None:
         picture.thumbnail((max(1, size[1]), max(1, size[0])), Resampling.BILINEAR)

@@ -144,6 +144,16 @@ def test_what_is_no_picture_is_unsupported(tmp_path: Path, changes: dict[str, ob
         picture(tmp_path, ct_slice(**changes))
 
 
+def test_an_element_whose_length_does_not_fit_its_vr_makes_no_picture(tmp_path: Path) -> None:
+    rows, odd = b"\x28\0\x10\0US\x02\0", b"\x28\0\x10\0US\x03\0\0"
+    raw = part10(ct_slice())
+    assert raw.count(rows) == 1
+    path = tmp_path / "one.dcm"
+    path.write_bytes(raw.replace(rows, odd))
+    with pytest.raises(Unsupported):
+        render(str(path))
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
 @given(st.data())
 def test_damaged_files_make_a_picture_or_are_unsupported(tmp_path: Path, data: st.DataObject) -> None:
