@@ -90,6 +90,16 @@ def demand_right(request: Request, action: Action) -> Actor:
     return actor
 
 
+class Right:
+    """A dependency: whoever asks may do this, and is handed on."""
+
+    def __init__(self, action: Action) -> None:
+        self._action = action
+
+    def __call__(self, request: Request) -> Actor:
+        return demand_right(request, self._action)
+
+
 def demand_same_origin(request: Request) -> None:
     """Refuse a change that the page of another site asks a browser for (CSRF).
 

@@ -11,10 +11,10 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from api import accept, auth, multipart
-from api.wado import INSTANCE, address_of, begin, is_there, read, selected, wish_of
+from api.wado import INSTANCE, address_of, begin, demand_copy, read, selected, wish_of
 from archive.access import Action
 from archive.dicom.bulk import bulk_data, bulk_frames
-from archive.errors import InvalidRequest, NotAcceptable, NotFound, StorageFailed, Unsupported
+from archive.errors import InvalidRequest, NotAcceptable, NotFound, Unsupported
 from archive.retrieve import Stored
 
 _BULK_PATH = re.compile(r"[0-9A-Fa-f]{8}(/[0-9]{1,9}/[0-9A-Fa-f]{8}){0,32}", re.ASCII)
@@ -27,8 +27,7 @@ def retrieve_bulk_data(request: Request) -> Response:
     path = str(request.path_params["path"]).upper()
     if not _BULK_PATH.fullmatch(path):
         raise InvalidRequest("the address names no element")
-    if not is_there(one):
-        raise StorageFailed("no good copy of this instance is left: see «minipacs verify»")
+    demand_copy(one)
     stored = one.transfer_syntax_uid
     try:
         octets: Iterator[bytes] | None = read(
@@ -43,7 +42,7 @@ def retrieve_bulk_data(request: Request) -> Response:
     chosen = wish_of(request).demand(offers)
     kind = accept.content_type(replace(chosen, multipart=False))
     boundary = multipart.new_boundary()
-    whole = f'multipart/related; type="{chosen.media_type}"; boundary={boundary}' if chosen.multipart else kind
+    whole = multipart.related_type(chosen.media_type, boundary) if chosen.multipart else kind
     if request.method == "HEAD":
         return Response(None, 200, {"Content-Type": whole})
     begin(request, [one], actor)

@@ -11,10 +11,10 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from api import accept, auth, multipart
-from api.wado import INSTANCE, address_of, begin, is_there, selected, wish_of
+from api.wado import INSTANCE, address_of, begin, demand_copy, selected, wish_of
 from archive.access import Action
 from archive.dicom import frames, pixels, syntaxes
-from archive.errors import InvalidRequest, NotAcceptable, NotFound, StorageFailed, Unsupported
+from archive.errors import InvalidRequest, NotAcceptable, NotFound, StorageFailed, UnreadableInstance, Unsupported
 from archive.retrieve import Stored
 
 _LIST = re.compile(r"[0-9]{1,9}(,[0-9]{1,9}){0,99999}", re.ASCII)
@@ -28,8 +28,7 @@ def retrieve_frames(request: Request) -> Response:
     if not _LIST.fullmatch(text):
         raise InvalidRequest("frames are numbers from 1, separated by commas")
     numbers = [int(number) for number in text.split(",")]
-    if not is_there(one):
-        raise StorageFailed("no good copy of this instance is left: see «minipacs verify»")
+    demand_copy(one)
     if (
         one.pixel_offset is None and one.transfer_syntax_uid != syntaxes.DEFLATED_LE
     ):  # whose offsets are not in the file
@@ -40,11 +39,11 @@ def retrieve_frames(request: Request) -> Response:
     )
     chosen = wish_of(request).demand(offers)
     decoded = stored not in syntaxes.NATIVE and chosen.transfer_syntax == syntaxes.EXPLICIT_LE
-    read = _decoded(one, numbers) if decoded else _as_stored(one, numbers)
+    read = _read(one, numbers, decoded=decoded)
     first = _first(read)  # before anything is said: there may be no such frame
     kind = accept.content_type(replace(chosen, multipart=False))
     boundary = multipart.new_boundary()
-    whole = f'multipart/related; type="{chosen.media_type}"; boundary={boundary}' if chosen.multipart else kind
+    whole = multipart.related_type(chosen.media_type, boundary) if chosen.multipart else kind
     if request.method == "HEAD":
         return Response(None, 200, {"Content-Type": whole})
     access = begin(request, [one], actor)
@@ -72,36 +71,28 @@ def _first(read: Iterator[bytes]) -> bytes:
         return next(read)
     except OSError as error:
         raise StorageFailed(f"the copy cannot be read: {error.strerror}") from error
-    except Unsupported as error:
+    except (Unsupported, UnreadableInstance) as error:
         raise NotAcceptable(f"these frames cannot be given: {error}") from error
 
 
-def _as_stored(one: Stored, numbers: list[int]) -> Iterator[bytes]:
-    """The bytes of each frame: encoded as they lie, native ones in little endian."""
+def _read(one: Stored, numbers: list[int], *, decoded: bool) -> Iterator[bytes]:
+    """The bytes of each frame: encoded as they lie, native ones in little endian; or decoded."""
     with frames.opened(
         one.path, data_set_offset=one.data_set_offset, transfer_syntax_uid=one.transfer_syntax_uid
     ) as found:
-        _demand(numbers, len(found))
+        missing = [number for number in numbers if not 1 <= number <= len(found)]
+        if missing:
+            raise NotFound(f"there is no frame {missing[0]}: the instance has {len(found)}")
         for number in numbers:
-            yield found.read(number)
+            yield _pixels(found, number) if decoded else found.read(number)
 
 
-def _decoded(one: Stored, numbers: list[int]) -> Iterator[bytes]:
-    """The pixels of each frame in little endian, laid out as its Planar Configuration says."""
-    ds = pixels.read_header(one.path)
-    _demand(numbers, pixels.count(ds))
-    planar = ds.get("PlanarConfiguration") == 1
-    for number in numbers:
-        values = pixels.frame(one.path, ds, number, rgb=False).values
-        if planar and values.ndim == 3:
-            values = values.transpose(2, 0, 1)
-        yield values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
-def _demand(numbers: list[int], count: int) -> None:
-    missing = [number for number in numbers if not 1 <= number <= count]
-    if missing:
-        raise NotFound(f"there is no frame {missing[0]}: the instance has {count}")
+def _pixels(found: frames.Frames, number: int) -> bytes:
+    """A frame's pixels in little endian, laid out as its Planar Configuration says."""
+    values = pixels.decode(found, number).values
+    if found.image.planar == 1 and values.ndim == 3:
+        values = values.transpose(2, 0, 1)
+    return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 routes = [Route(f"{INSTANCE}/frames/{{frames}}", retrieve_frames)]

@@ -37,6 +37,11 @@ def new_boundary() -> str:
     return f"minipacs-{uuid.uuid4().hex}"
 
 
+def related_type(media_type: str, boundary: str) -> str:
+    """The Content-Type of the message that `related` writes, its parts being of `media_type`."""
+    return f'multipart/related; type="{media_type}"; boundary={boundary}'
+
+
 def related(parts: Iterable[Part], boundary: str) -> Iterator[bytes]:
     """The body of a multipart/related message, in pieces as the parts give them."""
     opening = f"--{boundary}\r\n"

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api import accept, auth
+from api.wado import uid_of, wish_of
 from archive.access import Action
 from archive.audit.record import Outcome
 from archive.dicom.attributes import BY_KEYWORD, BY_TAG, Level
@@ -32,7 +33,6 @@ _STUDY_UID, _SERIES_UID, _SOP_UID = "0020000D", "0020000E", "00080018"
 _PATH = {"study": 0x0020000D, "series": 0x0020000E}
 _RETRIEVE_URL = 0x00081190
 _MODALITIES = 0x00080061
-_LEGAL_UID = re.compile(r"[0-9.]{1,64}", re.ASCII)
 
 # What each resource gives back whatever is asked (PS3.18 Tables 10.6.3-3 to 10.6.3-5): the second of each pair only
 # when it is known.
@@ -111,7 +111,7 @@ for _path, _endpoint in (
 def _search(request: Request, level: Level) -> Response:
     """Runs in a worker thread. 200, 204 for no match, 400, 401, 403, 406, 503."""
     actor = auth.demand_right(request, Action.FIND)
-    accept.wish(",".join(request.headers.getlist("accept")), request.url.query).demand(accept.METADATA)
+    wish_of(request).demand(accept.METADATA)
     archive = auth.archive_of(request)
     parameters = {
         "resource": request.url.path,
@@ -135,7 +135,7 @@ def _search(request: Request, level: Level) -> Response:
     audit_query(archive.commit, actor, parameters=parameters)  # queued before the answer (law 4)
     service = f"{request.base_url}dicom-web"
     answer = _Answer(fields, level, service)
-    with archive.engine.connect() as conn:
+    with archive.reading() as conn:
         found = [answer.of(row) for row in index.find(conn, query)]
         if len(found) > limit:
             found.pop()
@@ -179,9 +179,7 @@ def _read(request: Request, level: Level) -> _Asked:
         raise InvalidRequest("limit must be 1 or more")
     for name, tag in _PATH.items():
         if name in request.path_params:
-            uid = str(request.path_params[name])
-            if not _LEGAL_UID.fullmatch(uid):
-                raise InvalidRequest(f"the {name} of the address is not a UID")
+            uid = uid_of(request, name)
             if tag in asked.keys:
                 raise InvalidQuery(f"the {name} is given in the address already", tag=tag)
             asked.keys[tag] = Key(tag, "UI", uid)

@@ -7,11 +7,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api import accept, auth
-from api.wado import INSTANCE, begin, is_there, selected, wish_of
+from api.wado import INSTANCE, begin, demand_copy, selected, wish_of
 from archive.access import Action
 from archive.dicom import pixels
 from archive.dicom.render import render
-from archive.errors import InvalidRequest, NotAcceptable, NotFound, StorageFailed, Unsupported
+from archive.errors import InvalidRequest, NotAcceptable, NotFound, Unsupported
 
 MOST_PIXELS = 16384  # of a side of a viewport
 
@@ -24,8 +24,7 @@ def retrieve_rendered(request: Request) -> Response:
     actor = auth.demand_right(request, Action.SEE)
     one = selected(request)[0]
     chosen = wish_of(request).demand(accept.RENDERED)
-    if not is_there(one):
-        raise StorageFailed("no good copy of this instance is left: see «minipacs verify»")
+    demand_copy(one)
     frame = _number(str(request.path_params.get("frame", "1")), "frame", 1, 1 << 31)
     window, size, quality = _window(request), _viewport(request), request.query_params.get("quality", "90")
     try:

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api import accept, auth, multipart, problems
-from api.wado import uid_of
+from api.wado import address_of, study_address, uid_of, wish_of
 from archive import errors
 from archive.access import Action, Actor
 from archive.core import Archive
@@ -177,9 +177,9 @@ async def store(request: Request) -> Response:
     archive = auth.archive_of(request)
     actor = await run_in_threadpool(auth.demand_right, request, Action.STORE)
     study = uid_of(request, "study") if "study" in request.path_params else None
-    auth_header = request.headers.get("content-type", "")
-    kind, parameters = multipart.media_type(auth_header)
-    accept.wish(request.headers.get("accept"), request.url.query).demand(accept.METADATA)
+    content_type = request.headers.get("content-type", "")
+    kind, parameters = multipart.media_type(content_type)
+    wish_of(request).demand(accept.METADATA)
     intake = _Intake(archive, actor, study, request.app.state.ingest_pool)
     feed: Callable[[bytes], None]
     end: Callable[[], None]
@@ -187,7 +187,7 @@ async def store(request: Request) -> Response:
         reader = multipart.Reader(multipart.boundary_of(parameters, accept.DICOM), intake)
         feed, end = reader.feed, reader.finish
     elif kind == accept.DICOM:
-        intake.begin({"content-type": auth_header})
+        intake.begin({"content-type": content_type})
         feed, end = intake.data, intake.end
     else:
         raise errors.Unsupported(
@@ -233,11 +233,11 @@ def _answer(request: Request, archive: Archive, items: list[_Item], study: str |
     if len(unavailable) == len(items):
         raise unavailable[0]  # nothing was stored, and sending it again may help: 503 or 507
     status = 200 if not failed else 409 if len(failed) == len(items) else 202
-    body = _report(str(request.base_url), archive, items, study)
+    body = _report(request, archive, items, study)
     return Response(orjson.dumps(body), status, media_type="application/dicom+json")
 
 
-def _report(base_url: str, archive: Archive, items: Iterable[_Item], study: str | None) -> dict[str, Any]:
+def _report(request: Request, archive: Archive, items: Iterable[_Item], study: str | None) -> dict[str, Any]:
     """The Store Instances Response Module (PS3.18 I.2) as DICOM JSON."""
     kept = [item for item in items if item.reason is None]
     where = {
@@ -259,22 +259,15 @@ def _report(base_url: str, archive: Archive, items: Iterable[_Item], study: str 
             continue
         found = where.get(item.sop_instance_uid)
         if found is not None:
-            line["00081190"] = _element("UR", _instance_url(base_url, found))
+            line["00081190"] = _element("UR", address_of(request, found))
         referenced.append(line)
     body: dict[str, Any] = {}
     if len(studies) == 1:
-        body["00081190"] = _element("UR", f"{base_url}dicom-web/studies/{studies.pop()}")
+        body["00081190"] = _element("UR", study_address(request, studies.pop()))
     for key, sequence in (("00081198", failed), ("00081199", referenced), ("0008119A", others)):
         if sequence:
             body[key] = {"vr": "SQ", "Value": sequence}
     return dict(sorted(body.items()))
-
-
-def _instance_url(base_url: str, found: Any) -> str:
-    return (
-        f"{base_url}dicom-web/studies/{found.study_instance_uid}/series/{found.series_instance_uid}"
-        f"/instances/{found.sop_instance_uid}"
-    )
 
 
 def _element(vr: str, value: str | int) -> dict[str, Any]:

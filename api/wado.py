@@ -59,10 +59,13 @@ def wish_of(request: Request) -> accept.Wish:
 
 def address_of(request: Request, one: Stored) -> str:
     """The address of an instance, absolute."""
-    return (
-        f"{request.base_url}dicom-web/studies/{one.study_instance_uid}/series/{one.series_instance_uid}"
-        f"/instances/{one.sop_instance_uid}"
-    )
+    study = study_address(request, one.study_instance_uid)
+    return f"{study}/series/{one.series_instance_uid}/instances/{one.sop_instance_uid}"
+
+
+def study_address(request: Request, study: str) -> str:
+    """The address of a study, absolute."""
+    return f"{request.base_url}dicom-web/studies/{study}"
 
 
 def begin(request: Request, stored: Sequence[Stored], actor: Actor) -> Access:
@@ -88,7 +91,7 @@ def retrieve(request: Request) -> Response:
         if chosen is not None:
             plan.append((one, chosen))
     if not plan and len(missing) == len(found):
-        raise StorageFailed("no good copy is left of what was asked for: see «minipacs verify»")
+        raise _no_copy()
     if not plan:
         raise accept.not_acceptable(offers)
     if missing:
@@ -97,7 +100,7 @@ def retrieve(request: Request) -> Response:
     boundary = multipart.new_boundary()
     syntaxes = {chosen.transfer_syntax for _, chosen in plan}
     common = f"; transfer-syntax={syntaxes.pop()}" if len(syntaxes) == 1 else ""
-    kind = f'multipart/related; type="application/dicom"; boundary={boundary}{common}'
+    kind = multipart.related_type(accept.DICOM, boundary) + common
     headers = {"Content-Type": kind if multiple else accept.content_type(plan[0][1])}
     status = 200 if len(plan) == len(found) else 206
     if request.method == "HEAD":
@@ -192,6 +195,16 @@ def is_there(one: Stored) -> bool:
         return False
 
 
+def demand_copy(one: Stored) -> None:
+    """Raise StorageFailed unless a good copy is there."""
+    if not is_there(one):
+        raise _no_copy()
+
+
+def _no_copy() -> StorageFailed:
+    return StorageFailed("no good copy is left of what was asked for: see «minipacs verify»")
+
+
 def _offers(one: Stored, *, single: bool) -> tuple[accept.Representation, ...]:
     stored = one.transfer_syntax_uid
     if stored == EXPLICIT_BE:  # retired: never served, its objects leave as little endian (sheet 10 §2.2)
@@ -229,7 +242,7 @@ def retrieve_metadata(request: Request) -> Response:
         return Response(None, 200, headers)
     missing = [one for one in found if not is_there(one)]
     if len(missing) == len(found):
-        raise StorageFailed("no good copy is left of what was asked for: see «minipacs verify»")
+        raise _no_copy()
     begin(request, found, actor)
     pieces = _metadata(request, found)
     return StreamingResponse(multipart.in_threads(pieces), 206 if missing else 200, headers)

@@ -68,7 +68,7 @@ def find(request: FindRequest, archive: Archive) -> Generator[Answer, None, None
         raise
     audit_query(archive.commit, request.actor, parameters=_parameters(request))  # queued before the answer (law 4)
     answers = encoder(plan.fields, encoding, charsets=identifier.charsets)
-    with archive.engine.connect() as conn:
+    with archive.reading() as conn:
         for number, row in enumerate(index.find(conn, plan.query)):
             if number == settings.find_limit:
                 yield Answer(
