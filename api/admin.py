@@ -17,36 +17,29 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api import auth
-from api.studies import Search, find_studies, line, note_query
+from api.studies import Search, described, find_studies, line, text
 from archive import heartbeat, work_items
 from archive.access import Action, Actor
 from archive.audit.read import AuditPage, list_rows
 from archive.audit.record import Event, record
 from archive.clock import Simulation
 from archive.errors import InvalidRequest
+from archive.index.asked import audit_query
 from archive.schema import REVISION
-from archive.studies import Study, describe
+from archive.studies import Study
 
 router = APIRouter(prefix="/api/v1", tags=["administration"], max_body_size=1 << 20)
 openapi_router = APIRouter()
+
+_MODALITY = 0x00080060
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="items at most")]
 Cursor = Annotated[str | None, Query(description="`next` of the answer before")]
 
 
-class _Right:
-    """A dependency: whoever asks may do this, and is handed on."""
-
-    def __init__(self, action: Action) -> None:
-        self._action = action
-
-    def __call__(self, request: Request) -> Actor:
-        return auth.demand_right(request, self._action)
-
-
-MayFind = Annotated[Actor, Depends(_Right(Action.FIND))]
-MayAudit = Annotated[Actor, Depends(_Right(Action.AUDIT))]
-MaySystem = Annotated[Actor, Depends(_Right(Action.SYSTEM))]
+MayFind = Annotated[Actor, Depends(auth.Right(Action.FIND))]
+MayAudit = Annotated[Actor, Depends(auth.Right(Action.AUDIT))]
+MaySystem = Annotated[Actor, Depends(auth.Right(Action.SYSTEM))]
 Anybody = Annotated[Actor, Depends(auth.current_actor)]
 
 
@@ -117,10 +110,7 @@ def studies(
 @router.get("/studies/{study}")
 def study(request: Request, study: str, actor: MayFind) -> Response:
     """What is held of one study: each copy, its digest and its last check. `{"exists": false}` when unknown."""
-    archive = auth.archive_of(request)
-    with archive.engine.connect() as conn:
-        found = describe(conn, study[:64])
-    note_query(archive, actor, {"study": study[:64]}, study=study[:64], patient=found.patient if found else None)
+    found = described(auth.archive_of(request), study, actor=actor)
     return _json({"exists": False} if found is None else _study(found))
 
 
@@ -129,11 +119,11 @@ def _study(found: Study) -> dict[str, Any]:
     return {
         "exists": True,
         **known,
-        "modalities": sorted({text for part in found.series if (text := _modality(part.attributes))}),
+        "modalities": sorted({found_in for part in found.series if (found_in := text(part.attributes, _MODALITY))}),
         "series": [
             {
                 "series_instance_uid": part.series_instance_uid,
-                "modality": _modality(part.attributes),
+                "modality": text(part.attributes, _MODALITY),
                 "instances": len(part.instances),
             }
             for part in found.series
@@ -158,10 +148,6 @@ def _study(found: Study) -> dict[str, Any]:
     }
 
 
-def _modality(attributes: dict[str, Any]) -> str:
-    return "".join(attributes.get("00080060", {}).get("Value", [])[:1])
-
-
 @router.get("/work-items")
 def work(
     request: Request,
@@ -174,9 +160,9 @@ def work(
 ) -> Response:
     """What waits for a person, in the order it came up."""
     archive = auth.archive_of(request)
-    with archive.engine.connect() as conn:
+    with archive.reading() as conn:
         items = work_items.list_items(conn, kind=kind, state=state, after=_offset(cursor), limit=limit + 1)
-    note_query(archive, actor, {"work_items": kind or "all", "state": state or "all"})
+    audit_query(archive.commit, actor, parameters={"query": {"work_items": kind or "all", "state": state or "all"}})
     more = len(items) > limit
     return _json({"items": items[:limit], "next": str(items[limit - 1]["id"]) if more else None})
 
@@ -202,7 +188,7 @@ def audit(
     asked = {name: value for name, value in request.query_params.items() if name not in ("limit", "cursor")}
     start, end = _instant(since), _instant(until, last=True)
     page: AuditPage
-    with archive.engine.connect() as conn:
+    with archive.reading() as conn:
         page = list_rows(
             conn, patient=patient, user=user, study=study, since=start, until=end, event=event, action=action,
             outcome=outcome, limit=limit, after=cursor,
@@ -220,7 +206,7 @@ def system(request: Request, actor: MaySystem) -> Response:
     """The version, the clock, the processes that live, the free space."""
     archive = auth.archive_of(request)
     settings = archive.settings
-    with archive.engine.connect() as conn:
+    with archive.reading() as conn:
         processes = heartbeat.alive(conn, at=archive.real_clock())
     return _json(
         {

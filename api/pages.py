@@ -15,10 +15,11 @@ from api import auth
 from api.french import ENVIRONMENT, MODALITIES, STYLE_VERSION
 from api.pictures import Picture, SeriesView, pictures_of, series_of
 from api.problems import Problem
-from api.studies import Search, StudyLine, find_studies, line, note_query
+from api.studies import Search, StudyLine, described, find_studies, line
 from archive.access import Action, Actor
 from archive.errors import Busy, InvalidQuery, NotAuthenticated, NotFound
-from archive.studies import Study, describe
+from archive.instance import CopyState
+from archive.studies import Study
 
 router = APIRouter(include_in_schema=False, max_body_size=64 << 10)
 
@@ -109,11 +110,7 @@ def log_out(request: Request) -> Response:
     return response
 
 
-def _finder(request: Request) -> Actor:
-    return auth.demand_right(request, Action.FIND)
-
-
-Finder = Annotated[Actor, Depends(_finder)]
+Finder = Annotated[Actor, Depends(auth.Right(Action.FIND))]
 
 
 @router.get("/")
@@ -201,7 +198,7 @@ def study(request: Request, study: str, actor: Finder) -> Response:
         availability=_AVAILABILITY[found.availability],
         size_bytes=sum(copy.file_bytes for copy in copies),
         copies=len(copies),
-        damaged=sum(copy.state != "ok" for copy in copies),
+        damaged=sum(copy.state != CopyState.OK for copy in copies),
     )
 
 
@@ -279,14 +276,9 @@ def _image(
 
 
 def _described(request: Request, study: str, actor: Actor) -> Study:
-    archive = auth.archive_of(request)
-    with archive.engine.connect() as conn:
-        found = describe(conn, study[:64])
+    found = described(auth.archive_of(request), study, actor=actor)
     if found is None:
         raise NotFound("no such study")
-    note_query(
-        archive, actor, {"study": found.study_instance_uid}, study=found.study_instance_uid, patient=found.patient
-    )
     return found
 
 

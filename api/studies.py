@@ -8,11 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from archive.access import Actor
-from archive.audit.record import Event, record
+from archive.audit.record import Outcome
 from archive.core import Archive
 from archive.dicom.attributes import Level
+from archive.errors import Rejected
+from archive.index.asked import audit_query
 from archive.index.match import Key
 from archive.index.query import Query, find
+from archive.studies import Study, describe
 
 _NAME, _ID, _ISSUER, _BIRTH_DATE, _SEX = 0x00100010, 0x00100020, 0x00100021, 0x00100030, 0x00100040
 _DATE, _TIME, _ACCESSION, _UID = 0x00080020, 0x00080030, 0x00080050, 0x0020000D
@@ -98,25 +101,29 @@ def find_studies(
         IndexUnavailable: the database failed.
     """
     query = Query(Level.STUDY, search.keys(), _WANT, limit=limit + 1, offset=offset)
-    with archive.engine.connect() as conn:
-        rows = list(find(conn, query))
-    note_query(archive, actor, {name: value for name, value in asdict(search).items() if value})
+    parameters = {"query": {name: value for name, value in asdict(search).items() if value}}
+    try:
+        with archive.reading() as conn:
+            rows = list(find(conn, query))
+    except Rejected:
+        audit_query(archive.commit, actor, parameters=parameters, outcome=Outcome.MINOR_FAILURE)
+        raise
+    audit_query(archive.commit, actor, parameters=parameters)
     return [line(row) for row in rows[:limit]], len(rows) > limit
 
 
-def note_query(
-    archive: Archive,
-    actor: Actor,
-    parameters: Mapping[str, object],
-    *,
-    study: str | None = None,
-    patient: str | None = None,
-) -> None:
-    """Have the audit row of a query committed within a second (law 4): its parameters, not its results."""
-    detail = {"query": dict(parameters)}
-    archive.commit.later(
-        lambda conn: record(conn, actor, Event.QUERY, "E", study=study, patient=patient, detail=detail)
-    )
+def described(archive: Archive, study: str, *, actor: Actor) -> Study | None:
+    """What is held of one study; None when it is not known. That it was asked for is audited (110112).
+
+    Raises:
+        IndexUnavailable: the database failed.
+    """
+    uid = study[:64]
+    with archive.reading() as conn:
+        found = describe(conn, uid)
+    patient = found.patient if found else None
+    audit_query(archive.commit, actor, parameters={"query": {"study": uid}}, patient=patient, study=uid)
+    return found
 
 
 def line(row: Mapping[str, Any]) -> StudyLine:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 from sqlalchemy import Connection
 
@@ -13,14 +12,21 @@ from archive.commit import GroupCommit
 
 
 def audit_query(
-    commit: GroupCommit, actor: Actor, *, parameters: Mapping[str, object], outcome: Outcome = Outcome.SUCCESS
+    commit: GroupCommit,
+    actor: Actor,
+    *,
+    parameters: Mapping[str, object],
+    outcome: Outcome = Outcome.SUCCESS,
+    patient: str | None = None,
+    study: str | None = None,
 ) -> None:
     """Queue the row; it is committed within a second. Call it before the first answer leaves.
 
-    `parameters` may name patients: what was asked goes in encoded, as it came. Raises Busy when the archive stops.
+    `parameters` is what was asked, as it came, under `query`; it may name patients. `patient` and `study` only where
+    one study was asked for. Raises Busy when the archive stops.
     """
-    commit.later(partial(_record, actor, parameters, outcome))
 
+    def write(conn: Connection) -> None:
+        record(conn, actor, Event.QUERY, "E", outcome=outcome, patient=patient, study=study, detail=parameters)
 
-def _record(actor: Actor, parameters: Mapping[str, object], outcome: Outcome, conn: Connection) -> None:
-    record(conn, actor, Event.QUERY, "E", outcome=outcome, detail=parameters)
+    commit.later(write)

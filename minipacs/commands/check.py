@@ -103,7 +103,7 @@ def list_work_items(
     as_json: Json = False,
 ) -> None:
     """List what waits for a person, the oldest first."""
-    from archive.audit.record import Event, record
+    from archive.index.asked import audit_query
     from archive.work_items import Kind, list_items
 
     if kind is not None and kind not in list(Kind):
@@ -111,9 +111,9 @@ def list_work_items(
     if state not in ("open", "closed", "all"):
         raise typer.BadParameter("--state is open, closed or all")
     items = []
-    asked = {"resource": "work-items", "kind": kind, "state": state}
+    asked = {"query": {"work_items": kind or "all", "state": state}}
     with opened(config, process="work-items") as (archive, actor):
-        archive.commit.run(lambda conn: record(conn, actor, Event.QUERY, "E", detail=asked))
+        audit_query(archive.commit, actor, parameters=asked)
         after: int | None = 0
         while after is not None:
             with archive.reading() as conn:
