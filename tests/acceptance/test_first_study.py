@@ -28,6 +28,7 @@ from tests.server import Server
 DATA = Path(__file__).parent.parent / "data"
 CT = sorted((DATA / "ct-philips-phantom").glob("I*"))
 MR = sorted((DATA / "mr-ge").glob("*.dcm"))
+OTHER_MR = sorted((DATA / "mr-siemens").glob("*.dcm"))
 DCMTK = {**os.environ, "TCP_NODELAY": "1"}
 
 
@@ -222,6 +223,30 @@ def parts_digests(response: httpx.Response) -> dict[str, str]:
         meta = pydicom.dcmread(pydicom.filebase.DicomBytesIO(raw), stop_before_pixels=True)
         found[str(meta.SOPInstanceUID)] = hashlib.sha256(instance).hexdigest()
     return found
+
+
+@pytest.mark.req("REQ-DCM-10", "REQ-DCM-94")
+def test_a_real_study_that_came_through_stow_is_given_back_the_same(server: Server, tmp_path: Path) -> None:
+    need("getscu")
+    study = pydicom.dcmread(OTHER_MR[0]).StudyInstanceUID
+    parts = [b"--b\r\nContent-Type: application/dicom\r\n\r\n" + path.read_bytes() + b"\r\n" for path in OTHER_MR]
+    with server.client("technologist") as client:
+        answer = client.post(
+            f"/dicom-web/studies/{study}",
+            headers={"Content-Type": 'multipart/related; type="application/dicom"; boundary=b'},
+            content=b"".join(parts) + b"--b--",
+        )
+        assert answer.status_code == 200, answer.text
+        response = client.get(
+            f"/dicom-web/studies/{study}",
+            headers={"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'},
+        )
+    assert parts_digests(response) == digests(OTHER_MR)
+    tool(
+        *("getscu", "+B", "-S", "-aec", "MINIPACS", "-od", tmp_path, "127.0.0.1", server.dicom_port),
+        *("-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={study}"),
+    )
+    assert digests(list(tmp_path.iterdir())) == digests(OTHER_MR)
 
 
 @pytest.mark.req("REQ-DCM-93", "REQ-DCM-94")
