@@ -14,6 +14,7 @@ from archive.access import Actor
 from archive.audit.accesses import Access as StudyAccess
 from archive.audit.record import Event
 from archive.core import Archive
+from archive.dicom.patient_id import cx
 from archive.errors import StorageFailed
 from archive.instance import CURRENT, CopyState
 from archive.schema import instance, location, patient, series, study
@@ -108,6 +109,9 @@ def select(
     """Every current instance that satisfies all of what is given, by study, series number and instance number.
 
     An empty list when there is none, or when nothing was asked for.
+
+    Raises:
+        IndexUnavailable: the database cannot be read.
     """
     narrow: list[ColumnElement[bool]] = []
     if patient_id is not None:
@@ -127,7 +131,7 @@ def select(
         return []
     lists.sort(key=lambda pair: len(pair[1]))
     narrow += [column.in_(list(uids)) for column, uids in lists[:-1]]
-    with archive.engine.connect() as conn:
+    with archive.reading() as conn:
         if not lists:
             return _rows(archive, conn, narrow)
         column, uids = lists[-1]
@@ -159,7 +163,7 @@ def _stored(archive: Archive, row: AnyRow) -> Stored:
         data_set_offset=row.data_set_offset or 0,
         pixel_offset=row.pixel_offset,
         digest=row.digest,
-        patient=f"{row.patient_id}^^^{row.issuer}",
+        patient=cx(row.patient_id, row.issuer),
     )
 
 

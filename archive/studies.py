@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, Row, Select, bindparam, func, select
 
-from archive.audit.record import cx
+from archive.dicom.patient_id import cx
 from archive.instance import CURRENT, Availability, CopyState, availability
 from archive.schema import instance, location, patient, series, study
 

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, bindparam, select
 
+from archive.dicom.patient_id import cx
 from archive.schema import patient, work_item
 from archive.schema.types import AnyRow
 from archive.schema.upsert import insert
@@ -88,7 +89,7 @@ def _shape(row: AnyRow) -> dict[str, Any]:
         "kind": row.kind,
         "state": row.state,
         "subject": row.subject,
-        "patient": f"{row.patient_id}^^^{row.issuer}" if row.patient_id is not None else None,
+        "patient": cx(row.patient_id or "", row.issuer or "") or None,
         "study": row.study_instance_uid,
         "opened_at": row.opened_at.isoformat(),
         "evidence": orjson.loads(row.evidence),

@@ -84,8 +84,9 @@ def record(
 ) -> None:
     """Append one row to the audit, inside a write of `archive.commit`.
 
-    `action` is one of C R U D E, `outcome` an `Outcome`, `patient` the identifier as CX (see `cx`), `study` the Study
-    Instance UID, `detail` what JSON can hold. `settled(committed)` is called when the transaction has ended.
+    `action` is one of C R U D E, `outcome` an `Outcome`, `patient` the identifier as `archive.dicom.patient_id.cx`
+    gives it ("" is none), `study` the Study Instance UID, `detail` what JSON can hold. `settled(committed)` is called
+    when the transaction has ended.
 
     Raises:
         RuntimeError: `conn` is not the connection of a running `commit.run` or `commit.later`.
@@ -105,7 +106,7 @@ def record(
             user=storable(actor.user),
             source=storable(actor.source),
             door=str(actor.door),
-            patient=None if patient is None else storable(patient),
+            patient=storable(patient) if patient else None,
             study=None if study is None else storable(study),
             detail=storable(json.dumps(dict(detail or {}), ensure_ascii=False, separators=(",", ":"))),
         ),
@@ -133,11 +134,6 @@ def refused(
     commit.run(
         lambda conn: record(conn, actor, event, action, outcome=outcome, patient=patient, study=study, detail=facts)
     )
-
-
-def cx(patient_id: str, issuer: str = "") -> str:
-    """A patient's identifier as the audit writes it: `ID^^^issuer`, without issuer the ID alone (HL7 2.5 2.A.14)."""
-    return f"{patient_id}^^^{issuer}" if issuer else patient_id
 
 
 def storable(text: str) -> str:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, bindparam, select, update
 
 from archive.dicom.attributes import Level
 from archive.dicom.header import Header
+from archive.dicom.patient_id import cx
 from archive.instance import CopyState, Outcome, State
 from archive.schema import instance, location, patient, quarantined, series, study
 from archive.schema.types import AnyRow
@@ -45,12 +46,14 @@ class Arrival:
     @property
     def patient_cx(self) -> str:
         """The patient as an audit row names it."""
-        return f"{self.patient_id}^^^{self.issuer}"
+        return cx(self.patient_id, self.issuer)
 
     @property
     def identity_key(self) -> str:
         """What makes two headers the same patient; without an ID, everyone in one study (REQ-DCM-17)."""
-        return f"id:{self.patient_cx}" if self.patient_id else f"study:{self.header.study_instance_uid}"
+        if not self.patient_id:
+            return f"study:{self.header.study_instance_uid}"
+        return f"id:{self.patient_id}^^^{self.issuer}"
 
 
 _INSTANCE = select(instance.c.pk, instance.c.digest).where(instance.c.sop_instance_uid == bindparam("uid"))

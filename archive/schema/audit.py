@@ -34,7 +34,7 @@ audit = Table(
     Column("user", Text_C, nullable=False, index=True),
     Column("source", Text_C, nullable=False),
     Column("door", String(12), nullable=False),
-    Column("patient", Text_C, index=True),  # issuer and Patient ID as CX: ID^^^issuer
+    Column("patient", Text_C, index=True),  # as archive.dicom.patient_id.cx gives it
     Column("study", Text_C, index=True),
     Column("detail", Text, nullable=False),  # JSON
     UniqueConstraint("chain", "seq"),

@@ -14,10 +14,11 @@ from sqlalchemy import Connection, delete, func, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from archive.access import Actor
-from archive.audit.record import Event, Outcome, cx, record, refused
+from archive.audit.record import Event, Outcome, record, refused
 from archive.audit.verify import verify
 from archive.config import Settings
 from archive.core import Archive, make_engine, open_archive
+from archive.dicom.patient_id import cx
 from archive.errors import CommitInDoubt, NotFound, Unavailable
 from archive.schema import account, audit, audit_chain
 
