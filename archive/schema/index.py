@@ -39,7 +39,7 @@ study = Table(
     Column("referring_physician_name", Text_C, index=True),
     Column("study_description", Text_C),
     Column("attributes", Text, nullable=False),
-    Column("first_received_at", UtcDateTime, nullable=False, index=True),
+    Column("first_received_at", UtcDateTime, nullable=False),
     Index("ix_study_study_date_study_time", "study_date", "study_time"),
 )
 
@@ -49,7 +49,7 @@ series = Table(
     Column("pk", Key, primary_key=True),
     Column("study_pk", ForeignKey("study.pk"), nullable=False, index=True),
     Column("series_instance_uid", Text_C, nullable=False, unique=True),
-    Column("modality", Text_C, index=True),
+    Column("modality", Text_C),
     Column("series_number", Integer),
     Column("series_description", Text_C),
     Column("body_part_examined", Text_C),

@@ -14,13 +14,10 @@ work_item = Table(
     Column("subject", Text_C, nullable=False),  # what it is about: one open item for a kind and a subject
     Column("state", String(8), nullable=False),  # open or closed
     Column("patient_pk", ForeignKey("patient.pk")),
-    Column("study_instance_uid", Text_C, index=True),
+    Column("study_instance_uid", Text_C),
     Column("evidence", Text, nullable=False),  # JSON
     Column("opened_at", UtcDateTime, nullable=False),
     Column("closed_at", UtcDateTime),
-    Column("closed_by", Text),
-    Column("closed_how", Text),
-    Column("reason", Text),
     Index("ix_work_item_state_kind", "state", "kind"),
     UniqueConstraint("kind", "subject"),
 )

@@ -80,7 +80,7 @@ def _index_tables() -> None:
         _belongs("study", "patient_pk", "patient"),
         _unique("study", "study_instance_uid"),
     )
-    for column in ("patient_pk", "accession_number", "study_id", "referring_physician_name", "first_received_at"):
+    for column in ("patient_pk", "accession_number", "study_id", "referring_physician_name"):
         _index("study", column)
     _index("study", "study_date", "study_time")
 
@@ -100,7 +100,7 @@ def _index_tables() -> None:
         _belongs("series", "study_pk", "study"),
         _unique("series", "series_instance_uid"),
     )
-    for column in ("study_pk", "modality", "pps_start_date"):
+    for column in ("study_pk", "pps_start_date"):
         _index("series", column)
 
 
@@ -190,13 +190,9 @@ def _work() -> None:
         sa.Column("evidence", sa.Text(), nullable=False),
         sa.Column("opened_at", TIME, nullable=False),
         sa.Column("closed_at", TIME),
-        sa.Column("closed_by", sa.Text()),
-        sa.Column("closed_how", sa.Text()),
-        sa.Column("reason", sa.Text()),
         _belongs("work_item", "patient_pk", "patient"),
         _unique("work_item", "kind", "subject"),
     )
-    _index("work_item", "study_instance_uid")
     _index("work_item", "state", "kind")
 
     op.create_table(
