@@ -99,6 +99,10 @@ class Actor:
     may: frozenset[Action]
 
 
+# The archive itself: what it does without being asked.
+SYSTEM = Actor(user="minipacs", source="local", door=Door.SYSTEM, may=EVERYTHING)
+
+
 def rights(roles: Iterable[str]) -> frozenset[Action]:
     """The union of what each role may do. Raises InvalidRequest for a role that does not exist."""
     granted: frozenset[Action] = frozenset()

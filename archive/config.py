@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+EDGES = ("dicom", "api")  # what a whole archive consists of today
+
 
 class ConfigError(Exception):
     """A setting is unknown or wrong. The message names the key and what to write instead."""

@@ -29,7 +29,7 @@ class Archive:
     """One process's archive. Made by `open_archive`; every edge gets one."""
 
     settings: Settings
-    engine: Engine  # for reading; writes go through `commit`
+    engine: Engine  # read with `reading()`, write with `commit`
     time: Clock
     hot: Tier
     commit: GroupCommit

@@ -16,7 +16,7 @@ import time
 import uuid
 from calendar import monthrange
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache
 from types import TracebackType
@@ -24,9 +24,10 @@ from types import TracebackType
 import structlog
 from sqlalchemy import Connection, delete, insert, select, update
 
-from archive.access import Action, Actor, Door, demand
+from archive.access import SYSTEM, Action, Actor, demand
 from archive.audit.record import Event, EventType, record
 from archive.clock import Simulation, monotonic
+from archive.config import EDGES
 from archive.core import Archive
 from archive.errors import ArchiveError, Busy, InvalidRequest, NotFound
 from archive.schema import process, simulated_clock
@@ -38,7 +39,6 @@ FOLLOW_SECONDS = 0.5  # how often a process of a test bed looks for a move of th
 FRESH_SECONDS = 15.0  # an older beat is the last trace of a process that is gone, or hangs
 PATIENCE_SECONDS = 10.0  # for the live processes to follow a move of the clock
 FORGET = timedelta(hours=1)  # rows of processes that died without a word go after this
-EDGES = ("dicom", "api")  # what a whole archive consists of today
 
 _STEP = re.compile(r"(?=.)(?:(\d+)y)?(?:(\d+)m(?!i))?(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)min)?(?:(\d+)s)?")
 _SIMULATION = select(simulated_clock.c.generation, simulated_clock.c.real_anchor, simulated_clock.c.shown)
@@ -203,7 +203,7 @@ class Heartbeat:
 
     def _record(self, conn: Connection, kind: EventType) -> None:
         """Application Activity (PS3.15 A.5.3.1): starting and stopping are part of the audit."""
-        actor = Actor(user="minipacs", source=socket.gethostname(), door=Door.SYSTEM, may=frozenset())
+        actor = replace(SYSTEM, source=socket.gethostname())
         record(conn, actor, Event.APPLICATION_ACTIVITY, "E", detail={"type": kind, "edge": self._edge})
 
 

@@ -133,7 +133,6 @@ def _record(archive: Archive, arrival: Arrival, actor: Actor, scope: str) -> Out
     )
     directories = [os.path.dirname(arrival.absolute_path)]
     outcome = archive.commit.run(partial(_file, arrival, access), directories=directories)
-    access.confirm()
     if outcome is Outcome.ALREADY_STORED and (damaged := _damaged(archive, arrival)):
         outcome = archive.commit.run(
             partial(repair_instance, arrival=arrival, damaged=damaged), directories=directories

@@ -10,11 +10,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, func, select, update
 
+from archive.access import SYSTEM
 from archive.core import Archive
 from archive.errors import ArchiveError
 from archive.ingest import adopt
 from archive.instance import CopyState
-from archive.recovery import SWEEPER, unfiled
+from archive.recovery import unfiled
 from archive.schema import instance, location, series, study
 from archive.schema.types import AnyRow
 
@@ -68,10 +69,10 @@ def verify(
         Unavailable: a copy cannot be looked at (rights, limits), or the database not be written.
     """
     report = Report()
-    with archive.engine.connect() as conn:
+    with archive.reading() as conn:
         total = conn.execute(_narrow(_copies([func.count()]), study_uid)).scalar_one()
     if study_uid is None and not everything:
-        with archive.engine.connect() as conn:
+        with archive.reading() as conn:
             rows = conn.execute(
                 _copies(_COPY_COLUMNS).order_by(location.c.verified_at.nulls_first(), location.c.pk).limit(SAMPLE)
             ).all()
@@ -110,7 +111,7 @@ def _pages(archive: Archive, study_uid: str | None = None) -> Iterator[Sequence[
     after = 0
     statement = _narrow(_copies(_COPY_COLUMNS), study_uid).order_by(location.c.pk).limit(_PAGE)
     while True:
-        with archive.engine.connect() as conn:
+        with archive.reading() as conn:
             page = conn.execute(statement.where(location.c.pk > after)).all()
         if not page:
             return
@@ -126,7 +127,7 @@ def fsck(archive: Archive, *, repair: bool = False, progress: Progress | None = 
     the findings of the next run.
     """
     report = Report()
-    with archive.engine.connect() as conn:
+    with archive.reading() as conn:
         total = conn.execute(select(func.count()).select_from(location)).scalar_one()
     for page in _pages(archive):
         missing: list[int] = []
@@ -145,7 +146,7 @@ def fsck(archive: Archive, *, repair: bool = False, progress: Progress | None = 
         report.findings.append(Finding("", path, "bytes without a row"))
         if repair:
             try:
-                adopt(archive, path, actor=SWEEPER)
+                adopt(archive, path, actor=SYSTEM)
                 report.repaired += 1
             except (ArchiveError, OSError) as error:
                 report.findings[-1] = Finding("", path, f"bytes without a row, and not taken in: {error}")

@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 from sqlalchemy import bindparam, select
 
-from archive.access import EVERYTHING, Actor, Door
+from archive.access import SYSTEM
 from archive.core import Archive
 from archive.errors import ArchiveError, Busy
 from archive.ingest import adopt
@@ -27,7 +27,6 @@ log = structlog.get_logger(__name__)
 
 LEFTOVER = timedelta(hours=1)
 LOOK_BACK = timedelta(days=7)  # what the hourly sweep looks through; `minipacs fsck` looks at everything
-SWEEPER = Actor(user="minipacs", source="local", door=Door.SYSTEM, may=EVERYTHING)
 
 
 @dataclass(slots=True)
@@ -51,7 +50,7 @@ def sweep(archive: Archive, *, older_than: timedelta = LEFTOVER, look_back: time
         if _age(archive.hot.path(path), now) <= older_than:
             continue
         try:
-            adopt(archive, path, actor=SWEEPER)
+            adopt(archive, path, actor=SYSTEM)
             swept.adopted += 1
         except FileNotFoundError:
             continue
@@ -76,7 +75,7 @@ def unfiled(archive: Archive, *, since: datetime | None = None) -> Iterator[str]
         paths = [f"{folder}/{name}" for name in names]
         for start in range(0, len(paths), 1000):
             some = paths[start : start + 1000]
-            with archive.engine.connect() as conn:
+            with archive.reading() as conn:
                 known = set(conn.execute(_FILED, {"paths": some}).scalars())
                 known.update(conn.execute(_ASIDE, {"paths": some}).scalars())
             yield from (path for path in some if path not in known)

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import structlog
 
-from archive.config import ConfigError, Settings, load
+from archive.config import EDGES, ConfigError, Settings, load
 from archive.core import Archive, open_archive
 from archive.errors import ArchiveError
 from archive.heartbeat import Heartbeat
 from archive.recovery import Sweeper
 from minipacs import logs
+from minipacs.supervise import address_of
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="minipacs.edge")
-    parser.add_argument("edge", choices=("dicom", "api"))
+    parser.add_argument("edge", choices=EDGES)
     parser.add_argument("--fd", type=int, required=True, help="the listening socket, inherited")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--log", type=logs.Form, choices=list(logs.Form), default=logs.Form.TEXT)
@@ -97,7 +98,7 @@ def _run(edge: str, serve: Serve, settings: Settings, sock: socket.socket, *, sw
         thread = threading.Thread(target=work, name="serve")
         thread.start()
         beat.listening()
-        log.info("listening", address=_address(sock))
+        log.info("listening", address=address_of(sock))
         asked = None
         while asked is None and thread.is_alive():
             asked = signal.sigtimedwait(STOP, 0.5)
@@ -106,11 +107,6 @@ def _run(edge: str, serve: Serve, settings: Settings, sock: socket.socket, *, sw
         thread.join()
     log.info("stopped")
     return 1 if failed or asked is None else 0
-
-
-def _address(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 if __name__ == "__main__":

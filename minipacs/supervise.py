@@ -19,12 +19,11 @@ from pathlib import Path
 import structlog
 
 from archive.clock import monotonic
-from archive.config import Api, Dicom, Settings
+from archive.config import EDGES, Api, Dicom, Settings
 from minipacs.logs import Form
 
 log = structlog.get_logger(__name__)
 
-EDGES = ("dicom", "api")
 STOP_SECONDS = 30.0  # for the edges to finish what they are doing; then they are killed
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0  # before a dead worker is started again, doubling
 STEADY_SECONDS = 60.0  # a worker that lived so long starts again with the first pause
@@ -193,10 +192,10 @@ def welcome(settings: Settings, sockets: dict[str, socket.socket], *, password: 
     """What a person reads at start: addresses and, once, the first account. In French first."""
     lines = ["", "minipacs est démarré (running). Ctrl-C l'arrête (stops it)."]
     if "api" in sockets:
-        base = f"http://{_address(sockets['api'])}"
+        base = f"http://{address_of(sockets['api'])}"
         lines += [f"  Bureau et API (desk and API)   {base}/", f"  DICOMweb                       {base}/dicom-web"]
     if "dicom" in sockets:
-        lines.append(f"  DICOM                          {settings.dicom.ae_title} @ {_address(sockets['dicom'])}")
+        lines.append(f"  DICOM                          {settings.dicom.ae_title} @ {address_of(sockets['dicom'])}")
     if password is not None:
         lines += [
             "",
@@ -210,6 +209,7 @@ def welcome(settings: Settings, sockets: dict[str, socket.socket], *, password: 
     return "\n".join([*lines, ""])
 
 
-def _address(sock: socket.socket) -> str:
+def address_of(sock: socket.socket) -> str:
+    """Host and port as they are written in an address."""
     host, port = sock.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
-from archive.access import EVERYTHING, Action, Actor, Door, Role, demand, rights
+from archive.access import SYSTEM, Action, Actor, Door, Role, demand, rights
 from archive.accounts.passwords import check_rule, hash_password, is_dated, matches, new_password
 from archive.audit.record import Event, EventType, record, refused, storable
 from archive.core import Archive
@@ -20,7 +20,6 @@ from archive.schema import account, session
 
 FIRST = "admin"
 _LONGEST_NAME = 64
-_SYSTEM = Actor(user="minipacs", source="", door=Door.SYSTEM, may=EVERYTHING)
 
 _BY_NAME = select(account).where(account.c.name == bindparam("its_name"))
 
@@ -165,7 +164,7 @@ def ensure_first_account(archive: Archive) -> str | None:
     def write(conn: Connection) -> bool:
         if conn.execute(select(func.count()).select_from(account)).scalar_one():
             return False  # another process was faster
-        _insert(conn, _SYSTEM, name=FIRST, roles=(Role.IT_ADMIN, Role.RADIOLOGIST), hashed=hashed, at=at)
+        _insert(conn, SYSTEM, name=FIRST, roles=(Role.IT_ADMIN, Role.RADIOLOGIST), hashed=hashed, at=at)
         return True
 
     return password if archive.commit.run(write) else None

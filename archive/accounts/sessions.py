@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from archive.access import EVERYTHING, Actor, Door, rights
+from archive.access import Actor, Door, rights
 from archive.accounts.people import Account
 from archive.accounts.tokens import secret_hash
 from archive.audit.record import Event, EventType, record
@@ -117,6 +117,6 @@ def _keep_alive(archive: Archive, pk: int, last_seen_at: datetime, at: datetime)
 def _end_idle(conn: Connection, pk: int, name: str) -> None:
     """The silence logged somebody out: not they themselves (sheet 40 §2, UserIsRequestor false)."""
     if conn.execute(_REMOVE, {"its_pk": pk}).rowcount:
-        actor = Actor(user=name, source="", door=Door.SYSTEM, may=EVERYTHING)
+        actor = Actor(user=name, source="", door=Door.SYSTEM, may=frozenset())
         detail = {"type": EventType.LOGOUT, "requestor": False}
         record(conn, actor, Event.USER_AUTHENTICATION, "E", detail=detail)

@@ -127,11 +127,6 @@ class Access:
         """What both rows say of the access beside its columns."""
         return {name: value for name, value in (("scope", self.scope), ("destination", self.destination)) if value}
 
-    def confirm(self) -> None:
-        """Say that the transaction in which `record_opening` ran is durable. The commit has said so by itself
-        already; saying it again changes nothing."""
-        self._opened = True
-
     def open(self) -> None:
         """Have the opening row durable when this returns. Those who come together wait for one row.
 

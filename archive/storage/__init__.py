@@ -1,1 +1,1 @@
-"""Files: a tier of stored instances, a file being received, and the sweep of files without rows."""
+"""Files: a tier of stored instances, a file being received, and PS3.10 bytes turned into one."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from archive.config import Settings, is_loopback, load
+from archive.config import EDGES, Settings, is_loopback, load
 from minipacs import logs, supervise
 from minipacs.terminal import FINDING, Config, Json, complain, say, say_json
 
@@ -23,13 +24,11 @@ def serve(
 ) -> None:
     """Run the archive until SIGTERM or Ctrl-C."""
     logs.configure(log, process="serve")
-    edges = [name.strip() for name in only.split(",") if name.strip()] or list(supervise.EDGES)
-    unknown = [name for name in edges if name not in supervise.EDGES]
+    edges = [name.strip() for name in only.split(",") if name.strip()] or list(EDGES)
+    unknown = [name for name in edges if name not in EDGES]
     if unknown:
-        raise typer.BadParameter(
-            f"no such edge: {', '.join(unknown)}; edges of this version: {', '.join(supervise.EDGES)}"
-        )
-    edges = [name for name in supervise.EDGES if name in edges]
+        raise typer.BadParameter(f"no such edge: {', '.join(unknown)}; edges of this version: {', '.join(EDGES)}")
+    edges = [name for name in EDGES if name in edges]
     try:
         raise typer.Exit(supervise.serve(load(config), edges=edges, config=config, form=log))
     except supervise.Refused as refusal:
@@ -78,7 +77,7 @@ def _stops(settings: Settings) -> list[str]:
             problems.append(f"{key}: {there} is not a folder")
         elif not os.access(there, os.W_OK | os.X_OK):
             problems.append(f"{key}: {there} cannot be written by this user")
-        elif _free_bytes(there) < settings.storage.reserve_bytes:
+        elif shutil.disk_usage(there).free < settings.storage.reserve_bytes:
             problems.append(
                 f"{key}: less than storage.reserve_bytes ({settings.storage.reserve_bytes}) is free on {there}: "
                 "nothing can be stored"
@@ -133,8 +132,3 @@ def _existing(folder: Path) -> Path:
     while not folder.exists():
         folder = folder.parent
     return folder
-
-
-def _free_bytes(folder: Path) -> int:
-    volume = os.statvfs(folder)
-    return volume.f_bavail * volume.f_frsize

@@ -114,7 +114,6 @@ def test_the_opening_of_a_store_is_in_the_transaction_of_its_first_instance(arch
         archive.commit.run(lambda conn: store(conn, fail=True))
     assert not access.opened and rows(archive) == []
     archive.commit.run(lambda conn: store(conn, fail=False))
-    access.confirm()
     archive.commit.run(lambda conn: store(conn, fail=False))
     assert access.opened
     assert phases(archive) == [{"phase": "open", "scope": "a"}]
