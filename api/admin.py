@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from api import auth
 from api.studies import Search, described, find_studies, line, text
-from archive import heartbeat, work_items
+from archive import heartbeat, testbed, work_items
 from archive.access import Action, Actor
 from archive.audit.read import AuditPage, list_rows
 from archive.audit.record import Event, record
@@ -246,23 +246,23 @@ class ClockMove(BaseModel):
 def read_clock(request: Request, actor: Anybody) -> Response:
     """Where the clock of the test bed is. 404 outside `test_mode`."""
     archive = auth.archive_of(request)
-    return _json(_clock(request, heartbeat.read(archive)))
+    return _json(_clock(request, testbed.read_clock(archive)))
 
 
 @router.put("/testbed/clock")
 def move_clock(request: Request, move: ClockMove, actor: Anybody) -> Response:
     """Move the clock of every process; answers when all follow. 404 outside `test_mode`."""
     archive = auth.archive_of(request)
-    heartbeat.read(archive)  # 404 comes before 403
+    testbed.read_clock(archive)  # 404 comes before 403
     auth.demand_right(request, Action.TESTBED)
     if sum(value is not None for value in (move.now, move.advance, move.release)) != 1:
         raise InvalidRequest('give exactly one of "now", "advance" and "release"')
     if move.now is not None:
-        moved = heartbeat.set_clock(archive, move.now, actor=actor)
+        moved = testbed.set_clock(archive, move.now, actor=actor)
     elif move.advance is not None:
-        moved = heartbeat.advance(archive, move.advance, actor=actor)
+        moved = testbed.advance(archive, move.advance, actor=actor)
     else:
-        moved = heartbeat.release(archive, actor=actor)
+        moved = testbed.release(archive, actor=actor)
     return _json(_clock(request, moved))
 
 

@@ -1,21 +1,18 @@
-"""Which processes are alive, and the clock of the test bed that they all follow (sheet 60 §4).
+"""Which processes are alive, and how each follows the clock of the test bed (sheet 60 §4).
 
 Each process keeps one row: it beats every few seconds, says whether it listens and which move of the clock it
-follows. `/readyz` and `minipacs testbed clock` read the same rows. A process that died without a word is not alive:
-its beat is old, or its pid is gone.
+follows. `/readyz` and `archive.testbed` read the same rows. A process that died without a word is not alive: its beat
+is old, or its pid is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import socket
 import threading
-import time
 import uuid
-from calendar import monthrange
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache
@@ -24,12 +21,12 @@ from types import TracebackType
 import structlog
 from sqlalchemy import Connection, delete, insert, select, update
 
-from archive.access import SYSTEM, Action, Actor, demand
+from archive.access import SYSTEM
 from archive.audit.record import Event, EventType, record
 from archive.clock import Simulation, monotonic
 from archive.config import EDGES
 from archive.core import Archive
-from archive.errors import ArchiveError, Busy, InvalidRequest, NotFound
+from archive.errors import ArchiveError
 from archive.schema import process, simulated_clock
 
 log = structlog.get_logger(__name__)
@@ -37,11 +34,9 @@ log = structlog.get_logger(__name__)
 BEAT_SECONDS = 5.0
 FOLLOW_SECONDS = 0.5  # how often a process of a test bed looks for a move of the clock
 FRESH_SECONDS = 15.0  # an older beat is the last trace of a process that is gone, or hangs
-PATIENCE_SECONDS = 10.0  # for the live processes to follow a move of the clock
 FORGET = timedelta(hours=1)  # rows of processes that died without a word go after this
 
-_STEP = re.compile(r"(?=.)(?:(\d+)y)?(?:(\d+)m(?!i))?(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)min)?(?:(\d+)s)?")
-_SIMULATION = select(simulated_clock.c.generation, simulated_clock.c.real_anchor, simulated_clock.c.shown)
+SIMULATION = select(simulated_clock.c.generation, simulated_clock.c.real_anchor, simulated_clock.c.shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +55,7 @@ class Process:
 
 def simulation(conn: Connection) -> Simulation:
     """Where the test bed put the clock, as the database has it."""
-    row = conn.execute(_SIMULATION).one_or_none()
+    row = conn.execute(SIMULATION).one_or_none()
     return Simulation(0, None, None) if row is None else Simulation(row.generation, row.real_anchor, row.shown)
 
 
@@ -228,95 +223,3 @@ def _is_gone(host: str, pid: int) -> bool:
     except PermissionError:
         return False
     return False
-
-
-def read(archive: Archive) -> Simulation:
-    """Where the clock of the test bed is. Raises NotFound outside `test_mode`."""
-    _demand_testbed(archive)
-    with archive.reading() as conn:
-        return simulation(conn)
-
-
-def set_clock(archive: Archive, instant: datetime, *, actor: Actor) -> Simulation:
-    """Make the clock of every process show `instant` (aware); from there it runs at normal speed.
-
-    Returns when all live processes follow.
-
-    Raises:
-        NotFound: outside `test_mode`. NotAllowed: not with this role.
-        Busy: a live process did not follow within ten seconds; the clock is moved all the same.
-    """
-    return _move(archive, lambda _now: instant, actor=actor)
-
-
-def advance(archive: Archive, step: str, *, actor: Actor) -> Simulation:
-    """Move the clock on by `3y1d`, `6m`, `36h`… Raises as `set_clock`, and InvalidRequest for another `step`."""
-    return _move(archive, lambda now: later(now, step), actor=actor)
-
-
-def release(archive: Archive, *, actor: Actor) -> Simulation:
-    """Let the clock follow the system again. Raises as `set_clock`."""
-    return _move(archive, lambda _now: None, actor=actor)
-
-
-def later(instant: datetime, step: str) -> datetime:
-    """`instant` moved on by years, months (`m`), weeks, days, hours, minutes (`min`) and seconds, in this order.
-
-    Years and months are those of the calendar (UTC); 29 February plus a year is 28 February.
-
-    Raises:
-        InvalidRequest: the step is not written like that, or leads out of the calendar.
-    """
-    found = _STEP.fullmatch(step.strip())
-    if found is None:
-        raise InvalidRequest(f"{step!r} is not a step like 3y1d, 6m, 2w, 36h or 30min")
-    years, months, weeks, days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    month = instant.month - 1 + months
-    year, month = instant.year + years + month // 12, month % 12 + 1
-    try:
-        day = min(instant.day, monthrange(year, month)[1])
-        moved = instant.replace(year=year, month=month, day=day)
-        return moved + timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes, seconds=seconds)
-    except (OverflowError, ValueError) as error:
-        raise InvalidRequest(f"{step!r} leads out of the calendar") from error
-
-
-def _demand_testbed(archive: Archive) -> None:
-    if not archive.settings.test_mode:
-        raise NotFound("there is no test bed: test_mode is off")
-
-
-def _move(archive: Archive, target: Callable[[datetime], datetime | None], *, actor: Actor) -> Simulation:
-    _demand_testbed(archive)
-    demand(actor, Action.TESTBED)
-
-    def write(conn: Connection) -> Simulation:
-        real = archive.real_clock()
-        conn.execute(_SIMULATION.with_for_update())  # two moves at once get two generations
-        found = simulation(conn)
-        shown = target(real + found.offset())
-        moved = Simulation(found.generation + 1, None if shown is None else real, shown)
-        values = {"generation": moved.generation, "real_anchor": moved.real_anchor, "shown": moved.shown}
-        if conn.execute(update(simulated_clock).where(simulated_clock.c.pk == 1).values(values)).rowcount == 0:
-            conn.execute(insert(simulated_clock).values(pk=1, **values))
-        detail = {"type": EventType.SOFTWARE_CONFIGURATION, "clock": "released" if shown is None else shown.isoformat()}
-        record(conn, actor, Event.SECURITY_ALERT, "U", detail=detail)
-        return moved
-
-    moved = archive.commit.run(write)
-    follow(archive)
-    _await_all(archive, moved.generation)
-    return moved
-
-
-def _await_all(archive: Archive, generation: int) -> None:
-    deadline = monotonic() + PATIENCE_SECONDS
-    while True:
-        with archive.reading() as conn:
-            behind = [one for one in alive(conn, at=archive.real_clock()) if one.clock_generation < generation]
-        if not behind:
-            return
-        if monotonic() > deadline:
-            names = ", ".join(f"{one.edge} (pid {one.pid})" for one in behind)
-            raise Busy(f"the clock is moved, but these processes do not follow: {names}")
-        time.sleep(0.1)

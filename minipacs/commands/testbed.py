@@ -29,7 +29,7 @@ def set_(
     as_json: Json = False,
 ) -> None:
     """Make the clock show INSTANT; from there it runs at normal speed."""
-    from archive.heartbeat import set_clock
+    from archive.testbed import set_clock
 
     try:
         wanted = datetime.fromisoformat(instant)
@@ -46,7 +46,7 @@ def advance(
     as_json: Json = False,
 ) -> None:
     """Move the clock on by STEP."""
-    from archive.heartbeat import advance as move
+    from archive.testbed import advance as move
 
     _move(config, as_json, lambda archive, actor: move(archive, step, actor=actor))
 
@@ -54,7 +54,7 @@ def advance(
 @clock.command()
 def release(config: Config = None, as_json: Json = False) -> None:
     """Let the clock follow the system again."""
-    from archive.heartbeat import release as move
+    from archive.testbed import release as move
 
     _move(config, as_json, lambda archive, actor: move(archive, actor=actor))
 

@@ -17,8 +17,9 @@ from archive.access import Actor, Door
 from archive.config import Settings
 from archive.core import Archive, open_archive
 from archive.errors import Busy, InvalidRequest, NotAllowed, NotFound
-from archive.heartbeat import Heartbeat, advance, later, read, ready, release, set_clock
+from archive.heartbeat import Heartbeat, ready
 from archive.schema import audit, process
+from archive.testbed import advance, moved_on, read_clock, release, set_clock
 
 NEW_YEAR = datetime(2026, 1, 5, 8, tzinfo=UTC)
 
@@ -110,13 +111,13 @@ def test_rows_of_processes_that_died_long_ago_are_forgotten(archive: Archive) ->
     ],
 )
 def test_a_step_is_taken_on_the_calendar(start: str, step: str, end: str) -> None:
-    assert later(datetime.fromisoformat(start), step) == datetime.fromisoformat(end)
+    assert moved_on(datetime.fromisoformat(start), step) == datetime.fromisoformat(end)
 
 
 @pytest.mark.parametrize("step", ["", "3", "y", "1d3y", "-1d", "3 years", "9000y", "99999999999999999w"])
 def test_a_step_that_means_nothing_is_refused(step: str) -> None:
     with pytest.raises(InvalidRequest):
-        later(NEW_YEAR, step)
+        moved_on(NEW_YEAR, step)
 
 
 def test_moving_the_clock_moves_every_process(testbed: Settings, actor: Actor) -> None:
@@ -138,12 +139,12 @@ def test_moving_the_clock_moves_every_process(testbed: Settings, actor: Actor) -
         advance(command, "3y1d", actor=actor)
         for archive in (one, other, command):
             assert timedelta(0) <= archive.clock() - datetime(2029, 1, 6, 8, tzinfo=UTC) < timedelta(seconds=20)
-        assert read(other).generation == 2
+        assert read_clock(other).generation == 2
 
         release(command, actor=actor)
         for archive in (one, other, command):
             assert abs(archive.clock() - datetime.now(UTC)) < timedelta(seconds=10)
-        assert read(one).shown is None
+        assert read_clock(one).shown is None
 
 
 def test_a_process_that_starts_later_begins_with_the_moved_clock(testbed: Settings, actor: Actor) -> None:
@@ -157,12 +158,12 @@ def test_a_process_that_starts_later_begins_with_the_moved_clock(testbed: Settin
 def test_a_process_that_does_not_follow_is_named_in_time(
     testbed: Settings, actor: Actor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("archive.testbed.PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr(heartbeat, "FOLLOW_SECONDS", 3600)
     with open_archive(testbed, process="dicom") as one, Heartbeat(one, "dicom"):
         with open_archive(testbed, process="command") as command, pytest.raises(Busy, match="dicom"):
             set_clock(command, NEW_YEAR, actor=actor)
-        assert read(one).shown == NEW_YEAR
+        assert read_clock(one).shown == NEW_YEAR
         assert "does not follow" in ready(one, ["dicom"])[0] or "not listening" in ready(one, ["dicom"])[0]
 
 
@@ -188,7 +189,7 @@ def test_outside_the_test_bed_the_clock_cannot_be_moved_nor_read(archive: Archiv
     with pytest.raises(NotFound):
         set_clock(archive, NEW_YEAR, actor=actor)
     with pytest.raises(NotFound):
-        read(archive)
+        read_clock(archive)
 
 
 def test_outside_the_test_bed_a_moved_clock_left_in_the_database_is_not_followed(
@@ -207,4 +208,4 @@ def test_who_may_not_use_the_test_bed_is_refused(testbed: Settings) -> None:
     with open_archive(testbed, process="command") as command:
         with pytest.raises(NotAllowed):
             set_clock(command, NEW_YEAR, actor=nobody)
-        assert read(command).generation == 0
+        assert read_clock(command).generation == 0
