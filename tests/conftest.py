@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -18,6 +19,15 @@ from archive.core import Archive, open_archive
 from migrations import upgrade
 
 STRICT = os.environ.get("MINIPACS_TEST_STRICT") == "1"
+
+
+def pytest_configure() -> None:
+    """Choose the seed of tests/crash here, before workers are started: they inherit it, and the header names it."""
+    os.environ.setdefault("MINIPACS_CRASH_SEED", str(random.SystemRandom().randrange(1, 1 << 31)))
+
+
+def pytest_report_header() -> str:
+    return f"seed of tests/crash: MINIPACS_CRASH_SEED={os.environ['MINIPACS_CRASH_SEED']}"
 
 
 def need(*programs: str) -> None:
