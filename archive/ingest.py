@@ -50,8 +50,8 @@ def ingest(archive: Archive, incoming: Incoming, *, actor: Actor, scope: str = "
     """Make one received instance durable and findable.
 
     Once this returns, the instance outlives a crash or a power cut and the caller may acknowledge it (REQ-DCM-14).
-    The data set is kept bit for bit: Level 2 of PS3.4 B.4.1. Safe to repeat. `scope` is the association or request:
-    one audit row for each scope and study (law 4).
+    The data set is kept bit for bit: Level 2 of PS3.4 B.4.1. Safe to repeat. `scope` is the association or
+    import: one opening row for each scope and study (law 4); "" for none.
 
     Raises:
         UnreadableInstance: the header up to Pixel Data cannot be parsed.

@@ -107,7 +107,7 @@ def _age(path: str, now: datetime) -> timedelta:
 
 
 class Sweeper:
-    """Sweeps at start and every hour until closed. One edge of an archive runs it; more do no harm."""
+    """Sweeps at start and every hour until closed. The first edge of a supervisor runs it; more do no harm."""
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive

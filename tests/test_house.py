@@ -47,6 +47,21 @@ def test_a_module_has_a_name_and_says_what_it_is(module: Path) -> None:
     assert ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))), "no docstring"
 
 
+NAMED = [path for path in MODULES if not path.stem.startswith("_") and not {"migrations", "commands"} & set(path.parts)]
+
+
+@pytest.mark.parametrize("module", NAMED, ids=relative)
+def test_a_module_is_named_in_the_architecture(module: Path) -> None:
+    package, *inner = module.relative_to(ROOT).parts
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (row,) = [  # of the table of its package: `name.py`, or `folder/` with the names of its modules
+        line
+        for line in page.partition(f"| in `{package}/` |")[2].partition("\n\n")[0].splitlines()
+        if f"`{'/'.join(inner[:-1])}/`" in line or f"`{inner[-1]}`" in line
+    ]
+    assert re.search(rf"[`{{]{module.stem}(\.py)?`", row), "docs/architecture.md, Modules"
+
+
 @pytest.mark.parametrize("module", MODULES, ids=relative)
 def test_nothing_is_left_for_later(module: Path) -> None:
     content = module.read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
 """Reading a header: from the first element to Pixel Data, no further.
 
 The top level is scanned, not decoded: values that the index does not keep are stepped over. Sequences that it keeps
-are read from their own bytes. Hot path: a CT header takes a tenth of a millisecond (docs/performance.md).
+are read from their own bytes. Hot path: a CT header takes some tenths of a millisecond (docs/performance.md).
 """
 
 from __future__ import annotations

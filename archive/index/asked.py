@@ -22,8 +22,8 @@ def audit_query(
 ) -> None:
     """Queue the row; it is committed within a second. Call it before the first answer leaves.
 
-    `parameters` is what was asked, as it came, under `query`; it may name patients. `patient` and `study` only where
-    one study was asked for. Raises Busy when the archive stops.
+    `parameters` holds what was asked, under `query` (of C-FIND and QIDO-RS as it came, in base64); it may name
+    patients. `patient` and `study` only where one study was asked for. Raises Busy when the archive stops.
     """
 
     def write(conn: Connection) -> None:

@@ -1,4 +1,8 @@
-"""Dates and times as they are compared: by meaning, not as text (PS3.4 C.2.2.2.1). Pure."""
+"""Dates and times of matching keys: by meaning, not as text (PS3.4 C.2.2.2.1). Pure.
+
+What is stored is read by `archive.dicom.keys`, strictly; the end of a range may be a day that no calendar has (31
+February), or a time without its fraction.
+"""
 
 from __future__ import annotations
 
