@@ -12,13 +12,10 @@ from itertools import pairwise
 from typing import Any
 
 from sqlalchemy import ColumnElement, FromClause, ScalarSelect, case, func, select
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import Text
 
 from archive.dicom.attributes import LEVELS, Level
 from archive.index.conditions import PARENT_KEYS, TABLES, constant, current
+from archive.index.functions import listed
 from archive.instance import CopyState, availability
 from archive.schema import instance, location, series, study
 
@@ -28,24 +25,6 @@ INSTANCE_AVAILABILITY = 0x00080056
 AVAILABLE_TRANSFER_SYNTAX = 0x00083002
 
 _TIERS = ("hot", "cold")  # best first
-
-
-class listed(FunctionElement[str]):
-    """The different values of a column, separated by commas; NULL for none."""
-
-    inherit_cache = True
-    type = Text()
-    name = "listed"
-
-
-@compiles(listed, "postgresql")
-def _listed_postgresql(element: listed, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"string_agg(DISTINCT {compiler.process(element.clauses, **kw)}, ',')"
-
-
-@compiles(listed, "sqlite")
-def _listed_sqlite(element: listed, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"group_concat(DISTINCT {compiler.process(element.clauses, **kw)})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Table, and_, bindparam, exists, false, literal_column, or_, select, tuple_
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import Text
 
 from archive.dicom.attributes import Attribute, Level, Match
 from archive.dicom.person_name import alternatives
+from archive.index.functions import first_group, unindexed
 from archive.index.match import MAX_NUMBER, Between, Criterion, Exact, Key, Name, Number, Wild, criterion
 from archive.instance import CURRENT
 from archive.schema import instance, patient, series, study
@@ -69,44 +67,6 @@ _RANKS = {
 }
 _SHORT = 3  # a prefix of fewer characters leads to too many rows: better start from another key
 _NO_RANK = 1000
-
-
-class first_group(FunctionElement[str]):
-    """The first component group of the first value of a folded person name."""
-
-    inherit_cache = True
-    type = Text()
-    name = "first_group"
-
-
-@compiles(first_group, "postgresql")
-def _first_group_postgresql(element: first_group, compiler: SQLCompiler, **kw: Any) -> str:
-    column = compiler.process(element.clauses, **kw)
-    return f"split_part(split_part({column}, '=', 1), '\\', 1)"
-
-
-@compiles(first_group, "sqlite")
-def _first_group_sqlite(element: first_group, compiler: SQLCompiler, **kw: Any) -> str:
-    column = compiler.process(element.clauses, **kw)
-    group = f"substr({column}, 1, instr({column} || '=', '=') - 1)"
-    return f"substr({group}, 1, instr({group} || '\\', '\\') - 1)"
-
-
-class unindexed(FunctionElement[Any]):
-    """The column itself, kept from SQLite's choice of an index (PostgreSQL chooses by its statistics)."""
-
-    inherit_cache = True
-    name = "unindexed"
-
-
-@compiles(unindexed, "postgresql")
-def _unindexed_postgresql(element: unindexed, compiler: SQLCompiler, **kw: Any) -> str:
-    return compiler.process(element.clauses, **kw)
-
-
-@compiles(unindexed, "sqlite")
-def _unindexed_sqlite(element: unindexed, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"+{compiler.process(element.clauses, **kw)}"
 
 
 @dataclass(slots=True)

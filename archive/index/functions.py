@@ -1,0 +1,66 @@
+"""SQL that SQLite and PostgreSQL say differently."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import Text
+
+
+class listed(FunctionElement[str]):
+    """The different values of a column, separated by commas; NULL for none."""
+
+    inherit_cache = True
+    type = Text()
+    name = "listed"
+
+
+@compiles(listed, "postgresql")
+def _listed_postgresql(element: listed, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"string_agg(DISTINCT {compiler.process(element.clauses, **kw)}, ',')"
+
+
+@compiles(listed, "sqlite")
+def _listed_sqlite(element: listed, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"group_concat(DISTINCT {compiler.process(element.clauses, **kw)})"
+
+
+class first_group(FunctionElement[str]):
+    """The first component group of the first value of a folded person name."""
+
+    inherit_cache = True
+    type = Text()
+    name = "first_group"
+
+
+@compiles(first_group, "postgresql")
+def _first_group_postgresql(element: first_group, compiler: SQLCompiler, **kw: Any) -> str:
+    column = compiler.process(element.clauses, **kw)
+    return f"split_part(split_part({column}, '=', 1), '\\', 1)"
+
+
+@compiles(first_group, "sqlite")
+def _first_group_sqlite(element: first_group, compiler: SQLCompiler, **kw: Any) -> str:
+    column = compiler.process(element.clauses, **kw)
+    group = f"substr({column}, 1, instr({column} || '=', '=') - 1)"
+    return f"substr({group}, 1, instr({group} || '\\', '\\') - 1)"
+
+
+class unindexed(FunctionElement[Any]):
+    """The column itself, kept from SQLite's choice of an index (PostgreSQL chooses by its statistics)."""
+
+    inherit_cache = True
+    name = "unindexed"
+
+
+@compiles(unindexed, "postgresql")
+def _unindexed_postgresql(element: unindexed, compiler: SQLCompiler, **kw: Any) -> str:
+    return compiler.process(element.clauses, **kw)
+
+
+@compiles(unindexed, "sqlite")
+def _unindexed_sqlite(element: unindexed, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"+{compiler.process(element.clauses, **kw)}"
