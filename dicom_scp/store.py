@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import structlog
 
 from archive.core import Archive
+from archive.dicom.header import is_legal_uid
 from archive.errors import ArchiveError, Unavailable
 from archive.ingest import ingest
 from dicom_scp import status
@@ -15,7 +14,6 @@ from dicom_scp.status import Status
 
 log = structlog.get_logger(__name__)
 
-_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")  # PS3.5 §9.1
 _ILLEGAL = Answer(
     Status.DOES_NOT_MATCH_CLASS, comment="the Affected SOP Instance UID is missing or illegal", offending=(0x00001000,)
 )
@@ -24,7 +22,7 @@ _ILLEGAL = Answer(
 def store(request: StoreRequest, archive: Archive) -> Answer:
     """Take in one instance while it arrives. A peer that is lost on the way leaves nothing behind."""
     uid = request.meta.sop_instance_uid
-    if len(uid) > 64 or not _UID.fullmatch(uid):
+    if not is_legal_uid(uid):
         return _ILLEGAL
     try:
         incoming = archive.hot.receive(request.meta, at=archive.real_clock())

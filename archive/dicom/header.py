@@ -42,6 +42,12 @@ _EMPTY: tuple[dict[str, str | int | None], ...] = tuple(
 )
 
 
+def is_legal_uid(value: str) -> bool:
+    """Numbers and dots, 64 characters at most. Leading zeros, which PS3.5 §9.1 forbids, are let pass: real objects
+    have them, and as a key they do no harm."""
+    return _LEGAL_UID.fullmatch(value) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """What reception needs to know of an instance.
@@ -130,7 +136,7 @@ def _uid(found: Kept, tag: int, name: str) -> str:
     value = found[tag][1].decode("latin_1").rstrip(" \0")
     if not value:
         raise UidMismatch(f"{name} is empty", tag=tag)
-    if not _LEGAL_UID.fullmatch(value):
+    if not is_legal_uid(value):
         raise UidMismatch(f"{name} is not a legal UID", tag=tag)
     return value
 

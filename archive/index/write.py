@@ -53,7 +53,8 @@ class Arrival:
         """What makes two headers the same patient; without an ID, everyone in one study (REQ-DCM-17)."""
         if not self.patient_id:
             return f"study:{self.header.study_instance_uid}"
-        return f"id:{self.patient_id}^^^{self.issuer}"
+        # the length says where the issuer ends, whatever characters either holds
+        return f"id:{len(self.issuer)}:{self.issuer}:{self.patient_id}"
 
 
 _INSTANCE = select(instance.c.pk, instance.c.digest).where(instance.c.sop_instance_uid == bindparam("uid"))

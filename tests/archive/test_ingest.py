@@ -318,6 +318,13 @@ def test_an_issuer_that_one_header_lacks_is_no_contradiction(send: Send) -> None
     assert send(ct_slice(number=3, IssuerOfPatientID="AUTRE")) is Outcome.STORED_HELD
 
 
+def test_a_caret_in_an_id_or_issuer_makes_no_two_patients_one(archive: Archive, send: Send) -> None:
+    for number, (patient_id, issuer) in enumerate([("A^^^B", "C"), ("A", "B^^^C"), ("A", None), ("A", "C")]):
+        uids = {"StudyInstanceUID": new_uid(), "SeriesInstanceUID": new_uid()}
+        send(ct_slice(number=number, PatientID=patient_id, IssuerOfPatientID=issuer, **uids))
+    assert count(archive, patient) == 4
+
+
 def test_one_audit_row_for_each_association_and_study(archive: Archive, send: Send) -> None:
     for number in range(3):
         send(ct_slice(number=number))
