@@ -44,7 +44,7 @@ def configure(form: Form = Form.TEXT, *, process: str) -> None:
         ]
     else:
         plain = structlog.dev.plain_traceback
-        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+        last = [_escape, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     structlog.configure(
         processors=[*common, *last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
@@ -52,6 +52,14 @@ def configure(form: Form = Form.TEXT, *, process: str) -> None:
         cache_logger_on_first_use=True,
     )
     _adopt_standard_logging(common, last)
+
+
+def _escape(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Control characters, which a peer may put into its AE title, are shown and do nothing to a terminal."""
+    for name, value in event.items():
+        if name != "exception" and isinstance(value, str) and not value.isprintable():
+            event[name] = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in value)
+    return event
 
 
 def _adopt_standard_logging(common: list[Processor], last: list[Processor]) -> None:
