@@ -179,7 +179,7 @@ def audit(
     until: Annotated[str | None, Query(alias="to", description="ISO 8601; a date with the whole of its day")] = None,
     event: Annotated[str | None, Query(description="code of DCM, as 110104")] = None,
     action: Literal["C", "R", "U", "D", "E"] | None = None,
-    outcome: int | None = None,
+    outcome: Annotated[int | None, Query(ge=0, le=12, description="0, 4, 8 or 12")] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Response:
@@ -294,6 +294,6 @@ def _instant(text: str | None, *, last: bool = False) -> datetime | None:
             day = datetime.combine(date.fromisoformat(text), time(), UTC)
             return day + timedelta(days=1) if last else day
         found = datetime.fromisoformat(text.replace(" ", "+"))
+        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise InvalidRequest("«from» and «to» are dates or times of ISO 8601") from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
-from anyio import CapacityLimiter
+from anyio import CapacityLimiter, move_on_after
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
@@ -25,6 +25,7 @@ from archive.errors import ArchiveError, InvalidRequest, NotAllowed, NotAuthenti
 log = structlog.get_logger(__name__)
 
 INGEST_THREADS = 16
+BODY_SECONDS = 60.0  # of silence in the middle of a request's body
 _MACHINES = ("/dicom-web", "/api", "/healthz", "/readyz", "/metrics")  # answered with problems, not with pages
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
 _HEADERS = {
@@ -114,6 +115,24 @@ def _holds_nul(scope: Scope) -> bool:
     return "\0" in scope["path"] or b"%00" in scope["query_string"]
 
 
+def _in_time(receive: Receive) -> Receive:
+    """The same, but whoever is silent for too long in the middle of a body counts as gone: what it holds, a file
+    and a connection, is let go."""
+    awaited = True
+
+    async def receive_in_time() -> Message:
+        nonlocal awaited
+        if not awaited:
+            return await receive()  # the end of the connection, however late
+        message: Message = {"type": "http.disconnect"}
+        with move_on_after(BODY_SECONDS):
+            message = await receive()
+        awaited = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    return receive_in_time
+
+
 class Shell:
     """What goes around every request: headers, figures, and the answer to a bug."""
 
@@ -147,7 +166,7 @@ class Shell:
                 response = _answer(Request(scope), problems.of_archive(InvalidRequest("the address holds a NUL")))
                 await response(scope, receive, send_with_headers)
                 return
-            await self._app(scope, receive, send_with_headers)
+            await self._app(scope, _in_time(receive), send_with_headers)
         except Exception:
             log.exception("a request failed", method=scope["method"], resource=auth.resource_of(scope))
             if not status:  # else the connection is cut, so that a part is not taken for the whole
