@@ -1,0 +1,100 @@
+"""Every role at every address: the table of sheet 60 §5, written here as the sheet has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from archive import accounts
+from archive.access import Actor, Role
+from archive.config import Settings
+from archive.core import Archive, open_archive
+from tests.api.conftest import PASSWORD, serving
+from tests.api.test_auth import OPEN, every_address, rows
+
+# ● of the sheet; ◐ is not granted before scopes exist
+FIND = {"radiologist", "technologist", "secretary", "identity_officer", "quality", "service"}
+SEE = {"radiologist", "technologist", "service"}
+STORE = {"radiologist", "technologist", "secretary", "service"}
+AUDIT = {"auditor", "service"}
+SYSTEM = {"radiologist", "secretary", "it_admin", "auditor", "quality", "service"}
+TESTBED = {"it_admin", "service"}
+
+STUDY = "/dicom-web/studies/1.2.3"
+SERIES = f"{STUDY}/series/1.2.3"
+INSTANCE = f"{SERIES}/instances/1.2.3"
+PAGE = "/etudes/1.2.3"
+TABLE = {
+    "GET /dicom-web/studies": FIND,
+    "GET /dicom-web/series": FIND,
+    "GET /dicom-web/instances": FIND,
+    f"GET {STUDY}/series": FIND,
+    f"GET {STUDY}/instances": FIND,
+    f"GET {SERIES}/instances": FIND,
+    **{f"GET {path}{end}": SEE for path in (STUDY, SERIES, INSTANCE) for end in ("", "/metadata")},
+    f"GET {INSTANCE}/bulkdata/7FE00010": SEE,
+    f"GET {INSTANCE}/frames/1": SEE,
+    f"GET {INSTANCE}/rendered": SEE,
+    f"GET {INSTANCE}/frames/{{frame}}/rendered": SEE,
+    "POST /dicom-web/studies": STORE,
+    f"POST {STUDY}": STORE,
+    "GET /api/v1/studies": FIND,
+    "GET /api/v1/studies/1.2.3": FIND,
+    "GET /api/v1/work-items": FIND,
+    "GET /api/v1/audit": AUDIT,
+    "GET /api/v1/system": SYSTEM,
+    "PUT /api/v1/testbed/clock": TESTBED,
+    f"GET {PAGE}": FIND,
+    f"GET {PAGE}/series/1.2.3": SEE,
+    f"GET {PAGE}/images/1.2.3": SEE,
+}
+ANYBODY = {  # who is known; or how one becomes so
+    "GET /",
+    "GET /api/openapi.json",
+    "GET /api/v1/testbed/clock",
+    "POST /deconnexion",
+    *(f"{method} /api/v1/session" for method in ("GET", "POST", "DELETE")),
+    *(f"{method} {path}" for path in OPEN for method in ("GET", "POST")),
+}
+
+
+@pytest.fixture
+def archive(settings: Settings) -> Iterator[Archive]:
+    """In test mode: then the clock of the test bed is an address too."""
+    with open_archive(settings.model_copy(update={"test_mode": True}), process="test") as opened:
+        yield opened
+
+
+def test_the_table_names_every_address(archive: Archive) -> None:
+    assert {f"{method} {path}" for method, path in every_address(archive)} - ANYBODY == TABLE.keys()
+
+
+@pytest.mark.req("REQ-SEC-23")
+def test_each_role_may_what_the_sheet_says_and_each_refusal_is_written_down(
+    archive: Archive, url: str, token: Callable[..., str]
+) -> None:
+    for role in Role:
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token(role, name=role)}"}) as client:
+            for address, roles in TABLE.items():
+                method, _, path = address.partition(" ")
+                body: object = {} if method == "PUT" else None
+                status = client.request(method, path.replace("{frame}", "1"), json=body).status_code
+                assert status != 500, (role, address)
+                assert (status != 403) == (role in roles), (role, address, status)
+        refusals = [row for row in rows(archive, user=str(role), limit=1000) if row["outcome"] == 8]
+        assert len(refusals) == sum(role not in roles for roles in TABLE.values()), role
+
+
+@pytest.mark.req("REQ-SEC-23")
+def test_the_session_of_a_person_opens_no_more_than_a_token(archive: Archive, actor: Actor) -> None:
+    accounts.add_account(archive, "paule", [Role.SECRETARY], PASSWORD, actor=actor)
+    with serving(archive) as url, httpx.Client(base_url=url) as client:
+        login = client.post("/api/v1/session", json={"name": "paule", "password": PASSWORD})
+        assert login.status_code == 200
+        for address, roles in TABLE.items():
+            method, _, path = address.partition(" ")
+            if method == "GET":
+                status = client.get(path.replace("{frame}", "1")).status_code
+                assert (status != 403) == ("secretary" in roles), (address, status)
