@@ -65,8 +65,17 @@ def _asked(groups: list[str], key: list[str]) -> bool:
 @lru_cache(maxsize=1024)
 def pattern(wild: str) -> re.Pattern[str]:
     """A regular expression for text with `*` and `?`, of names or of anything else."""
-    parts = (".*" if part == "*" else "." if part == "?" else re.escape(part) for part in _WILDCARDS.split(wild))
-    return re.compile("".join(parts), re.DOTALL)
+    first, *rest = (_run(run) for run in re.split(r"\*+", wild))
+    if not rest:
+        return re.compile(first, re.DOTALL)
+    *middle, last = rest
+    # between asterisks the first place is as good as any later one: no way back, so no time that grows like a power
+    return re.compile("".join((first, *(f"(?>.*?{run})" for run in middle), ".*", last)), re.DOTALL)
+
+
+def _run(run: str) -> str:
+    """Characters of a pattern without `*`."""
+    return "".join("." if part == "?" else re.escape(part) for part in _WILDCARDS.split(run))
 
 
 def _group(group: str) -> str:

@@ -23,6 +23,7 @@ from archive.index.temporal import compare, date_key, moment, splits, time_key
 WILDCARD_VRS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
 NUMBER_VRS = frozenset({"DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV"})
 LEADING_SPACES_COUNT = frozenset({"LT", "ST", "UT"})
+MAX_CHARACTERS = 10_240  # of a key that is no list: an LT (PS3.5 6.2), and SQLite's limit of a pattern
 MAX_NUMBER = 2**31 - 1  # of an IS (PS3.5 6.2), and of the columns
 
 
@@ -111,6 +112,8 @@ def criterion(key: Key) -> Criterion | None:  # noqa: PLR0911 - one answer for e
         text = text.lstrip(" ")
     if not text.strip("*"):
         return None
+    if len(text) > MAX_CHARACTERS and key.vr != "UI":
+        raise InvalidQuery("a key is too long", tag=key.tag)
     if "\0" in text:
         raise InvalidQuery("a key has a NUL inside its value", tag=key.tag)
     if key.vr == "UI":

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+from time import monotonic
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from archive.errors import InvalidQuery
-from archive.index.match import Key, accepts, criterion, is_asking, row_meets
+from archive.index.match import Key, accepts, criterion, is_asking, pattern, row_meets
 
 DA, TM, DT = 0x00080020, 0x00080030, 0x0040A13A
 
@@ -185,3 +189,23 @@ def test_a_key_that_asks_nothing_is_known_as_such() -> None:
     assert is_asking(_request("", "RP"))
     with pytest.raises(InvalidQuery):
         is_asking(Key(0x00400275, "SQ", items=(Key(1, "SH", "x"), Key(TM, "TM", "noon"))))
+
+
+@pytest.mark.parametrize("vr", ["UT", "PN"])
+def test_a_pattern_of_many_wildcards_takes_no_time_that_grows_like_a_power(vr: str) -> None:
+    """Whoever may search could stand still a whole process: matching holds the interpreter."""
+    value = "ab" * 2000
+    began = monotonic()
+    assert not meets(vr, "*a?*b*a*?b*a*b*a*b*c", value)
+    assert meets(vr, "*a?*b*a*?b*a*b*a*b", value)
+    assert monotonic() - began < 1
+
+
+@given(st.text("ab*?", max_size=8), st.text("ab", max_size=10))
+def test_wildcards_mean_what_they_mean_to_a_shell(asked: str, value: str) -> None:
+    assert (pattern(asked).fullmatch(value) is not None) == fnmatchcase(value, asked)
+
+
+def test_a_key_longer_than_any_value_is_refused() -> None:
+    with pytest.raises(InvalidQuery):
+        criterion(Key(0x00101010, "AS", "1" * 20_000))
