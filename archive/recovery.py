@@ -54,7 +54,9 @@ def sweep(archive: Archive, *, older_than: timedelta = LEFTOVER, look_back: time
             swept.adopted += 1
         except FileNotFoundError:
             continue
-        except ArchiveError as error:
+        except Busy:
+            raise
+        except (ArchiveError, OSError) as error:  # this one: others behind it may be good
             swept.unreadable += 1
             log.error("a file without a row cannot be taken in", path=path, error=type(error).__name__)
     if swept.removed or swept.adopted or swept.unreadable:
@@ -127,5 +129,7 @@ class Sweeper:
                 return
             except (ArchiveError, OSError) as error:
                 log.error("recovery sweep failed", error=type(error).__name__, detail=str(error))
+            except Exception:  # a bug; the next hour's sweep may get further
+                log.exception("recovery sweep failed")
             if self._stop.wait(LEFTOVER.total_seconds()):
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -107,6 +108,26 @@ def test_the_sweep_removes_what_never_got_a_name_after_an_hour(archive: Archive)
     os.utime(incoming.path, (old, old))
     assert sweep(archive).removed == 1
     assert files(archive) == []
+
+
+def test_one_unreadable_file_does_not_keep_the_sweep_from_the_others(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        incoming = receive(archive, ct_slice(number=number))
+        incoming.settle()
+        incoming.close()
+    first = min(files(archive))
+    real = open
+
+    def failing(path: str, *rest: str) -> object:
+        if str(path) == str(first):
+            raise OSError(errno.EIO, "Input/output error", path)
+        return real(path, *rest)
+
+    monkeypatch.setattr("archive.ingest.open", failing, raising=False)
+    swept = sweep(archive, older_than=timedelta(seconds=-1), look_back=None)
+    assert (swept.adopted, swept.unreadable) == (2, 1)
 
 
 def test_the_sweep_leaves_stored_files_alone(archive: Archive, three: list[Path]) -> None:
