@@ -28,6 +28,7 @@ from archive.index.match import Key, is_asking
 from archive.index.query import TIMEZONE_OFFSET, Query, Row
 
 LITERAL = "The fuzzymatching parameter is not supported. Only literal matching has been performed."
+SHOWN = 20  # parameters that a warning names
 COUNTED = 1000  # further results are counted up to here
 _STUDY_UID, _SERIES_UID, _SOP_UID = "0020000D", "0020000E", "00080018"
 _PATH = {"study": 0x0020000D, "series": 0x0020000E}
@@ -142,9 +143,7 @@ def _search(request: Request, level: Level) -> Response:
             asked.warnings.append(_more(index.count(conn, query, at_most=asked.offset + limit + COUNTED), asked, limit))
         conn.commit()  # nothing was written; after a rollback PostgreSQL's driver would prepare statements anew
     if asked.ignored:
-        asked.warnings.append(
-            f"The following parameters are not supported and were ignored: {', '.join(asked.ignored)}"
-        )
+        asked.warnings.append(f"The following parameters are not supported and were ignored: {_names(asked.ignored)}")
     if found:
         response = Response(orjson.dumps(found), media_type="application/dicom+json")
     else:
@@ -184,7 +183,7 @@ def _read(request: Request, level: Level) -> _Asked:
                 raise InvalidQuery(f"the {name} is given in the address already", tag=tag)
             asked.keys[tag] = Key(tag, "UI", uid)
     if asked.strict and asked.ignored:
-        raise InvalidRequest(f"not supported here: {', '.join(asked.ignored)}")
+        raise InvalidRequest(f"not supported here: {_names(asked.ignored)}")
     return asked
 
 
@@ -274,6 +273,11 @@ def _truth(name: str, value: str) -> bool:
     if value.lower() not in ("true", "false"):
         raise InvalidRequest(f"{name} must be true or false")
     return value.lower() == "true"
+
+
+def _names(ignored: list[str]) -> str:
+    """The first of them: a header has bounds."""
+    return ", ".join(ignored[:SHOWN]) + (f" and {len(ignored) - SHOWN} more" if len(ignored) > SHOWN else "")
 
 
 def _shown(name: str) -> str:

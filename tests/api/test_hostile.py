@@ -66,3 +66,10 @@ def test_an_upload_that_falls_silent_is_let_go(
 )
 def test_a_number_or_time_beyond_all_bounds_is_400(client: httpx.Client, query: str) -> None:
     assert client.get(f"/api/v1/audit?{query}").status_code == 400
+
+
+def test_a_warning_about_many_parameters_fits_into_a_header(client: httpx.Client) -> None:
+    answer = client.get("/dicom-web/studies?" + "&".join(f"{'x' * 60}{number}=1" for number in range(500)))
+    assert answer.status_code == 204
+    assert "and 480 more" in answer.headers["warning"]
+    assert len(answer.headers["warning"]) < 2000
