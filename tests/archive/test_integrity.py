@@ -6,6 +6,7 @@ import errno
 import os
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select
@@ -120,7 +121,7 @@ def test_one_unreadable_file_does_not_keep_the_sweep_from_the_others(
     first = min(files(archive))
     real = open
 
-    def failing(path: str, *rest: str) -> object:
+    def failing(path: str, *rest: Any) -> Any:
         if str(path) == str(first):
             raise OSError(errno.EIO, "Input/output error", path)
         return real(path, *rest)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from archive.dicom.person_name import pattern
 from archive.errors import InvalidQuery
-from archive.index.match import Key, accepts, criterion, is_asking, pattern, row_meets
+from archive.index.match import Key, accepts, criterion, is_asking, row_meets
 
 DA, TM, DT = 0x00080020, 0x00080030, 0x0040A13A
 
