@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from ipaddress import ip_address
 
 import orjson
@@ -14,7 +15,7 @@ from api import auth
 from archive import heartbeat
 from archive.access import Action
 from archive.core import Archive, schema_revision
-from archive.errors import ArchiveError
+from archive.errors import ArchiveError, StorageFailed
 from archive.schema import REVISION
 
 router = APIRouter()
@@ -39,7 +40,7 @@ class Metrics:
         free = Gauge(
             "minipacs_hot_free_bytes", "Free space of the hot volume above the reserve", registry=self.registry
         )
-        free.set_function(archive.hot.free_bytes)
+        free.set_function(lambda: _free_bytes(archive))
 
     def count(self, method: str, resource: str, status: int, seconds: float) -> None:
         """One request was answered; `status` 0 when its connection broke off before."""
@@ -50,6 +51,14 @@ class Metrics:
     def text(self) -> bytes:
         """The figures in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+def _free_bytes(archive: Archive) -> float:
+    """NaN when the volume does not say: the other figures are wanted then all the more."""
+    try:
+        return archive.hot.free_bytes()
+    except StorageFailed:
+        return math.nan
 
 
 @router.get("/healthz", tags=["probes"])

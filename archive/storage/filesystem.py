@@ -39,8 +39,15 @@ class Tier:
         return self.root / "incoming"
 
     def free_bytes(self) -> int:
-        """Free space of the volume, beyond the reserve; negative below it."""
-        return shutil.disk_usage(self.root).free - self._reserve_bytes
+        """Free space of the volume, beyond the reserve; negative below it.
+
+        Raises:
+            StorageFailed: the volume does not say.
+        """
+        try:
+            return shutil.disk_usage(self.root).free - self._reserve_bytes
+        except OSError as error:
+            raise failure(error) from error
 
     def receive(self, meta: FileMeta, *, at: datetime, expected_bytes: int = 0) -> Incoming:
         """Begin a file; `at` names the folder it will be settled in.

@@ -73,3 +73,13 @@ def test_a_warning_about_many_parameters_fits_into_a_header(client: httpx.Client
     assert answer.status_code == 204
     assert "and 480 more" in answer.headers["warning"]
     assert len(answer.headers["warning"]) < 2000
+
+
+def test_a_volume_that_is_gone_is_said_and_no_bug(archive: Archive, client: httpx.Client) -> None:
+    archive.hot.root.rename(archive.hot.root.with_name("elsewhere"))
+    assert client.get("/api/v1/system").status_code == 503
+    figures = client.get("/metrics")
+    assert figures.status_code == 200
+    assert "minipacs_hot_free_bytes NaN" in figures.text
+    body, headers = part10(ct_slice()), {"Content-Type": "application/dicom"}
+    assert client.post("/dicom-web/studies", content=body, headers=headers).status_code == 503
