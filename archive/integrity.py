@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Select, bindparam, func, select, update
 
 from archive.access import SYSTEM
 from archive.core import Archive
-from archive.errors import ArchiveError
+from archive.errors import ArchiveError, NotFound
 from archive.ingest import adopt
 from archive.instance import CopyState
 from archive.recovery import unfiled
@@ -66,11 +66,14 @@ def verify(
     Without `study_uid` or `everything`: the SAMPLE copies whose last check is the longest ago.
 
     Raises:
+        NotFound: there is no such study.
         Unavailable: a copy cannot be looked at (rights, limits), or the database not be written.
     """
     report = Report()
     with archive.reading() as conn:
         total = conn.execute(_narrow(_copies([func.count()]), study_uid)).scalar_one()
+    if study_uid is not None and not total:
+        raise NotFound("no such study")  # nothing looked at is not «all is well»
     if study_uid is None and not everything:
         with archive.reading() as conn:
             rows = conn.execute(

@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from archive.access import Actor
 from archive.core import Archive
 from archive.dicom.file_meta import FileMeta
-from archive.errors import StorageFailed
+from archive.errors import NotFound, StorageFailed
 from archive.ingest import Outcome, ingest
 from archive.integrity import fsck, verify
 from archive.recovery import sweep
@@ -39,6 +39,11 @@ def test_an_untouched_archive_verifies(archive: Archive, three: list[Path]) -> N
     assert fsck(archive).findings == []
     with archive.engine.connect() as conn:
         assert None not in conn.execute(select(location.c.verified_at)).scalars().all()
+
+
+def test_a_study_that_is_not_there_is_not_verified(archive: Archive, three: list[Path]) -> None:
+    with pytest.raises(NotFound):
+        verify(archive, study_uid="1.2.3")
 
 
 @pytest.mark.parametrize("study", [True, False])
