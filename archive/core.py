@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from time import sleep
 from typing import Any
 
 from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, text
@@ -15,13 +16,15 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from archive.audit.accesses import Accesses
 from archive.audit.chain import AuditChain
-from archive.clock import Clock
+from archive.clock import Clock, monotonic
 from archive.commit import GroupCommit
 from archive.config import Settings
 from archive.errors import IndexUnavailable
 from archive.recognition import Recognition
 from archive.schema import REVISION
 from archive.storage.filesystem import Tier
+
+BUSY_SECONDS = 30  # patience for another process that writes to the same SQLite file
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def make_engine(url: str) -> Engine:
         return engine
     engine = create_engine(
         url,
-        connect_args={"timeout": 30, "check_same_thread": False},
+        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
         pool_size=16,
         max_overflow=64,
         hide_parameters=True,  # a traceback names no patient
@@ -85,11 +88,10 @@ def make_engine(url: str) -> Engine:
     @event.listens_for(engine, "connect")
     def _prepare(dbapi: sqlite3.Connection, _record: Any) -> None:
         dbapi.isolation_level = None  # transactions are begun below, not by the driver
+        _keep_a_log(dbapi)
         for pragma in (
-            "journal_mode=WAL",
             "synchronous=FULL",
             "foreign_keys=ON",
-            "busy_timeout=30000",
             "case_sensitive_like=ON",
             "cache_size=-16384",
         ):
@@ -101,6 +103,20 @@ def make_engine(url: str) -> Engine:
         conn.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
     return engine
+
+
+def _keep_a_log(dbapi: sqlite3.Connection) -> None:
+    """Have a database in WAL. Where it is not yet, another process may be about to: SQLite then says «locked» at once,
+    without the patience that it has for every other lock."""
+    deadline = monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            dbapi.execute("PRAGMA journal_mode=WAL").close()
+            return
+        except sqlite3.OperationalError:
+            if monotonic() > deadline:
+                raise
+            sleep(0.05)
 
 
 def _quote_nothing(context: ExceptionContext) -> None:

@@ -48,7 +48,7 @@ def test_writes_that_wait_share_a_commit(archive: Archive) -> None:
 
     def blocks(conn: Connection) -> None:
         running.set()
-        gate.wait(10)
+        gate.wait(60)
 
     with ThreadPoolExecutor(21) as pool:
         first = pool.submit(archive.commit.run, blocks)
@@ -68,7 +68,7 @@ def test_a_bad_write_fails_alone(archive: Archive) -> None:
 
     def blocks(conn: Connection) -> None:
         running.set()
-        gate.wait(10)
+        gate.wait(60)
 
     def refuses(conn: Connection) -> None:
         raise NotFound("no such thing")

@@ -121,7 +121,11 @@ def test_the_opening_of_a_store_is_in_the_transaction_of_its_first_instance(arch
 
 def test_stores_of_one_association_that_share_a_commit_record_one_opening(archive: Archive, actor: Actor) -> None:
     access = begin(archive.accesses, actor, scope="a")
-    gate = threading.Event()
+    running, gate = threading.Event(), threading.Event()
+
+    def blocks(conn: Connection) -> None:
+        running.set()
+        gate.wait(60)
 
     def store(conn: Connection, number: int) -> None:
         access.record_opening(conn)
@@ -129,7 +133,8 @@ def test_stores_of_one_association_that_share_a_commit_record_one_opening(archiv
             raise NotFound("no")
 
     with ThreadPoolExecutor(21) as pool:
-        blocked = pool.submit(archive.commit.run, lambda conn: gate.wait(10))
+        blocked = pool.submit(archive.commit.run, blocks)
+        assert running.wait(10)  # alone in its transaction: the others can only wait
         others = [pool.submit(archive.commit.run, lambda conn, n=n: store(conn, n)) for n in range(20)]
         wait_for(lambda: archive.commit._queue.qsize() == 20)
         gate.set()
