@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from time import monotonic, sleep
 
 import httpx
 import pytest
@@ -11,8 +12,9 @@ from archive import accounts
 from archive.access import Actor, Role
 from archive.config import Settings
 from archive.core import Archive, open_archive
-from tests.api.conftest import PASSWORD, serving
+from tests.api.conftest import PASSWORD, on_both_databases, serving
 from tests.api.test_auth import OPEN, every_address, rows
+from tests.builders import ct_slice, part10
 
 # ● of the sheet; ◐ is not granted before scopes exist
 FIND = {"radiologist", "technologist", "secretary", "identity_officer", "quality", "service"}
@@ -98,3 +100,36 @@ def test_the_session_of_a_person_opens_no_more_than_a_token(archive: Archive, ac
             if method == "GET":
                 status = client.get(path.replace("{frame}", "1")).status_code
                 assert (status != 403) == ("secretary" in roles), (address, status)
+
+
+@on_both_databases
+@pytest.mark.req("REQ-SEC-20")
+def test_each_access_that_succeeds_is_in_the_audit(archive: Archive, url: str, token: Callable[..., str]) -> None:
+    ds = ct_slice()
+    uids = {"study": ds.StudyInstanceUID, "series": ds.SeriesInstanceUID, "instances": ds.SOPInstanceUID}
+    with httpx.Client(base_url=url) as client:
+        for number, address in enumerate(["POST /dicom-web/studies", *TABLE]):
+            method, _, path = address.partition(" ")
+            if method != "GET" and number:
+                continue
+            path = path.replace("/studies/1.2.3", f"/studies/{uids['study']}").replace("{frame}", "1")
+            path = path.replace("/etudes/1.2.3", f"/etudes/{uids['study']}")
+            path = path.replace("/series/1.2.3", f"/series/{uids['series']}")
+            path = path.replace("/instances/1.2.3", f"/instances/{uids['instances']}")
+            path = path.replace("/images/1.2.3", f"/images/{uids['instances']}")
+            user = f"robot {number}"
+            headers = {"Authorization": f"Bearer {token('service', name=user)}", "Content-Type": "application/dicom"}
+            answer = client.request(method, path, headers=headers, content=part10(ds) if method == "POST" else None)
+            assert answer.status_code == 200, (address, answer.text)
+            if address != "GET /api/v1/system":  # tells nothing of anybody
+                assert written(archive, user), address
+
+
+def written(archive: Archive, user: str) -> bool:
+    """Whether a row of this user's success is there within a second (law 4)."""
+    until = monotonic() + 1.5
+    while monotonic() < until:
+        if any(row["outcome"] == 0 for row in rows(archive, user=user)):
+            return True
+        sleep(0.05)
+    return False
