@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -75,7 +76,10 @@ def receiver(folder: Path, port: int) -> Iterator[None]:
         env=DCMTK,
     )
     try:
-        time.sleep(0.5)
+        for _ in range(200):  # until it listens
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.05)
         yield
     finally:
         process.terminate()
