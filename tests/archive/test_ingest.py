@@ -374,35 +374,11 @@ def test_add_instance_is_safe_to_run_twice(archive: Archive, send: Send) -> None
     """Group commit re-runs writes alone after a failure of the batch: the same file is filed once."""
     ds = ct_slice()
     send(ds)
-    from archive.index.write import Arrival
-
-    incoming = receive(archive, ct_slice(number=2))
-    incoming.settle()
-    from archive.dicom.header import read_header
-
-    header = read_header(
-        incoming.fd,
-        offset=incoming.data_set_offset,
-        length=incoming.data_set_bytes,
-        transfer_syntax_uid=incoming.meta.transfer_syntax_uid,
-        default_charset="ISO_IR 100",
-    )
-    arrival = Arrival(
-        header=header,
-        path=incoming.final,
-        absolute_path=incoming.path,
-        file_bytes=incoming.file_bytes,
-        data_set_offset=incoming.data_set_offset,
-        digest=incoming.digest,
-        source="test",
-        default_issuer="",
-        at=archive.clock(),
-    )
-    incoming.close()
-    assert archive.commit.run(lambda conn: add_instance(conn, arrival)) is Outcome.STORED
-    archive.commit.run(lambda conn: add_instance(conn, arrival))
+    second = arrival(archive, ct_slice(number=2))
+    assert archive.commit.run(lambda conn: add_instance(conn, second)) is Outcome.STORED
+    archive.commit.run(lambda conn: add_instance(conn, second))
     assert count(archive, location) == 2
-    assert Path(archive.hot.path(arrival.path)).exists()
+    assert Path(archive.hot.path(second.path)).exists()
 
 
 def _without_meta(ds: Dataset) -> bytes:
