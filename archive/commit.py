@@ -3,7 +3,7 @@
 `GroupCommit.run` returns when the write is durable. The thread runs the writes that wait, flushes the folders that
 they touched once, COMMITs once, then releases the callers (law 1). If a write fails, all roll back and each runs
 again alone, once: a bad write fails alone, a lost race or a deadlock heals. So a write only touches its `conn` and
-is safe to run twice.
+is safe to run twice. Facts that no image carries are appended to their journal between COMMIT and release.
 """
 
 from __future__ import annotations
@@ -41,6 +41,19 @@ class Ledger(Protocol):
         """The transaction ended."""
 
 
+class Journal(Protocol):
+    """Facts that have to be in a file too before anybody is told of them."""
+
+    def append(self) -> Callable[[Connection], object] | None:
+        """Append what the transaction that was just committed recorded, flushed; what then has to be written, later.
+
+        Raises OSError.
+        """
+
+    def forget(self) -> None:
+        """The transaction was rolled back."""
+
+
 @dataclass(slots=True)
 class _Write:
     run: Callable[[Connection], Any]
@@ -67,10 +80,12 @@ class GroupCommit:
         engine: Engine,
         ledger: Ledger,
         *,
+        journal: Journal | None = None,
         flush: Callable[[str], None] = flush_directory,
     ) -> None:
         self._engine = engine
         self._ledger = ledger
+        self._journal = journal
         self._flush = flush
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._conn: Connection | None = None
@@ -197,6 +212,16 @@ class GroupCommit:
                 self._disconnect()
             raise
         self._ledger.settle(committed=True)
+        if self._journal is not None:
+            self._append(self._journal)
+
+    def _append(self, journal: Journal) -> None:
+        try:
+            mark = journal.append()
+        except OSError as error:  # the rows stand, and complete the journal at the next start
+            raise CommitInDoubt(f"the journal of facts cannot be written: {error.strerror}") from error
+        if mark is not None:
+            self._queue.put(_Write(mark, (), Future(), awaited=False))
 
     def _connection(self) -> Connection:
         if self._conn is None:
@@ -205,10 +230,13 @@ class GroupCommit:
             except SQLAlchemyError as error:
                 raise IndexUnavailable("the database cannot be reached") from error
             self._conn.info["ledger"] = self._ledger
+            self._conn.info["journal"] = self._journal
         return self._conn
 
     def _undo(self, conn: Connection) -> None:
         self._ledger.settle(committed=False)
+        if self._journal is not None:
+            self._journal.forget()
         try:
             conn.rollback()
         except SQLAlchemyError:
@@ -218,6 +246,7 @@ class GroupCommit:
         conn, self._conn = self._conn, None
         if conn is not None:
             conn.info.pop("ledger", None)
+            conn.info.pop("journal", None)
             with contextlib.suppress(SQLAlchemyError):
                 conn.close()
 

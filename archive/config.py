@@ -11,11 +11,27 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
+
+from archive.sections import (
+    INS_TEST,
+    KEEP_YEARS,
+    Api,
+    Database,
+    Dicom,
+    Hl7,
+    Identity,
+    OneSite,
+    Retention,
+    Section,
+    Site,
+    Storage,
+    is_loopback,
+    section_of,
+)
 
 EDGES = ("dicom", "api")  # what a whole archive consists of today
 
@@ -24,126 +40,27 @@ class ConfigError(Exception):
     """A setting is unknown or wrong. The message names the key and what to write instead."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x20-\x7e]*[\x21-\x7e][\x20-\x7e]*$")]
-Port = Annotated[int, Field(ge=0, le=65535)]
-Service = Literal["store", "query", "retrieve"]
-Charset = Literal[  # single-byte terms and UTF-8 of PS3.3 C.12.1.1.2: what a whole site may assume
-    "ISO_IR 100", "ISO_IR 101", "ISO_IR 109", "ISO_IR 110", "ISO_IR 126", "ISO_IR 127", "ISO_IR 138",
-    "ISO_IR 144", "ISO_IR 148", "ISO_IR 166", "ISO_IR 192", "ISO_IR 203",
-]  # fmt: skip
-
-
-class Site(_Section):
-    """The practice."""
-
-    name: str = Field("", description="name of the practice, shown on the pages")
-    finess: str = Field("", pattern=r"^([0-9A-B]{9})?$", description="FINESS number of the site, nine characters")
-    profile: Literal["liberal", "hospital"] = Field("liberal", description="`liberal` or `hospital`")
-
-
-class Database(_Section):
-    """Where the index is."""
-
-    url: str = Field(
-        "",
-        pattern=r"^(|sqlite:///.+|postgresql\+psycopg://.*)$",
-        description="empty: SQLite in `data_dir`; else `postgresql+psycopg://…` or `sqlite:///PATH`",
-    )
-
-
-class Storage(_Section):
-    """Where the images are."""
-
-    hot: Path | None = Field(None, description="folder of the hot tier; default `hot` in `data_dir`")
-    reserve_bytes: int = Field(
-        2 << 30, ge=0, description="below this free space C-STORE answers A700 and STOW-RS 507; nothing is damaged"
-    )
-
-
-class Peer(_Section):
-    """A DICOM application entity that the archive knows."""
-
-    ae_title: AETitle | None = Field(None, description="AE title; default: the name of the table")
-    host: str | None = Field(None, description="address; with `port`, the peer is a move destination")
-    port: Port | None = Field(None, description="port")
-    may: tuple[Service, ...] = Field(
-        ("store", "query", "retrieve"), description="what the peer may ask for: `store`, `query`, `retrieve`"
-    )
-
-
-class Dicom(_Section):
-    """The DICOM port."""
-
-    ae_title: AETitle = Field("MINIPACS", description="AE title of the archive")
-    ae_titles: tuple[AETitle, ...] = Field((), description="further AE titles answered on the same port")
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: Port = Field(11112, description="port to listen on; 0 lets the system choose")
-    insecure: bool = Field(False, description="needed to listen beyond loopback without TLS; logged at each start")
-    accept_unknown_callers: bool | None = Field(
-        None, description="accept calling AE titles that are not in `peers`; default: only on loopback"
-    )
-    peers: dict[str, Peer] = Field({}, description="`[dicom.peers.CT1]` tables: who may call, and where to send")
-    workers: int = Field(1, ge=1, le=64, description="processes that share the port")
-    max_pdu: int = Field(131072, ge=4096, le=1 << 24, description="largest PDU received, bytes")
-    max_associations: int = Field(200, ge=1, description="associations at one time in a worker; more are rejected")
-    find_limit: int = Field(10000, ge=1, description="matches after which a C-FIND ends with A700")
-    artim_seconds: float = Field(30, gt=0, description="patience for an association request, and for a peer to close")
-    idle_seconds: float = Field(600, gt=0, description="an association without any message is aborted after this")
-    dimse_seconds: float = Field(60, gt=0, description="patience for the rest of a message, or for an answer")
-    strict_hierarchy: bool = Field(
-        False, description="demand each unique key above the level of a C-FIND, Series Instance UID too"
-    )
-    unknown_sop_classes: bool = Field(
-        False, description="accept any unknown abstract syntax as a storage class, without being told that it is one"
-    )
-    uid_conflict: Literal["reject"] = Field(
-        "reject", description="other content under a known SOP Instance UID: `reject` quarantines it and answers C0D1"
-    )
-    default_issuer: str = Field("", description="issuer of Patient ID assumed when (0010,0021) is absent")
-    default_charset: Charset = Field(
-        "ISO_IR 100", description="assumed when (0008,0005) is absent and bytes are not ASCII"
-    )
-
-    def titles(self) -> frozenset[str]:
-        return frozenset({self.ae_title, *self.ae_titles})
-
-    def callers(self) -> dict[str, Peer]:
-        """Peers by their AE title."""
-        return {peer.ae_title or name: peer for name, peer in self.peers.items()}
-
-    def accepts_strangers(self) -> bool:
-        return is_loopback(self.host) if self.accept_unknown_callers is None else self.accept_unknown_callers
-
-
-class Api(_Section):
-    """The HTTP port: desk, API, DICOMweb."""
-
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: Port = Field(8080, description="port to listen on; 0 lets the system choose")
-    insecure: bool = Field(False, description="needed to listen beyond loopback; TLS belongs to a reverse proxy today")
-    workers: int = Field(1, ge=1, le=64, description="processes that share the port")
-    session_idle_seconds: int = Field(900, ge=60, description="a session of the desk ends after this silence")
-
-
-class Settings(_Section):
+class Settings(Section):
     """Everything that can be set."""
 
     data_dir: Path = Field(Path("data"), description="SQLite file and tiers, unless set apart")
     test_mode: bool = Field(False, description="the clock can be moved; shown on every page")
     site: Site = Site()
+    sites: tuple[OneSite, ...] = Field(
+        (), description="`[[sites]]` tables, when there are several; `site` then has no effect"
+    )
     database: Database = Database()
     storage: Storage = Storage()
     dicom: Dicom = Dicom()
+    hl7: Hl7 = Hl7()
+    identity: Identity = Identity()
     api: Api = Api()
+    retention: Retention = Retention()
 
     @model_validator(mode="after")
     def _safe(self) -> Settings:
         """REQ-FACE-04: beyond loopback only when somebody said so."""
-        for name, section in (("dicom", self.dicom), ("api", self.api)):
+        for name, section in (("dicom", self.dicom), ("hl7", self.hl7), ("api", self.api)):
             if not is_loopback(section.host) and not section.insecure:
                 raise ValueError(
                     f"{name}.host = {section.host!r} can be reached from the network without TLS: "
@@ -153,6 +70,27 @@ class Settings(_Section):
             raise ValueError("dicom.peers is empty: nobody could call; add a [dicom.peers.NAME] table per modality")
         return self
 
+    @model_validator(mode="after")
+    def _lawful(self) -> Settings:
+        """What the law or test_mode limits."""
+        if not self.test_mode and INS_TEST & set(self.identity.ins_oids):
+            raise ValueError("identity.ins_oids: OIDs for tests are taken only with test_mode = true")
+        if not self.test_mode and set(self.hl7.processing_ids) != {"P"}:
+            raise ValueError("hl7.processing_ids: T and D are taken only with test_mode = true")
+        for site in self.all_sites:
+            floor = KEEP_YEARS[site.profile]
+            if self.retention.keep_years is not None and self.retention.keep_years < floor:
+                raise ValueError(f"retention.keep_years is at least {floor} for a {site.profile} site (annexe 5, 3.1)")
+        if len({site.id for site in self.all_sites}) < len(self.all_sites):
+            raise ValueError("sites: each needs an id of its own")
+        return self
+
+    @property
+    def all_sites(self) -> tuple[OneSite, ...]:
+        """The sites, or the one site of a small practice, as `main`."""
+        one = self.site
+        return self.sites or (OneSite(id="main", name=one.name, finess=one.finess, profile=one.profile),)
+
     @property
     def database_url(self) -> str:
         return self.database.url or f"sqlite:///{self.data_dir.absolute() / 'minipacs.sqlite3'}"
@@ -161,14 +99,9 @@ class Settings(_Section):
     def hot_dir(self) -> Path:
         return (self.storage.hot or self.data_dir / "hot").absolute()
 
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+    @property
+    def cold_dir(self) -> Path:
+        return (self.storage.cold or self.data_dir / "cold").absolute()
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -242,12 +175,10 @@ def _explain(problem: Any) -> str:
 
 
 def _names(location: list[str]) -> list[str]:
-    model: type[BaseModel] = Settings
+    """The keys of the table at a location: of the tables in a list or under names too."""
+    model: type[Section] = Settings
     for part in location:
         field = model.model_fields.get(part)
-        if field is None:
-            return list(Peer.model_fields) if model is Dicom or location[:2] == ["dicom", "peers"] else []
-        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return list(Peer.model_fields)
-        model = field.annotation
+        inner = None if field is None else section_of(field.annotation)
+        model = model if inner is None else inner  # a number in a list, or the name of a peer
     return list(model.model_fields)

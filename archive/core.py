@@ -16,10 +16,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from archive.audit.accesses import Accesses
 from archive.audit.chain import AuditChain
+from archive.authorities import Authorities, authorities_of
 from archive.clock import Clock, monotonic
 from archive.commit import GroupCommit
 from archive.config import Settings
-from archive.errors import IndexUnavailable
+from archive.errors import IndexUnavailable, StorageFailed
+from archive.journal import FactJournal, complete, unwritten
 from archive.recognition import Recognition
 from archive.schema import REVISION
 from archive.storage.filesystem import Tier
@@ -35,7 +37,10 @@ class Archive:
     engine: Engine  # read with `reading()`, write with `commit`
     time: Clock
     hot: Tier
+    cold: Tier
     commit: GroupCommit
+    journal: FactJournal
+    authorities: Authorities
     accesses: Accesses
     recognition: Recognition = field(default_factory=Recognition)
 
@@ -46,6 +51,10 @@ class Archive:
     def real_clock(self) -> datetime:
         """The system's time: leases, timeouts, tokens, the age of leftovers."""
         return self.time.real()
+
+    def tier(self, name: str) -> Tier:
+        """`hot` or `cold`, as `location.tier` names them."""
+        return self.cold if name == "cold" else self.hot
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -154,16 +163,33 @@ def open_archive(settings: Settings, *, process: str) -> Iterator[Archive]:
             "run «minipacs migrate»"
         )
     time = Clock()
-    commit = GroupCommit(engine, AuditChain(process, time))
+    reserve_bytes = settings.storage.reserve_bytes
+    journal = FactJournal(settings.hot_dir / "facts")
+    commit = GroupCommit(engine, AuditChain(process, time), journal=journal)
     archive = Archive(
         settings=settings,
         engine=engine,
         time=time,
-        hot=Tier(settings.hot_dir, reserve_bytes=settings.storage.reserve_bytes),
+        hot=Tier(settings.hot_dir, reserve_bytes=reserve_bytes),
+        cold=Tier(settings.cold_dir, name="cold", reserve_bytes=reserve_bytes),
         commit=commit,
+        journal=journal,
+        authorities=authorities_of(settings),
         accesses=Accesses(commit, time),
     )
     try:
+        _complete_journal(archive)
         yield archive
     finally:
         archive.close()
+
+
+def _complete_journal(archive: Archive) -> None:
+    """Append the facts whose COMMIT was the last thing that power allowed."""
+    with archive.reading() as conn:
+        missing = unwritten(conn)
+    if missing:
+        try:
+            archive.commit.run(complete(archive.journal, missing))
+        except OSError as error:
+            raise StorageFailed(f"the journal of facts cannot be written: {error.strerror}") from error

@@ -25,6 +25,9 @@ class State(StrEnum):
 
     STORED = "stored"  # hot, lossless, current
     HELD = "held"  # kept, out of view until a person settles what it contradicts (REQ-DCM-19)
+    PENDING = "pending"  # a derived copy in grace: unknown at every door while its original is current (REQ-DCM-83)
+    REPLACED = "replaced"  # only its derived copy is left: UNAVAILABLE with the alternate, 410 (REQ-DCM-84)
+    PURGING = "purging"  # its purge has begun (law 2): a tombstone to others
 
 
 class CopyState(StrEnum):

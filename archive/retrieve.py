@@ -36,6 +36,10 @@ class Stored:
     pixel_offset: int | None  # of the Pixel Data element, from the start of the data set
     digest: str
     patient: str  # as an audit row names it
+    tier: str = "hot"
+    identity: str = ""  # digest of what the header says of patient and request (archive.dicom.coerce); "" not known
+    patient_corrections: str = ""  # JSON, archive.index.correct; "" when there are none
+    study_corrections: str = ""
 
     @property
     def data_set_bytes(self) -> int:
@@ -74,8 +78,11 @@ _SELECT: Select[Any] = (
         location.c.data_set_offset,
         location.c.pixel_offset,
         instance.c.digest,
+        instance.c.identity,
         patient.c.patient_id,
         patient.c.issuer,
+        patient.c.corrections.label("patient_corrections"),
+        study.c.corrections.label("study_corrections"),
     )
     .select_from(
         patient.join(study)
@@ -158,12 +165,16 @@ def _stored(archive: Archive, row: AnyRow) -> Stored:
         sop_instance_uid=row.sop_instance_uid,
         sop_class_uid=row.sop_class_uid,
         transfer_syntax_uid=row.transfer_syntax_uid or "",
-        path=archive.hot.path(row.path) if row.path else "",
+        path=archive.tier(row.tier).path(row.path) if row.path else "",
         file_bytes=row.file_bytes or 0,
         data_set_offset=row.data_set_offset or 0,
         pixel_offset=row.pixel_offset,
         digest=row.digest,
         patient=cx(row.patient_id, row.issuer),
+        tier=row.tier or "",
+        identity=row.identity or "",
+        patient_corrections=row.patient_corrections or "",
+        study_corrections=row.study_corrections or "",
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from archive.config import Dicom, Peer
 from archive.dicom.syntaxes import IMPLICIT_LE
+from archive.sections import Dicom, Peer
 from dicom_scp import dimse
 from dicom_scp.associate import Proposed
 from dicom_scp.classes import VERIFICATION

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 from archive import accounts
 from archive.access import PEER_MAY, Action, Actor, Door
-from archive.config import Dicom
 from archive.core import Archive
 from archive.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from archive.dicom.syntaxes import IMPLICIT_LE
 from archive.errors import Rejected
+from archive.sections import Dicom
 from dicom_scp.associate import (
     APPLICATION_CONTEXT,
     AssociateAccept,

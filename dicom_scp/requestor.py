@@ -7,8 +7,8 @@ from collections.abc import Callable
 from types import TracebackType
 
 from archive.clock import monotonic
-from archive.config import Dicom, Peer
 from archive.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+from archive.sections import Dicom, Peer
 from dicom_scp import pdu
 from dicom_scp.associate import (
     AssociateRequest,

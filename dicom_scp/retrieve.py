@@ -13,11 +13,11 @@ import structlog
 from pynetdicom.status import code_to_category
 
 from archive.clock import monotonic
-from archive.config import Peer
 from archive.core import Archive
 from archive.dicom.syntaxes import IMPLICIT_LE
 from archive.errors import ArchiveError, Unavailable
 from archive.retrieve import Access, Stored, open_access
+from archive.sections import Peer
 from dicom_scp import dimse
 from dicom_scp.dimse import Counts, Field
 from dicom_scp.ends import AssociationEnd, CopyEnded, NotAssociated

@@ -10,13 +10,15 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from archive.config import Settings
+from archive.sections import section_of
 
 _HEAD = """\
 # Settings
 
-Made from `archive/config.py` by `make docs`; a test checks that it is current.
+Made from `archive/sections.py` by `make docs`; a test checks that it is current.
 
 Read in this order, later ones win: built-in defaults; a TOML file (`--config FILE`, else `MINIPACS_CONFIG`, else
 `./minipacs.toml` if it is there); environment variables. A variable is `MINIPACS_` and the key in capitals, with two
@@ -36,15 +38,12 @@ def page() -> str:
 def _section(model: type[BaseModel], prefix: str) -> Iterator[str]:
     fields, inner = [], []
     for name, field in model.model_fields.items():
-        section = _model_of(field.annotation)
-        if section is None:
+        section, origin = section_of(field.annotation), get_origin(field.annotation)
+        if section is None or origin in (dict, tuple):
             fields.append(_row(prefix + name, field))
-        elif get_origin(field.annotation) is dict:
-            fields.append(_row(prefix + name, field))
-            inner.append((section, f"{prefix}{name}.NAME."))
-        else:
-            inner.append((section, f"{prefix}{name}."))
-    title = f"`[{prefix.rstrip('.')}]`" if prefix else "At the top"
+        if section is not None:
+            inner.append((section, f"{prefix}{name}.{_BELOW.get(origin, '')}"))
+    title = _title(prefix) if prefix else "At the top"
     yield f"## {title}\n"
     if prefix and model.__doc__:
         yield f"{model.__doc__.strip()}\n"
@@ -55,12 +54,22 @@ def _section(model: type[BaseModel], prefix: str) -> Iterator[str]:
         yield from _section(section, inner_prefix)
 
 
+_BELOW: dict[Any, str] = {dict: "NAME.", tuple: "[]."}  # under what its keys stand: many tables with names, or in a row
+
+
+def _title(prefix: str) -> str:
+    name = prefix.rstrip(".")
+    return f"`[[{name.removesuffix('.[]')}]]`" if name.endswith(".[]") else f"`[{name}]`"
+
+
 def _row(key: str, field: FieldInfo) -> str:
     meaning = (field.description or "").replace("|", "\\|")
     return f"| `{key}` | {_default(field.default)} | {_values(field.annotation, field.metadata)} | {meaning} |"
 
 
 def _default(value: object) -> str:
+    if value is PydanticUndefined:
+        return "to be given"
     if value is None or value == "":
         return "–"
     if isinstance(value, Path):
@@ -105,14 +114,6 @@ def _flat(metadata: list[Any]) -> Iterator[Any]:
             yield from one.metadata
         else:
             yield one
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that an annotation is, or holds."""
-    for one in (annotation, *get_args(annotation)):
-        if isinstance(one, type) and issubclass(one, BaseModel):
-            return one
-    return None
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from pathlib import Path
 import structlog
 
 from archive.clock import monotonic
-from archive.config import EDGES, Api, Dicom, Settings
+from archive.config import EDGES, Settings
+from archive.sections import Api, Dicom
 from minipacs.logs import Form
 
 log = structlog.get_logger(__name__)

@@ -9,13 +9,14 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, literal, null, select, union_all, update
 
 from archive.dicom.attributes import Level
 from archive.dicom.header import Header
 from archive.dicom.patient_id import cx
+from archive.errors import Gone
 from archive.instance import CopyState, Outcome, State
-from archive.schema import instance, location, patient, quarantined, series, study
+from archive.schema import instance, location, patient, quarantined, series, study, tombstone
 from archive.schema.types import AnyRow
 from archive.schema.upsert import insert
 from archive.work_items import Kind, open_item
@@ -57,7 +58,11 @@ class Arrival:
         return f"id:{len(self.issuer)}:{self.issuer}:{self.patient_id}"
 
 
-_INSTANCE = select(instance.c.pk, instance.c.digest).where(instance.c.sop_instance_uid == bindparam("uid"))
+# What is known of a SOP Instance UID: an instance, or what a purge left of one (pk NULL).
+_INSTANCE = union_all(
+    select(instance.c.pk, instance.c.digest, instance.c.state).where(instance.c.sop_instance_uid == bindparam("uid")),
+    select(null(), tombstone.c.digest, literal("purged")).where(tombstone.c.sop_instance_uid == bindparam("uid")),
+)
 _COPIES = (
     select(location.c.pk, location.c.path, location.c.file_bytes, location.c.state)
     .where(location.c.instance_pk == bindparam("instance_pk"))
@@ -68,6 +73,7 @@ _PARENTS = (
         series.c.pk.label("series_pk"),
         study.c.pk.label("study_pk"),
         study.c.study_instance_uid,
+        study.c.policy_version,
         patient.c.pk.label("patient_pk"),
         patient.c.patient_id,
         patient.c.issuer,
@@ -76,6 +82,7 @@ _PARENTS = (
     .join(patient)
     .where(series.c.series_instance_uid == bindparam("uid"))
 )
+_FACT_CHANGED = update(study).where(study.c.pk == bindparam("of_study_pk")).values(policy_version=None)
 _STUDY_PK = select(study.c.pk).where(study.c.study_instance_uid == bindparam("uid"))
 _PATIENT_PK = select(patient.c.pk).where(patient.c.identity_key == bindparam("key"))
 _ADD_INSTANCE = instance.insert().returning(instance.c.pk)
@@ -88,9 +95,14 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
 
     Returns STORED, STORED_HELD, ALREADY_STORED (the file is not needed), REPAIRED, or SAME_UID: other bytes stand
     under this SOP Instance UID, and nothing was written.
+
+    Raises:
+        Gone: it was purged at the end of its retention (C0F2).
     """
     header = arrival.header
     known = conn.execute(_INSTANCE, {"uid": header.sop_instance_uid}).first()
+    if known is not None and known.pk is None:
+        raise Gone("it was purged at the end of its retention: «minipacs import --restore-purged» takes it back")
     if known is not None:
         return _again(conn, arrival, known)
     series_pk, contradiction, patient_pk = _place(conn, arrival)
@@ -186,6 +198,8 @@ def _place(conn: Connection, arrival: Arrival) -> tuple[int, str, int]:
         _add_series(conn, arrival, study_pk)
         # read, not assumed: another process may have been quicker, with another study or another patient
         parents = conn.execute(_PARENTS, {"uid": header.series_instance_uid}).one()
+    if parents.policy_version is not None:  # kept until retention has thought again (sheet 00 §8)
+        conn.execute(_FACT_CHANGED, {"of_study_pk": parents.study_pk})
     contradiction = _contradiction(arrival, parents)
     if parents.study_instance_uid != header.study_instance_uid:
         contradiction = "the Series Instance UID belongs to another study"

@@ -2,12 +2,15 @@
 
 from archive.schema.accounts import account, session, token
 from archive.schema.audit import audit, audit_chain
+from archive.schema.identity import imaging_order, patient_revision
 from archive.schema.index import instance, location, patient, series, study
-from archive.schema.operations import process, simulated_clock
+from archive.schema.life import hold, last_tick, life_failure, purge, purge_approval, suspension, tombstone
+from archive.schema.messages import hl7_answer, hl7_message
+from archive.schema.operations import fact, lease, process, simulated_clock
 from archive.schema.types import METADATA
-from archive.schema.work import quarantined, work_item
+from archive.schema.work import job, quarantined, work_item
 
-REVISION = "0001"  # what `migrations` brings the schema to
+REVISION = "0002"  # what `migrations` brings the schema to
 
 __all__ = [
     "METADATA",
@@ -15,15 +18,29 @@ __all__ = [
     "account",
     "audit",
     "audit_chain",
+    "fact",
+    "hl7_answer",
+    "hl7_message",
+    "hold",
+    "imaging_order",
     "instance",
+    "job",
+    "last_tick",
+    "lease",
+    "life_failure",
     "location",
     "patient",
+    "patient_revision",
     "process",
+    "purge",
+    "purge_approval",
     "quarantined",
     "series",
     "session",
     "simulated_clock",
     "study",
+    "suspension",
     "token",
+    "tombstone",
     "work_item",
 ]

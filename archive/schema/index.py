@@ -1,7 +1,9 @@
 """What was received, and where its copies are.
 
 `attributes` is the DICOM JSON of the level's attributes (`archive.dicom.attributes`), as received, in Unicode: what
-queries give back. The other DICOM columns are the normalised keys that SQL matches.
+queries give back. The other DICOM columns are the normalised keys that SQL matches. Where the RIS or a person has
+corrected a patient or a study, `attributes` and keys are the corrected ones, `received_attributes` what came with the
+first image, and `corrections` what every way out applies (docs/identity.md).
 """
 
 from __future__ import annotations
@@ -24,6 +26,13 @@ patient = Table(
     Column("provisional", Integer, nullable=False),  # 1: no Patient ID was received (REQ-DCM-17)
     Column("attributes", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("received_attributes", Text),  # NULL: never corrected
+    Column("corrections", Text),  # JSON, archive.index.correct
+    Column("record", Text),  # JSON, archive.identity.record; NULL: only images know this patient
+    Column("version", Integer, nullable=False, server_default="0"),  # of the record
+    Column("ins", Text_C, index=True),  # `value^OID` of the usable INS
+    Column("merged_into_pk", BigInteger, index=True),  # the survivor: never itself a tombstone (path compressed)
+    Column("tombstone", String(8)),  # merged, alias
 )
 
 study = Table(
@@ -40,6 +49,16 @@ study = Table(
     Column("study_description", Text_C),
     Column("attributes", Text, nullable=False),
     Column("first_received_at", UtcDateTime, nullable=False),
+    Column("received_attributes", Text),  # NULL: never corrected
+    Column("corrections", Text),  # JSON, archive.index.correct
+    # Its life (archive.lifecycle). `policy_version` NULL: a fact changed, nothing goes until it is computed anew.
+    Column("policy_version", String(16), index=True),
+    Column("keep_until", String(8), index=True),  # YYYYMMDD, the first day it may go; NULL keeps
+    Column("keep_reasons", Text),  # JSON list
+    Column("online_until", String(8), index=True),  # YYYYMMDD, the first day its images may leave the hot tier
+    Column("grace_until", UtcDateTime, index=True),  # originals stay beside their derived copies until then
+    Column("announced_at", UtcDateTime),
+    Column("purge_on", String(8), index=True),  # YYYYMMDD, announced: the first day of its purge
     Index("ix_study_study_date_study_time", "study_date", "study_time"),
 )
 
@@ -72,6 +91,9 @@ instance = Table(
     Column("source", Text, nullable=False),  # network, media or web, and who sent it
     Column("received_at", UtcDateTime, nullable=False),
     Column("attributes", Text, nullable=False),
+    Column("identity", String(32)),  # digest of what its header says of patient and request; NULL: not known
+    Column("derived_from_pk", BigInteger, index=True),  # the original of a lossy copy
+    Column("derivation", Text),  # JSON: codec, settings, policy version, figures of the gate (REQ-DCM-86)
     Index("ix_instance_series_pk_state", "series_pk", "state"),
 )
 

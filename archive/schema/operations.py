@@ -1,10 +1,10 @@
-"""The processes that are alive, and the clock of the test bed."""
+"""The processes that are alive, the clock of the test bed, leases, and the journal of facts."""
 
 from __future__ import annotations
 
 from sqlalchemy import Column, Integer, String, Table, Text
 
-from archive.schema.types import METADATA, UtcDateTime
+from archive.schema.types import METADATA, Key, Text_C, UtcDateTime
 
 process = Table(
     "process",
@@ -27,4 +27,25 @@ simulated_clock = Table(
     Column("generation", Integer, nullable=False),
     Column("real_anchor", UtcDateTime),
     Column("shown", UtcDateTime),
+)
+
+# Who may do alone what only one process may do at a time: the retention tick.
+lease = Table(
+    "lease",
+    METADATA,
+    Column("name", String(32), primary_key=True),
+    Column("holder", String(36), nullable=False),
+    Column("until", UtcDateTime, nullable=False),  # real time
+)
+
+# Facts that no image carries, as they are appended to the journal beside the files (archive.journal).
+fact = Table(
+    "fact",
+    METADATA,
+    Column("pk", Key, primary_key=True),  # the order of the facts, in the journal too
+    Column("at", UtcDateTime, nullable=False),
+    Column("kind", String(24), nullable=False),
+    Column("subject", Text_C, nullable=False),
+    Column("body", Text, nullable=False),  # JSON
+    Column("journaled", Integer, nullable=False, index=True),  # 0: not known to be in the file yet
 )

@@ -1,4 +1,4 @@
-"""What waits for a person."""
+"""What waits for a person, and what one process owes to another."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ work_item = Table(
     Column("evidence", Text, nullable=False),  # JSON
     Column("opened_at", UtcDateTime, nullable=False),
     Column("closed_at", UtcDateTime),
+    Column("closed_by", Text_C),
+    Column("resolution", Text),  # how it was settled, and why
     Index("ix_work_item_state_kind", "state", "kind"),
     UniqueConstraint("kind", "subject"),
 )
@@ -39,4 +41,23 @@ quarantined = Table(
     Column("last_received_at", UtcDateTime, nullable=False),
     Column("times", Integer, nullable=False),
     UniqueConstraint("sop_instance_uid", "digest"),
+)
+
+# Work owed to another process (archive.jobs).
+job = Table(
+    "job",
+    METADATA,
+    Column("pk", Key, primary_key=True),
+    Column("kind", String(32), nullable=False),  # retention.run
+    Column("payload", Text, nullable=False),  # JSON
+    Column("state", String(8), nullable=False),  # due, leased, done, dead
+    Column("due_at", UtcDateTime, nullable=False),  # real time, as the rest
+    Column("holder", String(36)),
+    Column("lease_until", UtcDateTime),
+    Column("attempts", Integer, nullable=False),
+    Column("result", Text),  # JSON
+    Column("error", Text),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("finished_at", UtcDateTime),
+    Index("ix_job_state_kind", "state", "kind"),
 )

@@ -27,8 +27,9 @@ _NOT_OF_THE_FILE = frozenset({errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENF
 class Tier:
     """One folder of stored files, and its `incoming/`. Thread-safe; several processes may share it."""
 
-    def __init__(self, root: Path, *, reserve_bytes: int = 0) -> None:
+    def __init__(self, root: Path, *, name: str = "hot", reserve_bytes: int = 0) -> None:
         self.root = root
+        self.name = name  # as `location.tier` has it
         self._reserve_bytes = reserve_bytes
         self._ready: set[str] = set()
         self._lock = threading.Lock()
@@ -59,7 +60,7 @@ class Tier:
         name = f"{uuid.uuid4()}.dcm"
         try:
             if self.free_bytes() < expected_bytes:
-                raise StorageFull("the free space of the hot volume is below storage.reserve_bytes")
+                raise StorageFull(f"the free space of the {self.name} volume is below storage.reserve_bytes")
             return Incoming(self, name, f"{at:%Y/%m/%d/%H%M}/{name}", meta)
         except OSError as error:
             raise failure(error) from error

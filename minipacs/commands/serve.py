@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from archive.config import EDGES, Settings, is_loopback, load
+from archive.config import EDGES, Settings, load
+from archive.sections import is_loopback
 from minipacs import logs, supervise
 from minipacs.terminal import FINDING, Config, Json, complain, say, say_json
 

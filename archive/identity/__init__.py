@@ -1,0 +1,1 @@
+"""Who a patient is: records, identifiers, merges, the national identity (INS)."""

@@ -1,0 +1,40 @@
+"""What the RIS, or a person, says of patients and orders; images only say what they were told once."""
+
+from __future__ import annotations
+
+from sqlalchemy import Column, ForeignKey, Index, Integer, String, Table, Text, UniqueConstraint
+
+from archive.schema.types import METADATA, Key, Text_C, UtcDateTime
+
+# Every state of a patient's record, in order; the last one is `patient.record`.
+patient_revision = Table(
+    "patient_revision",
+    METADATA,
+    Column("pk", Key, primary_key=True),
+    Column("patient_pk", ForeignKey("patient.pk"), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("user", Text_C, nullable=False),
+    Column("event", Text, nullable=False),  # A28, A31, A40, a correction by hand…
+    Column("record", Text, nullable=False),
+    UniqueConstraint("patient_pk", "version"),
+)
+
+# One scheduled step of one order: an ORC/OBR group.
+imaging_order = Table(
+    "imaging_order",
+    METADATA,
+    Column("pk", Key, primary_key=True),
+    Column("accession_number", Text_C, nullable=False),
+    Column("step_id", Text_C, nullable=False),  # Scheduled Procedure Step ID; "" when the RIS gives none
+    Column("patient_pk", ForeignKey("patient.pk"), nullable=False, index=True),
+    Column("study_instance_uid", Text_C, nullable=False, index=True),
+    Column("placer_number", Text_C, nullable=False, index=True),
+    Column("filler_number", Text_C, nullable=False),
+    Column("status", String(16), nullable=False),  # archive.workflow.orders.Status
+    Column("record", Text, nullable=False),  # JSON: DICOM attributes of the worklist item, and what has no attribute
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    UniqueConstraint("accession_number", "step_id"),
+    Index("ix_imaging_order_status", "status"),
+)

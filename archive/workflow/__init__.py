@@ -1,0 +1,1 @@
+"""Orders of the RIS, and the studies that answer them."""
