@@ -73,12 +73,15 @@ PEER_MAY: dict[str, frozenset[Action]] = {
     "retrieve": frozenset({A.SEE}),
 }
 
+HL7_MAY = frozenset({A.SETTLE})  # a RIS says who patients are and what was ordered; it reads nothing here
+
 
 class Door(StrEnum):
     """Where the actor came in; part of every audit row."""
 
     DICOM = "dicom"
     DICOMWEB = "dicomweb"
+    HL7 = "hl7"
     API = "api"
     DESK = "desk"
     COMMAND = "command"

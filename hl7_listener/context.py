@@ -1,0 +1,44 @@
+"""What a handler of messages is given, and what it may say beside success."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from archive.access import Actor
+from archive.authorities import Authorities
+from archive.config import Settings
+from hl7_listener.message import Message
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The circumstances in which a message is applied."""
+
+    settings: Settings
+    authorities: Authorities
+    at: datetime  # archive.clock()
+    actor: Actor  # the sender
+    message_pk: int  # row of hl7_message
+
+
+@dataclass(frozen=True, slots=True)
+class Warning:
+    """The message was integrated with a reservation: AA, and an ERR of severity W. Fields as of HL7Error."""
+
+    code: int
+    location: str
+    text: str
+
+
+Handler = Callable[["Connection", Message, Context], list[Warning]]
+"""Applies one message inside the transaction that also keeps its acknowledgement.
+
+Raises HL7Error or ArchiveError: nothing is applied. Safe to run twice (`archive.commit`)."""
+
+Handlers = dict[tuple[str, str], Handler]  # by type and event, MSH-9.1 and MSH-9.2
