@@ -1,1 +1,173 @@
-"""To be written."""
+"""Work that one process owes to another: rows of one table, claimed, done, tried again, given up (STYLE §1).
+
+`dicom.*` jobs are done by the DICOM edge, `hl7.*` by the HL7 listener, all others by retention. A job is put in the
+transaction that causes it, and done at least once: a worker that dies is succeeded when its lease is over. All times
+are real ones (law 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from time import sleep
+from typing import Any
+
+import orjson
+from sqlalchemy import ColumnElement, Connection, and_, delete, or_, select, update
+
+from archive.clock import monotonic
+from archive.core import Archive
+from archive.errors import Busy
+from archive.schema import job
+from archive.schema.types import AnyRow
+
+LEASE = timedelta(minutes=15)  # for one attempt; `extend` gives as much again
+ATTEMPTS = 10  # then the job is dead: a person looks at it
+FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=10), timedelta(hours=6)  # between attempts, doubling
+KEPT = timedelta(days=7)  # jobs that are done are forgotten after this; dead ones stay
+_POLL_SECONDS = 0.1
+_OPEN = ("due", "leased")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job as its worker, or whoever asked for it, sees it."""
+
+    id: int
+    kind: str
+    payload: dict[str, Any]
+    state: str  # due, leased, done, dead
+    attempts: int
+    holder: str | None
+    result: dict[str, Any] | None
+    error: str | None
+
+
+def put(conn: Connection, kind: str, payload: Mapping[str, Any], *, at: datetime) -> int:
+    """Owe a job, in the transaction that causes it; its id. `at` is real time."""
+    conn.execute(delete(job).where(job.c.state == "done", job.c.finished_at < at - KEPT))
+    values = {
+        "kind": kind,
+        "payload": orjson.dumps(dict(payload)).decode(),
+        "state": "due",
+        "due_at": at,
+        "attempts": 0,
+        "created_at": at,
+    }
+    return int(conn.execute(job.insert().returning(job.c.pk), values).scalar_one())
+
+
+def claim(archive: Archive, kinds: Sequence[str], *, holder: str) -> Job | None:
+    """A job of one of `kinds` that is due, now leased to `holder`; None: nothing is due, or others were quicker."""
+    due = _due(kinds, archive.real_clock())
+    with archive.reading() as conn:
+        pks = list(conn.execute(select(job.c.pk).where(due).order_by(job.c.due_at, job.c.pk).limit(8)).scalars())
+    for pk in pks:
+        claimed = archive.commit.run(partial(_claim, pk=pk, due=due, holder=holder, at=archive.real_clock()))
+        if claimed is not None:
+            return claimed
+    return None
+
+
+def _due(kinds: Sequence[str], now: datetime) -> ColumnElement[bool]:
+    """Those to be done now, and those whose worker did not come back."""
+    ready = and_(job.c.state == "due", job.c.due_at <= now)
+    return and_(job.c.kind.in_(list(kinds)), or_(ready, and_(job.c.state == "leased", job.c.lease_until < now)))
+
+
+def _claim(conn: Connection, *, pk: int, due: ColumnElement[bool], holder: str, at: datetime) -> Job | None:
+    values = {"state": "leased", "holder": holder, "lease_until": at + LEASE, "attempts": job.c.attempts + 1}
+    if conn.execute(update(job).where(job.c.pk == pk, due).values(values)).rowcount != 1:
+        return None
+    claimed = _job(conn.execute(select(job).where(job.c.pk == pk)).one())
+    if claimed.attempts <= ATTEMPTS:
+        return claimed
+    dead = {"state": "dead", "error": "its workers do not come back", "finished_at": at, "holder": None}
+    conn.execute(update(job).where(job.c.pk == pk).values(dead))
+    return None
+
+
+def extend(archive: Archive, one: Job) -> bool:
+    """Ask for more time; False: another has it, or it is over."""
+    until = archive.real_clock() + LEASE
+    return archive.commit.run(lambda conn: _settle(conn, one, {"lease_until": until}))
+
+
+def finish(archive: Archive, one: Job, result: Mapping[str, Any]) -> bool:
+    """It is done; `result` is what JSON can hold. False: another took it over meanwhile."""
+    values = {
+        "state": "done",
+        "result": orjson.dumps(dict(result)).decode(),
+        "error": None,
+        "finished_at": archive.real_clock(),
+        "lease_until": None,
+    }
+    return archive.commit.run(lambda conn: _settle(conn, one, values))
+
+
+def fail(archive: Archive, one: Job, error: str, *, again: bool = True) -> bool:
+    """It failed. Tried again later and later, at most ATTEMPTS times; not `again`: dead at once. `error` names no
+    patient."""
+    now = archive.real_clock()
+    values: dict[str, Any] = {"error": error, "lease_until": None, "holder": None}
+    if again and one.attempts < ATTEMPTS:
+        pause = min(FIRST_PAUSE * 2 ** (one.attempts - 1), LONGEST_PAUSE)
+        values |= {"state": "due", "due_at": now + pause}
+    else:
+        values |= {"state": "dead", "finished_at": now}
+    return archive.commit.run(lambda conn: _settle(conn, one, values))
+
+
+def _settle(conn: Connection, one: Job, values: Mapping[str, Any]) -> bool:
+    mine = (job.c.pk == one.id, job.c.state == "leased", job.c.holder == one.holder)
+    return conn.execute(update(job).where(*mine).values(values)).rowcount == 1
+
+
+def wait(archive: Archive, id: int, *, seconds: float) -> Job:
+    """The job as it is when it is done or dead, or after `seconds`. Raises LookupError when there is none."""
+    deadline = monotonic() + seconds
+    while True:
+        with archive.reading() as conn:
+            row = conn.execute(select(job).where(job.c.pk == id)).one_or_none()
+        if row is None:
+            raise LookupError(f"no job {id}")
+        if row.state not in _OPEN or monotonic() >= deadline:
+            return _job(row)
+        sleep(_POLL_SECONDS)
+
+
+def ask(archive: Archive, kind: str, payload: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
+    """Have another process do a job, and wait for its result.
+
+    Raises:
+        Busy: nobody took it in time (it is then withdrawn), it is still at it, or it failed.
+    """
+    id = archive.commit.run(lambda conn: put(conn, kind, payload, at=archive.real_clock()))
+    found = wait(archive, id, seconds=seconds)
+    if found.state == "done":
+        return found.result or {}
+    if found.state == "dead":
+        raise Busy(found.error or "it failed")
+    if archive.commit.run(lambda conn: _withdraw(conn, id, archive.real_clock())):
+        raise Busy("no process took it: is the one for this work running?")
+    raise Busy("it takes longer than anybody waits; it goes on")
+
+
+def _withdraw(conn: Connection, id: int, at: datetime) -> bool:
+    values = {"state": "dead", "error": "nobody took it in time", "finished_at": at}
+    return conn.execute(update(job).where(job.c.pk == id, job.c.state == "due").values(values)).rowcount == 1
+
+
+def _job(row: AnyRow) -> Job:
+    return Job(
+        id=row.pk,
+        kind=row.kind,
+        payload=orjson.loads(row.payload),
+        state=row.state,
+        attempts=row.attempts,
+        holder=row.holder,
+        result=None if row.result is None else orjson.loads(row.result),
+        error=row.error,
+    )
