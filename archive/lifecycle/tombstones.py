@@ -1,0 +1,115 @@
+"""What a purge leaves of each instance: its UIDs and digest, so that a late copy is refused (C0F2).
+
+Only `minipacs import --restore-purged` lifts one: for an instance that is brought back, by somebody who says why.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, delete, select
+
+from archive.access import Action, Actor, demand
+from archive.audit.record import Event, record
+from archive.core import Archive
+from archive.errors import Conflict
+from archive.journal import Kind, note
+from archive.lifecycle.suspension import demanded_reason
+from archive.schema import purge, tombstone
+from archive.schema.upsert import insert
+
+_OF_INSTANCE = (
+    select(tombstone.c.study_instance_uid, tombstone.c.purge_id, purge.c.state, purge.c.patient)
+    .select_from(tombstone.outerjoin(purge, purge.c.id == tombstone.c.purge_id))
+    .with_for_update(of=tombstone)
+)
+
+
+def purged(conn: Connection, sop_instance_uid: str) -> bool:
+    """Whether this instance was purged."""
+    found = select(tombstone.c.pk).where(tombstone.c.sop_instance_uid == sop_instance_uid)
+    return conn.execute(found).first() is not None
+
+
+def add_tombstones(
+    conn: Connection, purge_id: str, study_instance_uid: str, instances: list[Mapping[str, Any]], *, at: datetime
+) -> None:
+    """Leave one for each of `instances`: `sop_instance_uid`, `series_instance_uid`, `sop_class_uid`, `digest`. Those
+    that are there stay."""
+    if not instances:
+        return
+    added = insert(conn, tombstone).on_conflict_do_nothing(index_elements=["sop_instance_uid"])
+    conn.execute(
+        added,
+        [
+            {
+                "sop_instance_uid": one["sop_instance_uid"],
+                "series_instance_uid": one["series_instance_uid"],
+                "study_instance_uid": study_instance_uid,
+                "sop_class_uid": one["sop_class_uid"],
+                "digest": one["digest"],
+                "purge_id": purge_id,
+                "at": at,
+            }
+            for one in instances
+        ],
+    )
+
+
+class Lifting:
+    """Lifts tombstones for one import: one audit row for each study, in its first instance's transaction (law 4).
+
+    Thread-safe. Raises NotAllowed or InvalidRequest when it is made: not with this role, or without a reason.
+    """
+
+    def __init__(self, archive: Archive, *, reason: str, actor: Actor) -> None:
+        demand(actor, Action.STORE)
+        demand(actor, Action.RETENTION)
+        self._archive = archive
+        self._reason = demanded_reason(reason)
+        self._actor = actor
+        self._told: set[str] = set()
+        self._lock = threading.Lock()
+
+    def lift(self, sop_instance_uid: str) -> bool:
+        """Lift the tombstone of an instance that is being brought back; False: there is none.
+
+        Raises:
+            Conflict: its purge is not finished yet.
+        """
+        with self._lock:
+            study = self._archive.commit.run(partial(self._lift, uid=sop_instance_uid, at=self._archive.clock()))
+            if study is None:
+                return False
+            self._told.add(study)
+            return True
+
+    def _lift(self, conn: Connection, *, uid: str, at: datetime) -> str | None:
+        row = conn.execute(_OF_INSTANCE.where(tombstone.c.sop_instance_uid == uid)).one_or_none()
+        if row is None:
+            return None
+        if row.state == "purging":
+            raise Conflict("its purge is not finished: try again after the next tick")
+        conn.execute(delete(tombstone).where(tombstone.c.sop_instance_uid == uid))
+        note(conn, Kind.RESTORED, uid, {"purge": row.purge_id, "study": row.study_instance_uid}, at=at)
+        study = str(row.study_instance_uid)
+        if study not in self._told:
+            said = {"retention": "restore purged", "purge": row.purge_id, "reason": self._reason}
+            record(
+                conn, self._actor, Event.INSTANCES_ACCESSED, "C", patient=row.patient or None, study=study, detail=said
+            )
+        return study
+
+
+def restore_restored(conn: Connection, subject: str, body: Mapping[str, Any], at: datetime) -> None:
+    """Make true again that a tombstone was lifted (`minipacs rebuild-index`). `subject` is its SOP Instance UID."""
+    conn.execute(
+        delete(tombstone).where(
+            tombstone.c.sop_instance_uid == subject,
+            tombstone.c.purge_id == str(body["purge"]),
+        )
+    )
