@@ -72,7 +72,7 @@ class Lease:
         if conn.execute(update(lease).where(lease.c.name == self.name, free).values(values)).rowcount == 1:
             return True
         made = insert(conn, lease).values(name=self.name, **values).on_conflict_do_nothing(index_elements=["name"])
-        return conn.execute(made).rowcount == 1
+        return conn.execute(made.returning(lease.c.name)).first() is not None
 
     def _delete(self, conn: Connection) -> None:
         conn.execute(delete(lease).where(lease.c.name == self.name, lease.c.holder == self.holder))
