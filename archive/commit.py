@@ -44,6 +44,9 @@ class Ledger(Protocol):
 class Journal(Protocol):
     """Facts that have to be in a file too before anybody is told of them."""
 
+    def recall(self, conn: Connection) -> None:
+        """The COMMIT follows: take up what an earlier one left in doubt."""
+
     def append(self) -> Callable[[Connection], object] | None:
         """Append what the transaction that was just committed recorded, flushed; what then has to be written, later.
 
@@ -52,6 +55,9 @@ class Journal(Protocol):
 
     def forget(self) -> None:
         """The transaction was rolled back."""
+
+    def doubt(self) -> None:
+        """Nobody knows whether the transaction was committed."""
 
 
 @dataclass(slots=True)
@@ -129,6 +135,8 @@ class GroupCommit:
                 batch, stopping = self._collect()
                 if batch:
                     self._commit(batch)
+            if left := self._left():
+                self._commit(left)
             self._disconnect()
         except BaseException:
             # Nobody would ever be released, nothing ever written: better to die, and be started again.
@@ -153,6 +161,15 @@ class GroupCommit:
             batch.append(write)
             awaited = awaited or write.awaited
         return batch, False
+
+    def _left(self) -> list[_Write]:
+        """What the last transaction still wanted to be written: nobody else can hand in anything any more."""
+        left: list[_Write] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if (write := self._queue.get_nowait()) is not None:
+                    left.append(write)
+        return left
 
     def _commit(self, batch: list[_Write]) -> None:
         try:
@@ -194,6 +211,8 @@ class GroupCommit:
                 for write in batch:
                     write.result = write.run(conn)
                 self._ledger.flush(conn)
+                if self._journal is not None:
+                    self._journal.recall(conn)
                 for directory in dict.fromkeys(path for write in batch for path in write.directories):
                     try:
                         self._flush(directory)
@@ -206,6 +225,8 @@ class GroupCommit:
                 self._undo(conn)
                 if _disk_full(error):
                     raise
+                if self._journal is not None:
+                    self._journal.doubt()
                 raise CommitInDoubt("the result of COMMIT is unknown") from error
         except DBAPIError as error:
             if error.connection_invalidated:
@@ -218,8 +239,10 @@ class GroupCommit:
     def _append(self, journal: Journal) -> None:
         try:
             mark = journal.append()
-        except OSError as error:  # the rows stand, and complete the journal at the next start
+        except OSError as error:  # the rows stand: the next COMMIT, or the next start, completes the journal
             raise CommitInDoubt(f"the journal of facts cannot be written: {error.strerror}") from error
+        except Exception as error:  # a bug, after a COMMIT: nothing may run a second time
+            raise CommitInDoubt("the journal of facts cannot be written") from error
         if mark is not None:
             self._queue.put(_Write(mark, (), Future(), awaited=False))
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from time import sleep
 from typing import Any
 
-from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, text
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, select, text
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -21,9 +21,10 @@ from archive.clock import Clock, monotonic
 from archive.commit import GroupCommit
 from archive.config import Settings
 from archive.errors import IndexUnavailable, StorageFailed
-from archive.journal import FactJournal, complete, unwritten
+from archive.journal import FactJournal, complete, unknown, unwritten
 from archive.recognition import Recognition
-from archive.schema import REVISION
+from archive.schema import REVISION, location
+from archive.storage import marker
 from archive.storage.filesystem import Tier
 
 BUSY_SECONDS = 30  # patience for another process that writes to the same SQLite file
@@ -152,6 +153,7 @@ def open_archive(settings: Settings, *, process: str) -> Iterator[Archive]:
 
     Raises:
         IndexUnavailable: no database, or a schema of another version; the message says what to run.
+        StorageFailed: the volume of a tier is not mounted, or the journal of facts cannot be read or completed.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     engine = make_engine(settings.database_url)
@@ -164,6 +166,11 @@ def open_archive(settings: Settings, *, process: str) -> Iterator[Archive]:
         )
     time = Clock()
     reserve_bytes = settings.storage.reserve_bytes
+    try:
+        _settle_volumes(engine, settings)
+    except BaseException:
+        engine.dispose()
+        raise
     journal = FactJournal(settings.hot_dir / "facts")
     commit = GroupCommit(engine, AuditChain(process, time), journal=journal)
     archive = Archive(
@@ -184,12 +191,29 @@ def open_archive(settings: Settings, *, process: str) -> Iterator[Archive]:
         archive.close()
 
 
-def _complete_journal(archive: Archive) -> None:
-    """Append the facts whose COMMIT was the last thing that power allowed."""
-    with archive.reading() as conn:
-        missing = unwritten(conn)
-    if missing:
+def _settle_volumes(engine: Engine, settings: Settings) -> None:
+    """Where the index names files, their volume has to be mounted; a new tier is made."""
+    for name, root in (("hot", settings.hot_dir), ("cold", settings.cold_dir)):
         try:
-            archive.commit.run(complete(archive.journal, missing))
-        except OSError as error:
-            raise StorageFailed(f"the journal of facts cannot be written: {error.strerror}") from error
+            with engine.connect() as conn:
+                used = conn.execute(select(location.c.pk).where(location.c.tier == name).limit(1)).first() is not None
+        except SQLAlchemyError as error:
+            raise IndexUnavailable("the database cannot be read") from error
+        marker.settle(root, name=name, used=used)
+
+
+def _complete_journal(archive: Archive) -> None:
+    """Append the facts whose COMMIT was the last thing that power allowed; see whether the file knows others."""
+    journal = archive.journal
+    try:
+        journal.prepare()
+        lines = journal.newest()  # read before the rows: a line always comes after its row
+        with archive.reading() as conn:
+            journal.ahead = bool(unknown(conn, lines))
+            missing = unwritten(conn)
+        while missing:
+            archive.commit.run(complete(journal, missing))
+            with archive.reading() as conn:
+                missing = unwritten(conn)
+    except OSError as error:
+        raise StorageFailed(f"the journal of facts cannot be read or completed: {error.strerror}") from error

@@ -56,7 +56,7 @@ def count(archive: Archive, table: object) -> int:
 
 
 def files(archive: Archive) -> list[Path]:
-    return [path for path in archive.hot.root.rglob("*") if path.is_file()]
+    return [path for path in archive.hot.root.rglob("*.dcm") if path.is_file()]
 
 
 @pytest.mark.req("REQ-DCM-14")
