@@ -251,6 +251,10 @@ class Frames:
             raise Unsupported("frames that begin inside a byte")
         return tuple((self._source.offset + position, length) for position, length in self._of(number))
 
+    def length(self, number: int) -> int:
+        """Bytes of a frame as it is stored. Raises NotFound."""
+        return sum(length for _, length in self._of(number))
+
     def read(self, number: int) -> bytes:
         """The bytes of a frame: encoded as stored, native ones in little endian.
 
