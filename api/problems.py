@@ -37,6 +37,8 @@ STATUS: dict[type[ArchiveError], int] = {
     errors.NotFound: 404,
     errors.NotAcceptable: 406,
     errors.Conflict: 409,
+    errors.IdentifierInUse: 409,
+    errors.MergedAway: 409,
     errors.Gone: 410,
     errors.TooLarge: 413,
     errors.Unsupported: 415,

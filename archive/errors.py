@@ -67,6 +67,23 @@ class Conflict(Rejected):
     """The act contradicts the present state, for example a name that is already taken."""
 
 
+class IdentifierInUse(Conflict):
+    """An identifier that one thing has and another asks for; `what` it is of: patient, order or study."""
+
+    def __init__(self, detail: str, *, what: str) -> None:
+        super().__init__(detail)
+        self.what = what
+
+
+class MergedAway(Conflict):
+    """The patient that is meant was merged into another one; both as `archive.dicom.patient_id.cx` gives them."""
+
+    def __init__(self, detail: str, *, old: str, survivor: str) -> None:
+        super().__init__(detail)
+        self.old = old
+        self.survivor = survivor
+
+
 class NotFound(Rejected):
     """No such thing, or nothing that the asker may see."""
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, select, update
 
 from archive.dicom.patient_id import cx
+from archive.errors import Conflict, NotFound
 from archive.schema import patient, work_item
 from archive.schema.types import AnyRow
 from archive.schema.upsert import insert
@@ -23,6 +25,18 @@ class Kind(StrEnum):
     IDENTITY_CONFLICT = "identity_conflict"  # an image contradicts the record (REQ-DCM-19)
     TRUNCATED = "truncated"  # Pixel Data announces more bytes than came: kept as it is, in doubt
     UNKNOWN_PATIENT = "unknown_patient"  # images of somebody the RIS has not sent (REQ-DCM-17)
+    INS_REFUSED = "ins_refused"  # a national identifier that may not be used (REQ-HL7-62)
+    INS_COLLISION = "ins_collision"  # the same one on two patients (REQ-HL7-65)
+    MERGE_CONFLICT = "merge_conflict"  # a merge that contradicts an earlier one (sheet 20 §4.3)
+    MERGED_ID_USED = "merged_id_used"  # a message about somebody who was merged away (REQ-HL7-P11)
+    STALE_UPDATE = "stale_update"  # demographics older than those that are known (REQ-HL7-25)
+    ORDER_CLOSED_WITH_IMAGES = "order_closed_with_images"  # cancelled after images came (REQ-HL7-77)
+    STUDY_UID_CHANGED = "study_uid_changed"  # of an order whose images are stored (REQ-HL7-78)
+    ORDER_UNMATCHED = "order_unmatched"  # an order names a study that is filed under somebody else (REQ-HL7-98)
+
+
+# Closing these by itself would leave bytes held back that nobody waits for any more.
+_HOLDING = frozenset({Kind.UID_CONFLICT, Kind.IDENTITY_CONFLICT})
 
 
 def open_item(
@@ -47,12 +61,64 @@ def open_item(
     }
     statement = insert(conn, work_item).on_conflict_do_update(
         index_elements=["kind", "subject"],
-        set_={"state": "open", "evidence": values["evidence"], "opened_at": at, "closed_at": None},
+        set_={
+            **{name: values[name] for name in ("state", "patient_pk", "study_instance_uid", "evidence", "opened_at")},
+            **dict.fromkeys(("closed_at", "closed_by", "resolution")),
+        },
         where=work_item.c.state == "closed",
     )
     conn.execute(statement, values)
 
 
+def close_item(conn: Connection, kind: Kind, subject: str, *, at: datetime, by: str, resolution: str) -> bool:
+    """Close an item whose cause went away by itself; whether there was an open one."""
+    mine = (work_item.c.kind == kind) & (work_item.c.subject == subject) & (work_item.c.state == "open")
+    closed = {"state": "closed", "closed_at": at, "closed_by": by, "resolution": resolution}
+    return conn.execute(update(work_item).where(mine).values(closed)).rowcount > 0
+
+
+class How(StrEnum):
+    """What a person says who settles an item."""
+
+    DONE = "done"  # put right where it came from
+    ACCEPTED = "accepted"  # it may stay as it is
+    UNFOUNDED = "unfounded"  # there was nothing wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What an item is about, as the audit names it."""
+
+    kind: str
+    patient: str | None
+    study: str | None
+
+
+def settle_item(conn: Connection, item: int, *, how: How, reason: str, at: datetime, by: str) -> Item:
+    """Close the item numbered `item`, because a person has dealt with it. The caller audits it.
+
+    Raises:
+        NotFound: no such item.
+        Conflict: it is closed already, or bytes are held back because of it.
+    """
+    row = conn.execute(_ONE, {"item": item}).first()
+    if row is None:
+        raise NotFound("no such work item")
+    if row.kind in _HOLDING:
+        raise Conflict("bytes are held back because of this work item: to close it would let them be forgotten")
+    values = {"state": "closed", "closed_at": at, "closed_by": by, "resolution": f"{how}: {reason}"}
+    mine = (work_item.c.pk == item) & (work_item.c.state == "open")
+    if conn.execute(update(work_item).where(mine).values(values)).rowcount != 1:
+        raise Conflict("this work item is closed already")
+    return Item(row.kind, cx(row.patient_id or "", row.issuer or "") or None, row.study_instance_uid)
+
+
+_ITEMS = work_item.outerjoin(patient, work_item.c.patient_pk == patient.c.pk)
+_ONE = (
+    select(work_item.c.kind, work_item.c.study_instance_uid, patient.c.patient_id, patient.c.issuer)
+    .select_from(_ITEMS)
+    .where(work_item.c.pk == bindparam("item"))
+)
 _LIST = (
     select(
         work_item.c.pk,
@@ -62,10 +128,13 @@ _LIST = (
         work_item.c.study_instance_uid,
         work_item.c.evidence,
         work_item.c.opened_at,
+        work_item.c.closed_at,
+        work_item.c.closed_by,
+        work_item.c.resolution,
         patient.c.patient_id,
         patient.c.issuer,
     )
-    .select_from(work_item.outerjoin(patient, work_item.c.patient_pk == patient.c.pk))
+    .select_from(_ITEMS)
     .order_by(work_item.c.pk)
     .limit(bindparam("limit"))
 )
@@ -93,4 +162,7 @@ def _shape(row: AnyRow) -> dict[str, Any]:
         "study": row.study_instance_uid,
         "opened_at": row.opened_at.isoformat(),
         "evidence": orjson.loads(row.evidence),
+        "closed_at": row.closed_at.isoformat() if row.closed_at else None,
+        "closed_by": row.closed_by,
+        "resolution": row.resolution,
     }

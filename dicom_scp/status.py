@@ -53,6 +53,8 @@ OF_ERROR: dict[type[ArchiveError], Status] = {
     errors.NotAllowed: Status.NOT_AUTHORISED,
     errors.InvalidRequest: Status.DOES_NOT_MATCH_CLASS,
     errors.Conflict: Status.REFUSED_BY_SITE,
+    errors.IdentifierInUse: Status.REFUSED_BY_SITE,
+    errors.MergedAway: Status.REFUSED_BY_SITE,
     errors.NotFound: Status.CANNOT_UNDERSTAND,
     errors.Gone: Status.GONE,
     errors.Unavailable: Status.OUT_OF_RESOURCES,
