@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from archive.access import Actor
 from archive.authorities import Authorities
 from archive.config import Settings
+from archive.messages import Connection
 from hl7_listener.message import Message
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +33,7 @@ class Warning:
     text: str
 
 
-Handler = Callable[["Connection", Message, Context], list[Warning]]
+Handler = Callable[[Connection, Message, Context], list[Warning]]
 """Applies one message inside the transaction that also keeps its acknowledgement.
 
 Raises HL7Error or ArchiveError: nothing is applied. Safe to run twice (`archive.commit`)."""

@@ -87,13 +87,17 @@ class Delimiters:
         field = msh[3]
         rest = msh[4:].partition(field)[0][:4]
         signs = [field, *rest]
-        if not rest or len(set(signs)) < len(signs) or any(sign.isalnum() or sign in '\r\n"' for sign in signs):
+        if not rest or len(set(signs)) < len(signs) or any(not _is_sign(one) for one in signs):
             return None
         return cls(*signs, *[""] * (5 - len(signs)))
 
     def __str__(self) -> str:
         """MSH-2."""
         return f"{self.component}{self.repetition}{self.escape}{self.sub}"
+
+
+def _is_sign(letter: str) -> bool:
+    return "!" <= letter <= "~" and not letter.isalnum() and letter != '"'
 
 
 def unescape(text: str, delimiters: Delimiters, *, codec: str, formatted: bool = False) -> str:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final, Literal
 
 import structlog
 
+from archive.identity.acts import Write
 from hl7_listener.encoding import Delimiters, UndecodableBytes, UnknownCharset, decode, unescape
 
 log = structlog.get_logger(__name__)
@@ -56,13 +57,15 @@ class HL7Error(Exception):
     """Why a message is not applied: a condition of sheet 20 §3.
 
     `location` is `SEG^seq^field[^rep[^comp[^sub]]]` (ERR-2), "" when it is no place in the message. `text` is for a
-    person at the sender's (ERR-8) and repeats no value of the message.
+    person at the sender's (ERR-8) and repeats no value of the message. `after` is written in the transaction of the
+    refusal, for a person to see what happened: nothing else of the message stays.
     """
 
-    def __init__(self, code: int, location: str = "", text: str = "") -> None:
+    def __init__(self, code: int, location: str = "", text: str = "", *, after: Write | None = None) -> None:
         self.code = code
         self.location = location
         self.text = text or MEANINGS[code][1]
+        self.after = after
         super().__init__(f"{code} {location}".rstrip())
 
     @property
@@ -104,13 +107,18 @@ class Segment:
     grammar: _Grammar
 
     def field(self, n: int) -> tuple[Repetition, ...]:
-        """The repetitions of field `n`, from 1; empty when it is absent. Empty repetitions keep their place."""
+        """The repetitions of field `n`, from 1; empty when it is absent. Empty repetitions keep their place.
+
+        Raises HL7Error 102 for a field of more than ten thousand parts.
+        """
         text = self._raw(n)
         if not text:
             return ()
         if self.name == "MSH" and n <= 2:
             return (Repetition(((text,),)),)
         signs = self.grammar.delimiters
+        if sum(text.count(sign) for sign in (signs.repetition, signs.component, signs.sub) if sign) > _MAX_PARTS:
+            raise HL7Error(102, self.at(n), "too many parts")
         formatted = n in self.formatted
         return tuple(
             Repetition(
@@ -209,7 +217,15 @@ class Message:
 
 
 _NAME = re.compile(r"[A-Z][A-Z0-9]{2}")
-_SHOWN_TO_HL7APY = 1 << 16  # characters of a line; documents in Base64 are not
+_FIRST_LINE = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*([^\r\n]{0,65536})")
+# What a message may consist of; far above any that means something, and below what would fill the memory.
+_MAX_SEGMENTS = 100_000
+_MAX_FIELDS = 1_000  # of a segment
+_MAX_PARTS = 10_000  # of a field: repetitions, components, subcomponents
+# What hl7apy is shown of it, for it takes a millisecond for five parts. Documents in Base64 are left out.
+_SHOWN_PARTS = 5_000
+_SHOWN_PARTS_IN_A_FIELD = 200
+_SHOWN_IN_A_FIELD = 1 << 12  # characters
 
 
 def head(raw: bytes) -> Segment | None:
@@ -217,7 +233,8 @@ def head(raw: bytes) -> Segment | None:
 
     For answers to messages that cannot be read further. Never raises.
     """
-    line = re.split(rb"[\r\n]", raw.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n "), maxsplit=1)[0]
+    found = _FIRST_LINE.match(raw)
+    line = found[1] if found is not None else b""
     text = line.decode("latin-1")
     delimiters = Delimiters.of(text)
     if delimiters is None:
@@ -258,13 +275,19 @@ def parse(raw: bytes, *, default_charset: str) -> Message:
     delimiters = msh.grammar.delimiters
     grammar = _Grammar(delimiters, codec)
     lines = list(_lines(text))
+    if len(lines) > _MAX_SEGMENTS:
+        raise HL7Error(100, "MSH^1", "too many segments")
     formatted = _formatted_fields(lines, delimiters, msh.value(12) or "")
     segments: list[Segment] = []
     seen: dict[str, int] = {}
-    for line, texts in zip(lines, formatted, strict=True):
+    for line in lines:
         name, _, rest = line.partition(delimiters.field)
+        name = name[:_SHOWN_IN_A_FIELD]
         seen[name] = seen.get(name, 0) + 1
+        if rest.count(delimiters.field) >= _MAX_FIELDS:
+            raise HL7Error(100, f"{name[:3]}^{seen[name]}", "too many fields")
         fields = tuple(rest.split(delimiters.field))
+        texts = formatted.get(name, frozenset())
         if name == "MSH":
             fields = (delimiters.field, *fields)
         elif name == "OBX" and len(fields) > 1 and fields[1] in ("FT", "TX"):
@@ -280,8 +303,8 @@ def _lines(text: str) -> Iterator[str]:
             yield line.strip("\n")
 
 
-def _formatted_fields(lines: list[str], delimiters: Delimiters, version: str) -> list[frozenset[int]]:
-    """For each line, the numbers of its fields of type FT or TX, as hl7apy's tables of that version have them.
+def _formatted_fields(lines: list[str], delimiters: Delimiters, version: str) -> dict[str, frozenset[int]]:
+    """By name of segment, the numbers of its fields of type FT or TX, as hl7apy has them for that version.
 
     Raises:
         HL7Error: 100, hl7apy cannot read the message, or reads another number of segments.
@@ -290,35 +313,68 @@ def _formatted_fields(lines: list[str], delimiters: Delimiters, version: str) ->
     from hl7apy.exceptions import HL7apyException
     from hl7apy.parser import parse_message
 
-    shown = [number for number, line in enumerate(lines) if _NAME.fullmatch(line[:3])]
-    free = iter("\x01\x02\x03\x04\x05\x06")  # hl7apy wants all four: signs that do not occur stand for the missing
-    signs = "".join(sign or next(free) for sign in _four(delimiters))
-    texts = [_bounded(lines[number], delimiters.field) for number in shown]
-    texts[0] = f"MSH{delimiters.field}{signs}{texts[0][4 + len(texts[0][4:].partition(delimiters.field)[0]) :]}"
+    texts = list(_shown(lines, delimiters, version))
     try:
+        # with find_groups, it drops Z segments and those out of place without a word
         parsed = parse_message("\r".join(texts), validation_level=VALIDATION_LEVEL.TOLERANT, find_groups=False)
         found = list(parsed.children)
-    except (HL7apyException, ValueError, KeyError, IndexError, AttributeError, TypeError, RecursionError) as error:
+    except (HL7apyException, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         log.warning("hl7apy cannot read a message", error=type(error).__name__)
         raise HL7Error(100, "MSH^1", "the message cannot be parsed") from error
-    if [one.name for one in found] != [text[:3] for text in texts]:
+    if parsed.version != version or [one.name for one in found] != [text[:3] for text in texts]:
         raise HL7Error(100, "MSH^1", "the message cannot be parsed whole")
-    result: list[frozenset[int]] = [frozenset()] * len(lines)
-    for number, segment in zip(shown, found, strict=True):
-        result[number] = frozenset(
+    result: dict[str, frozenset[int]] = {}
+    for segment in found:
+        numbers = (
             int(field.name.rpartition("_")[2])
             for field in segment.children
             if field.name and field.datatype in ("FT", "TX")
         )
+        result[segment.name] = result.get(segment.name, frozenset()) | frozenset(numbers)
     return result
+
+
+@lru_cache(maxsize=4096)
+def _has_tables(name: str, version: str) -> bool:
+    """Whether hl7apy takes segments of this name: those of the version, and Z segments."""
+    from hl7apy import load_reference
+    from hl7apy.exceptions import ChildNotFound
+
+    if not _NAME.fullmatch(name):
+        return False
+    try:
+        load_reference(name, "Segment", version)
+    except ChildNotFound:
+        return name.startswith("Z")
+    return True
+
+
+def _shown(lines: list[str], delimiters: Delimiters, version: str) -> Iterator[str]:
+    """The segments for hl7apy, within the bounds above, but for those whose names it does not know (REQ-HL7-14).
+
+    It wants all four delimiters of MSH-2: signs that mean nothing stand for those that the message does without.
+    """
+    free = iter("\x01\x02\x03\x04")
+    signs = "".join(sign or next(free) for sign in _four(delimiters))
+    sign = delimiters.field
+    inner = [one for one in _four(delimiters) if one]
+    room = _SHOWN_PARTS
+    for number, line in enumerate(lines):
+        if not _has_tables(line[:3], version) or line[3:4] not in ("", sign):
+            continue
+        fields = line[4:].split(sign, _MAX_FIELDS)
+        for position, field in enumerate(fields):
+            parts = sum(field.count(one) for one in inner)
+            if len(field) > _SHOWN_IN_A_FIELD or parts > _SHOWN_PARTS_IN_A_FIELD:
+                fields[position], parts = "", 0
+            room -= parts + 1
+        if room < 0 and number:
+            return
+        if number:
+            yield line[:3] + sign + sign.join(fields)
+        else:
+            yield f"MSH{sign}{sign.join([signs, *fields[1:]])}"
 
 
 def _four(delimiters: Delimiters) -> tuple[str, str, str, str]:
     return delimiters.component, delimiters.repetition, delimiters.escape, delimiters.sub
-
-
-def _bounded(line: str, sign: str) -> str:
-    """A line for hl7apy: fields that are too long for it to be worth it are left empty."""
-    if len(line) <= _SHOWN_TO_HL7APY:
-        return line
-    return sign.join(field if len(field) <= _SHOWN_TO_HL7APY else "" for field in line.split(sign))

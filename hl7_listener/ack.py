@@ -1,0 +1,162 @@
+"""Acknowledgements (HL7 2.5 2.9.2, original mode; REQ-HL7-20 to 23), and errors of the archive as conditions of HL7."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from archive import errors
+from archive.errors import ArchiveError
+from hl7_listener.context import Warning
+from hl7_listener.encoding import Delimiters, escape
+from hl7_listener.message import MEANINGS, HL7Error, Segment
+
+_OLD = ("2.1", "2.2", "2.3", "2.3.1", "2.4")  # their ERR has one field
+_BUG_TEXT = "internal error, see the log of the archive; the message can be sent again"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One ERR segment."""
+
+    code: int  # ERR-3, table 0357
+    location: str  # SEG^seq^field…, "" when it is no place in the message
+    text: str  # ERR-8
+    severity: str = "E"  # ERR-4, table 0516
+
+    def __str__(self) -> str:
+        """For the journal: no text."""
+        return f"{self.code} {self.location}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is answered."""
+
+    code: str  # MSA-1: AA, AE, AR
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def error(self) -> str | None:
+        """The first problem, for the journal."""
+        return next((str(one) for one in self.problems if one.severity == "E"), None)
+
+
+# Every error of the archive, by its own name: MSA-1 and ERR-3. A new one has to be thought about here.
+OF_ERROR: dict[type[ArchiveError], tuple[str, int]] = {
+    errors.ArchiveError: ("AR", 207),
+    errors.Rejected: ("AE", 207),
+    errors.UnreadableInstance: ("AE", 207),
+    errors.UidMismatch: ("AE", 102),
+    errors.InvalidQuery: ("AE", 102),
+    errors.TooLarge: ("AE", 102),
+    errors.Unsupported: ("AR", 200),
+    errors.NotAcceptable: ("AE", 207),
+    errors.NotAuthenticated: ("AE", 207),
+    errors.NotAllowed: ("AE", 207),
+    errors.InvalidRequest: ("AE", 102),
+    errors.Conflict: ("AE", 205),
+    errors.IdentifierInUse: ("AE", 205),
+    errors.MergedAway: ("AE", 204),
+    errors.IdentifierInUse: ("AE", 205),
+    errors.MergedAway: ("AE", 204),
+    errors.NotFound: ("AE", 204),
+    errors.Gone: ("AE", 204),
+    errors.Unavailable: ("AR", 207),
+    errors.StorageFull: ("AR", 207),
+    errors.StorageFailed: ("AR", 207),
+    errors.IndexUnavailable: ("AR", 207),
+    errors.Busy: ("AR", 206),
+    errors.CommitInDoubt: ("AR", 207),
+}
+
+BUG = Verdict("AR", (Problem(207, "", _BUG_TEXT),))
+
+
+def accepted(warnings: Iterable[Warning]) -> Verdict:
+    """The message was integrated."""
+    return Verdict("AA", tuple(Problem(one.code, one.location, one.text, severity="W") for one in warnings))
+
+
+def refusal(error: HL7Error | ArchiveError) -> Verdict:
+    """The message was not applied."""
+    if isinstance(error, HL7Error):
+        return Verdict(error.ack, (Problem(error.code, error.location, error.text),))
+    code, condition = next(OF_ERROR[kind] for kind in type(error).__mro__ if kind in OF_ERROR)
+    return Verdict(code, (Problem(condition, "", str(error)),))
+
+
+def build(msh: Segment | None, verdict: Verdict, *, at: datetime) -> bytes:
+    """The ACK to a message whose MSH is `msh` (None: it has none), without framing. One ERR a problem.
+
+    Sender and receiver are swapped; MSH-11, 12, 17 and 18 come back as they came, and so do character set and
+    delimiters. A warning (severity W) is told to those whose version of HL7 has severities.
+    """
+    signs = _complete(Delimiters() if msh is None else msh.grammar.delimiters)
+    version = "2.5" if msh is None else msh.value(12) or ""
+    segments = [_head(msh, signs, at), _join(signs, "MSA", verdict.code, _raw(msh, 10))]
+    if version in _OLD:
+        segments += [_old_err(one, signs) for one in verdict.problems if one.severity == "E"]
+    else:
+        segments += [_err(one, signs) for one in verdict.problems]
+    codec = "ascii" if msh is None else msh.grammar.codec
+    return "".join(f"{segment}\r" for segment in segments).encode(codec, "replace")
+
+
+def repeat(msh: Segment | None, ack: bytes, *, at: datetime) -> bytes:
+    """An ACK that was given before, under a head of its own."""
+    fresh = build(msh, Verdict(""), at=at)
+    return fresh[: fresh.index(b"\r") + 1] + ack[ack.index(b"\r") + 1 :]
+
+
+def _head(msh: Segment | None, signs: Delimiters, at: datetime) -> str:
+    event = "" if msh is None else msh.value(9, 2) or ""
+    kind = signs.component.join(("ACK", escape(event, signs), "ACK")) if event else "ACK"
+    fields = {
+        3: _raw(msh, 5),
+        4: _raw(msh, 6),
+        5: _raw(msh, 3),
+        6: _raw(msh, 4),
+        7: f"{at:%Y%m%d%H%M%S%z}",
+        9: kind,
+        10: uuid.uuid4().hex[:20],  # the longest that every version allows
+        11: _raw(msh, 11) or "P",
+        12: _raw(msh, 12) or "2.5",
+        17: _raw(msh, 17),
+        18: _raw(msh, 18),
+    }
+    return _join(signs, "MSH", str(signs), *(fields.get(n, "") for n in range(3, 19)))
+
+
+def _err(problem: Problem, signs: Delimiters) -> str:
+    """HL7 2.5 2.15.5."""
+    code = signs.component.join((str(problem.code), MEANINGS[problem.code][1], "HL70357"))
+    place = problem.location.replace("^", signs.component)
+    return _join(signs, "ERR", "", place, code, problem.severity, "", "", "", escape(problem.text, signs))
+
+
+def _old_err(problem: Problem, signs: Delimiters) -> str:
+    """HL7 2.4 2.16.5: segment, sequence, field, and code with its subcomponents."""
+    place = [*problem.location.split("^"), "", "", ""][:3]
+    code = signs.sub.join((str(problem.code), MEANINGS[problem.code][1], "HL70357"))
+    return _join(signs, "ERR", signs.component.join((*place, code)))
+
+
+def _raw(msh: Segment | None, n: int) -> str:
+    """A field of the message's MSH as it stands there."""
+    if msh is None or n > len(msh.raw_fields):
+        return ""
+    return msh.raw_fields[n - 1]
+
+
+def _join(signs: Delimiters, *fields: str) -> str:
+    return signs.field.join(fields).rstrip(signs.field)
+
+
+def _complete(signs: Delimiters) -> Delimiters:
+    """The delimiters of a message; those that it does without are chosen among the usual."""
+    taken = [one for one in (signs.field, signs.component, signs.repetition, signs.escape, signs.sub) if one]
+    free = iter([sign for sign in "^~\\&#!%" if sign not in taken])
+    return Delimiters(*taken, *(next(free) for _ in range(5 - len(taken))))

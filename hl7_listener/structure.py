@@ -1,0 +1,97 @@
+"""Which segments a message needs, and in which order (sheet 20 §3.1). Optional and unknown segments are left alone."""
+
+from __future__ import annotations
+
+from hl7_listener.context import Warning
+from hl7_listener.message import HL7Error, Message, Segment
+
+_PAIRED = ("A40", "A47")  # PID, PD1 perhaps, MRG; A40 may hold several pairs
+_ITI_31 = (
+    "A01", "A02", "A03", "A04", "A05", "A06", "A07", "A11", "A12", "A13", "A21", "A22", "A38", "A52", "A53", "A54",
+    "A55", "Z99",
+)  # fmt: skip
+_NEEDS_OBR = ("NW", "XO")
+_NEVER_BETWEEN = frozenset({"EVN", "PV1", "PV2", "ORC", "OBR", "OBX", "NK1", "IN1", "AL1"})  # PID and its MRG
+
+
+def check(message: Message) -> list[Warning]:
+    """Whether the segments stand as they must; returns what is tolerated and still worth a word.
+
+    Raises:
+        HL7Error: 100, and the segment that is missing or misplaced.
+    """
+    for extra in message.all("MSH")[1:]:
+        raise HL7Error(100, f"MSH^{extra.seq}", "a second MSH in one message")
+    if message.type == "ADT":
+        _admission(message)
+        return []
+    if message.type == "ORM":
+        return _order(message)
+    return []
+
+
+def _admission(message: Message) -> None:
+    if message.first("EVN") is None:
+        raise HL7Error(100, "EVN^1", "EVN is missing")
+    _patient(message, several=message.event in _PAIRED)
+    names = [one.name for one in message.segments]
+    if names.index("EVN") > names.index("PID"):
+        raise HL7Error(100, "EVN^1", "EVN stands behind PID")
+    if message.event in _PAIRED:
+        _pairs(message)
+    if message.event in _ITI_31 and message.first("PV1") is None:
+        raise HL7Error(100, "PV1^1", "PV1 is missing")
+
+
+def _patient(message: Message, *, several: bool = False) -> None:
+    found = message.all("PID")
+    if not found:
+        raise HL7Error(100, "PID^1", "PID is missing")
+    if len(found) > 1 and not several:
+        raise HL7Error(100, "PID^2", "one PID is expected")
+
+
+def _pairs(message: Message) -> None:
+    """Each PID is followed by its MRG, each MRG has its PID (HL7 2.5 3.3.40, 3.3.47)."""
+    relevant = [one for one in message.segments if one.name in ("PID", "PD1", "MRG")]
+    waiting: Segment | None = None
+    for one in relevant:
+        if one.name == "PID":
+            if waiting is not None:
+                break
+            waiting = one
+        elif one.name == "MRG":
+            if waiting is None:
+                raise HL7Error(100, f"MRG^{one.seq}", "MRG without its PID")
+            _follows(message, waiting, one)
+            waiting = None
+    if waiting is not None:
+        raise HL7Error(100, f"MRG^{waiting.seq}", "MRG is missing behind its PID")
+    if message.event == "A47" and len(message.all("PID")) > 1:
+        raise HL7Error(100, "PID^2", "one PID is expected")
+
+
+def _follows(message: Message, pid: Segment, mrg: Segment) -> None:
+    start, end = message.segments.index(pid), message.segments.index(mrg)
+    if any(one.name in _NEVER_BETWEEN for one in message.segments[start + 1 : end]):
+        raise HL7Error(100, f"MRG^{mrg.seq}", "MRG does not follow its PID")
+
+
+def _order(message: Message) -> list[Warning]:
+    _patient(message)
+    groups: list[list[Segment]] = []  # each begins with its ORC
+    for one in message.segments:
+        if one.name == "ORC":
+            groups.append([one])
+        elif one.name == "OBR" and not groups:
+            raise HL7Error(100, f"OBR^{one.seq}", "OBR stands before its ORC")
+        elif groups:
+            groups[-1].append(one)
+    if not groups:
+        raise HL7Error(100, "ORC^1", "ORC is missing")
+    for number, group in enumerate(groups, 1):
+        if group[0].value(1) in _NEEDS_OBR and not any(one.name == "OBR" for one in group):
+            raise HL7Error(100, f"OBR^{number}", "OBR is missing behind its ORC")
+    if message.first("PV1") is None:
+        return [Warning(100, "PV1^1", "PV1 is missing: accepted without")]
+    return []
