@@ -337,6 +337,12 @@ def _year(year: int) -> date:
     return date(year, 1, 1) if year <= date.max.year else date.max
 
 
+def sound_day(text: str, received: datetime) -> date | None:
+    """The day of an exam that was received then; None when the text names none, or one that cannot be true."""
+    day = whole_day(text)
+    return day if day is not None and _sound(day, local_day(received)) else None
+
+
 def whole_day(text: str) -> date | None:
     """The day that a DICOM date names; None when it names none."""
     found = span(text)

@@ -104,6 +104,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute("ConceptNameCodeSequence", 0x0040A043, "SQ", IM),
     Attribute("ContentTemplateSequence", 0x0040A504, "SQ", IM),
     Attribute("ReferencedRequestSequence", 0x0040A370, "SQ", IM),
+    Attribute("AcquisitionDate", 0x00080022, "DA", IM),
     Attribute("ContentDate", 0x00080023, "DA", IM),
     Attribute("ContentTime", 0x00080033, "TM", IM),
     Attribute("ImageType", 0x00080008, "CS", IM),

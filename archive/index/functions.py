@@ -64,3 +64,24 @@ def _unindexed_postgresql(element: unindexed, compiler: SQLCompiler, **kw: Any) 
 @compiles(unindexed, "sqlite")
 def _unindexed_sqlite(element: unindexed, compiler: SQLCompiler, **kw: Any) -> str:
     return f"+{compiler.process(element.clauses, **kw)}"
+
+
+class first_value(FunctionElement[str]):
+    """`first_value(attributes, "00080020")`: the first value of an element in a column of DICOM JSON, as text; NULL for
+    none."""
+
+    inherit_cache = True
+    type = Text()
+    name = "first_value"
+
+
+@compiles(first_value, "postgresql")
+def _first_value_postgresql(element: first_value, compiler: SQLCompiler, **kw: Any) -> str:
+    column, key = element.clauses
+    return f"({compiler.process(column, **kw)}::json #>> ARRAY[{compiler.process(key, **kw)}, 'Value', '0'])"
+
+
+@compiles(first_value, "sqlite")
+def _first_value_sqlite(element: first_value, compiler: SQLCompiler, **kw: Any) -> str:
+    column, key = element.clauses
+    return f"json_extract({compiler.process(column, **kw)}, '$.\"' || {compiler.process(key, **kw)} || '\".Value[0]')"
