@@ -6,7 +6,8 @@ Only `minipacs import --restore-purged` lifts one: for an instance that is broug
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -35,11 +36,20 @@ def purged(conn: Connection, sop_instance_uid: str) -> bool:
     return conn.execute(found).first() is not None
 
 
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What is left of one instance; the digest is that of the data set as it was received (law 3)."""
+
+    sop_instance_uid: str
+    series_instance_uid: str
+    sop_class_uid: str
+    digest: str
+
+
 def add_tombstones(
-    conn: Connection, purge_id: str, study_instance_uid: str, instances: list[Mapping[str, Any]], *, at: datetime
+    conn: Connection, purge_id: str, study_instance_uid: str, instances: Sequence[Remains], *, at: datetime
 ) -> None:
-    """Leave one for each of `instances`: `sop_instance_uid`, `series_instance_uid`, `sop_class_uid`, `digest`. Those
-    that are there stay."""
+    """Leave one for each of `instances`. Those that are there stay."""
     if not instances:
         return
     added = insert(conn, tombstone).on_conflict_do_nothing(index_elements=["sop_instance_uid"])
@@ -47,11 +57,11 @@ def add_tombstones(
         added,
         [
             {
-                "sop_instance_uid": one["sop_instance_uid"],
-                "series_instance_uid": one["series_instance_uid"],
+                "sop_instance_uid": one.sop_instance_uid,
+                "series_instance_uid": one.series_instance_uid,
                 "study_instance_uid": study_instance_uid,
-                "sop_class_uid": one["sop_class_uid"],
-                "digest": one["digest"],
+                "sop_class_uid": one.sop_class_uid,
+                "digest": one.digest,
                 "purge_id": purge_id,
                 "at": at,
             }
