@@ -23,6 +23,7 @@ from archive.errors import ArchiveError, Gone, NotAuthenticated, Unavailable
 log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 10
+_LEVELS = ("studies", "series", "instances")
 
 STATUS: dict[type[ArchiveError], int] = {
     errors.ArchiveError: 500,
@@ -89,6 +90,9 @@ def of_archive(error: ArchiveError) -> Problem:
         headers["WWW-Authenticate"] = 'Bearer realm="minipacs"'
     if isinstance(error, Gone) and error.alternate:
         facts["alternate"] = error.alternate
+    if isinstance(error, Gone) and error.place:  # REQ-DCM-84
+        place = "".join(f"/{level}/{uid}" for level, uid in zip(_LEVELS, error.place, strict=False))
+        headers["Link"] = f'</dicom-web{place}>; rel="alternate"'
     words = re.sub(r"(?<!^)(?=[A-Z])", " ", type(error).__name__)
     return Problem(status, words.replace(" ", "-").lower(), words.capitalize(), str(error), headers, facts)
 

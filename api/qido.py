@@ -22,8 +22,9 @@ from archive.dicom.attributes import BY_KEYWORD, BY_TAG, Level
 from archive.dicom.json import CHARACTER_SET
 from archive.errors import InvalidQuery, InvalidRequest, Rejected
 from archive.index import query as index
+from archive.index.alternates import ALTERNATE_REPRESENTATIONS
 from archive.index.asked import audit_query
-from archive.index.computed import COMPUTED
+from archive.index.computed import COMPUTED, COMPUTED_BY_TAG
 from archive.index.match import Key, is_asking
 from archive.index.query import TIMEZONE_OFFSET, Query, Row
 
@@ -61,6 +62,7 @@ _LEVEL_ATTRIBUTES = {
     Level.SERIES: _SERIES_ATTRIBUTES,
     Level.IMAGE: _INSTANCE_ATTRIBUTES,
 }
+_UNTOLD = {f"{tag:08X}" for tag in COMPUTED_BY_TAG}  # given without a value only when they are asked for
 _TAGS = {
     **{keyword: attribute.tag for keyword, attribute in BY_KEYWORD.items()},
     **{computed.keyword: computed.tag for computed in COMPUTED},
@@ -307,6 +309,8 @@ def _fields(request: Request, level: Level, asked: _Asked) -> dict[int, bool]:
             stored = {tag for tag in required if tag in BY_TAG}
             fields |= dict.fromkeys(known, True) | dict.fromkeys(stored, False)
     required, known = _LEVEL_ATTRIBUTES[level]
+    if level is Level.IMAGE and 0x00080018 in asked.keys:  # an original that was replaced may be meant (REQ-DCM-83)
+        known |= {ALTERNATE_REPRESENTATIONS}
     return fields | dict.fromkeys(known, True) | dict.fromkeys(asked.included, False) | dict.fromkeys(required, False)
 
 
@@ -325,7 +329,7 @@ class _Answer:
         result: Row = dict(CHARACTER_SET)
         for key, empty, optional in self._fields:
             element = row.get(key)
-            if element is not None:
+            if element is not None and not (optional and key in _UNTOLD and "Value" not in element):
                 result[key] = element
             elif not optional:
                 result[key] = empty

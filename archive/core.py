@@ -59,9 +59,12 @@ class Archive:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A connection to read with. Raises IndexUnavailable when the database does not answer."""
+        """A connection to read with: all its statements see one state of the index, whatever is committed meanwhile
+        (REQ-DCM-83). Raises IndexUnavailable when the database does not answer."""
         try:
             with self.engine.connect() as conn:
+                if conn.dialect.name == "postgresql":  # SQLite reads so by itself
+                    conn = conn.execution_options(isolation_level="REPEATABLE READ")  # noqa: PLW2901
                 yield conn
         except (OperationalError, InterfaceError, PoolTimeout) as error:
             raise IndexUnavailable("the database cannot be read") from error
@@ -185,7 +188,7 @@ def open_archive(settings: Settings, *, process: str) -> Iterator[Archive]:
         accesses=Accesses(commit, time),
     )
     try:
-        _complete_journal(archive)
+        complete_journal(archive)
         yield archive
     finally:
         archive.close()
@@ -202,8 +205,12 @@ def _settle_volumes(engine: Engine, settings: Settings) -> None:
         marker.settle(root, name=name, used=used)
 
 
-def _complete_journal(archive: Archive) -> None:
-    """Append the facts whose COMMIT was the last thing that power allowed; see whether the file knows others."""
+def complete_journal(archive: Archive) -> None:
+    """Append the facts whose COMMIT was the last thing that power allowed; see whether the file knows others.
+
+    Raises:
+        StorageFailed: the file cannot be read or written.
+    """
     journal = archive.journal
     try:
         journal.prepare()

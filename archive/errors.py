@@ -89,11 +89,15 @@ class NotFound(Rejected):
 
 
 class Gone(Rejected):
-    """It was here and was removed, rejected or replaced; `alternate` is the SOP Instance UID to ask for, if any."""
+    """It was here and was removed, rejected or replaced; `alternate` is the SOP Instance UID to ask for, if any.
 
-    def __init__(self, detail: str, *, alternate: str | None = None) -> None:
+    `place` are the UIDs of what stands in its stead, from the study down: two for a series, three for an instance.
+    """
+
+    def __init__(self, detail: str, *, alternate: str | None = None, place: tuple[str, ...] = ()) -> None:
         super().__init__(detail)
         self.alternate = alternate
+        self.place = place
 
 
 class StorageFull(Unavailable):

@@ -49,6 +49,8 @@ class Availability(StrEnum):
 
 # Instances that others see: found, counted, retrieved.
 CURRENT = frozenset({State.STORED})
+# Instances that are answered for when they are asked by their SOP Instance UID.
+KNOWN = CURRENT | {State.REPLACED}
 
 
 def availability(tier: str | None) -> Availability:

@@ -15,9 +15,9 @@ from archive.audit.accesses import Access as StudyAccess
 from archive.audit.record import Event
 from archive.core import Archive
 from archive.dicom.patient_id import cx
-from archive.errors import StorageFailed
-from archive.instance import CURRENT, CopyState
-from archive.schema import instance, location, patient, series, study
+from archive.errors import Gone, StorageFailed
+from archive.instance import CURRENT, CopyState, State
+from archive.schema import instance, location, patient, series, study, tombstone
 from archive.schema.types import AnyRow
 
 
@@ -40,17 +40,40 @@ class Stored:
     identity: str = ""  # digest of what the header says of patient and request (archive.dicom.coerce); "" not known
     patient_corrections: str = ""  # JSON, archive.index.correct; "" when there are none
     study_corrections: str = ""
+    # of an original that only its derived copy is left of: SOP Instance, Series and SOP Class UID of that copy
+    alternate: str = ""
+    alternate_series: str = ""
+    alternate_class: str = ""
+    replaced: bool = False  # and so it has no copy; never sent, never substituted (REQ-DCM-84)
+
+    @property
+    def gone(self) -> Gone:
+        """Why a replaced original is not given, and what to ask for."""
+        place = (self.study_instance_uid, self.alternate_series, self.alternate) if self.alternate else ()
+        return Gone(
+            "only a lossy copy of this instance is left, under a UID of its own", alternate=self.alternate, place=place
+        )
 
     @property
     def data_set_bytes(self) -> int:
         return self.file_bytes - self.data_set_offset
 
+    def stands(self) -> bool:
+        """Whether its copy lies where the index says, as long as it was stored."""
+        try:
+            return bool(self.path) and os.stat(self.path).st_size == self.file_bytes
+        except OSError:
+            return False
+
     def open(self) -> int:
         """A descriptor on the file; the caller closes it.
 
         Raises:
+            Gone: it was replaced.
             StorageFailed: the copy is missing, or not as long as it was stored.
         """
+        if self.replaced:
+            raise self.gone
         if not self.path:
             raise StorageFailed("no good copy of this instance is left: see «minipacs verify»")
         try:
@@ -63,24 +86,34 @@ class Stored:
         return fd
 
 
+_ORDER = (
+    study.c.pk,
+    func.coalesce(series.c.series_number, 1 << 30),
+    series.c.pk,
+    func.coalesce(instance.c.instance_number, 1 << 30),
+    instance.c.pk,
+)
+_NAMES = (
+    instance.c.pk,
+    study.c.study_instance_uid,
+    series.c.series_instance_uid,
+    instance.c.sop_instance_uid,
+    instance.c.sop_class_uid,
+    instance.c.digest,
+    patient.c.patient_id,
+    patient.c.issuer,
+)
 # The tree first, the copies outer: an instance without a good copy is still one that was asked for.
 _SELECT: Select[Any] = (
     sql.select(
-        instance.c.pk,
-        study.c.study_instance_uid,
-        series.c.series_instance_uid,
-        instance.c.sop_instance_uid,
-        instance.c.sop_class_uid,
+        *_NAMES,
         location.c.transfer_syntax_uid,
         location.c.tier,
         location.c.path,
         location.c.file_bytes,
         location.c.data_set_offset,
         location.c.pixel_offset,
-        instance.c.digest,
         instance.c.identity,
-        patient.c.patient_id,
-        patient.c.issuer,
         patient.c.corrections.label("patient_corrections"),
         study.c.corrections.label("study_corrections"),
     )
@@ -92,15 +125,30 @@ _SELECT: Select[Any] = (
     )
     .where(instance.c.state.in_(sorted(CURRENT)))
     .order_by(
-        study.c.pk,
-        func.coalesce(series.c.series_number, 1 << 30),
-        series.c.pk,
-        func.coalesce(instance.c.instance_number, 1 << 30),
-        instance.c.pk,
+        *_ORDER,
         location.c.tier.desc(),  # hot before cold
         location.c.pk,
     )
 )
+_copy, _copy_series = instance.alias("copy"), series.alias("copy_series")
+_REPLACED: Select[Any] = (
+    sql.select(
+        *_NAMES,
+        _copy.c.sop_instance_uid.label("alternate"),
+        _copy.c.sop_class_uid.label("alternate_class"),
+        _copy_series.c.series_instance_uid.label("alternate_series"),
+    )
+    .select_from(
+        patient.join(study)
+        .join(series)
+        .join(instance)
+        .outerjoin(_copy, and_(_copy.c.derived_from_pk == instance.c.pk, _copy.c.state.in_(sorted(CURRENT))))
+        .outerjoin(_copy_series, _copy_series.c.pk == _copy.c.series_pk)
+    )
+    .where(instance.c.state == State.REPLACED)
+    .order_by(*_ORDER, _copy.c.pk)
+)
+_PURGED = sql.select(tombstone.c.pk)
 _AT_ONCE = 5000  # UIDs in one statement
 
 
@@ -112,19 +160,19 @@ def select(
     study_uids: Sequence[str] = (),
     series_uids: Sequence[str] = (),
     instance_uids: Sequence[str] = (),
+    replaced: bool = False,
 ) -> list[Stored]:
     """Every current instance that satisfies all of what is given, by study, series number and instance number.
 
-    An empty list when there is none, or when nothing was asked for.
+    An empty list when there is none, or when nothing was asked for. `patient_id` may be one that was merged away.
+    With `replaced`, the originals of which only a derived copy is left come too, at the end: `Stored.replaced`.
 
     Raises:
         IndexUnavailable: the database cannot be read.
     """
     narrow: list[ColumnElement[bool]] = []
     if patient_id is not None:
-        narrow.append(patient.c.patient_id == patient_id)
-        if issuer:
-            narrow.append(or_(patient.c.issuer == issuer, patient.c.issuer == ""))
+        narrow.append(patient.c.pk.in_(_patients(patient_id, issuer)))
     lists = [
         (column, uids)
         for column, uids in (
@@ -138,22 +186,65 @@ def select(
         return []
     lists.sort(key=lambda pair: len(pair[1]))
     narrow += [column.in_(list(uids)) for column, uids in lists[:-1]]
-    with archive.reading() as conn:
+    statements = (_SELECT, _REPLACED) if replaced else (_SELECT,)
+    with archive.reading() as conn:  # one state of the index, however many statements
         if not lists:
-            return _rows(archive, conn, narrow)
+            return [one for statement in statements for one in _rows(archive, conn, statement.where(*narrow))]
         column, uids = lists[-1]
         found: list[Stored] = []
-        for start in range(0, len(uids), _AT_ONCE):
-            found += _rows(archive, conn, [*narrow, column.in_(uids[start : start + _AT_ONCE])])
+        for statement in statements:
+            for start in range(0, len(uids), _AT_ONCE):
+                part = statement.where(*narrow, column.in_(uids[start : start + _AT_ONCE]))
+                found += _rows(archive, conn, part)
         return found
 
 
-def _rows(archive: Archive, conn: Connection, where: Sequence[ColumnElement[bool]]) -> list[Stored]:
+def _patients(patient_id: str, issuer: str | None) -> Select[Any]:
+    """The patients with this identifier, or the survivors of those that had it (REQ-DCM-37)."""
+    mine = [patient.c.patient_id == patient_id]
+    if issuer:
+        mine.append(or_(patient.c.issuer == issuer, patient.c.issuer == ""))
+    return sql.select(func.coalesce(patient.c.merged_into_pk, patient.c.pk)).where(*mine)
+
+
+def again(archive: Archive, stored: Stored) -> Stored | None:
+    """The same instance as it stands now, for whoever found its file gone since it was selected: in the other tier, or
+    replaced. None: nothing changed, or it is not known any more.
+
+    Raises:
+        IndexUnavailable: the database cannot be read.
+    """
+    now = select(
+        archive,
+        study_uids=[stored.study_instance_uid],
+        series_uids=[stored.series_instance_uid],
+        instance_uids=[stored.sop_instance_uid],
+        replaced=True,
+    )
+    return now[0] if now and (now[0].path, now[0].replaced) != (stored.path, stored.replaced) else None
+
+
+def was_purged(archive: Archive, *, study_uid: str, series_uid: str = "", instance_uid: str = "") -> bool:
+    """Whether what has these UIDs was purged at the end of its retention (REQ-DCM-92).
+
+    Raises:
+        IndexUnavailable: the database cannot be read.
+    """
+    asked = _PURGED.where(tombstone.c.study_instance_uid == study_uid)
+    if series_uid:
+        asked = asked.where(tombstone.c.series_instance_uid == series_uid)
+    if instance_uid:
+        asked = asked.where(tombstone.c.sop_instance_uid == instance_uid)
+    with archive.reading() as conn:
+        return conn.execute(asked.limit(1)).first() is not None
+
+
+def _rows(archive: Archive, conn: Connection, statement: Select[Any]) -> list[Stored]:
     found: list[Stored] = []
     last = None
-    for row in conn.execute(_SELECT.where(*where)):
+    for row in conn.execute(statement):
         if row.pk != last:
-            found.append(_stored(archive, row))
+            found.append(_stored(archive, row) if "path" in row._fields else _replaced(row))
         last = row.pk
     return found
 
@@ -175,6 +266,27 @@ def _stored(archive: Archive, row: AnyRow) -> Stored:
         identity=row.identity or "",
         patient_corrections=row.patient_corrections or "",
         study_corrections=row.study_corrections or "",
+    )
+
+
+def _replaced(row: AnyRow) -> Stored:
+    return Stored(
+        study_instance_uid=row.study_instance_uid,
+        series_instance_uid=row.series_instance_uid,
+        sop_instance_uid=row.sop_instance_uid,
+        sop_class_uid=row.sop_class_uid,
+        transfer_syntax_uid="",
+        path="",
+        file_bytes=0,
+        data_set_offset=0,
+        pixel_offset=None,
+        digest=row.digest,
+        patient=cx(row.patient_id, row.issuer),
+        tier="",
+        replaced=True,
+        alternate=row.alternate or "",
+        alternate_series=row.alternate_series or "",
+        alternate_class=row.alternate_class or "",
     )
 
 

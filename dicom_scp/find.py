@@ -14,6 +14,7 @@ from archive.dicom.charset import SPECIFIC_CHARACTER_SET
 from archive.dicom.elements import encoding_of
 from archive.errors import InvalidQuery, NotAllowed, Rejected, Unsupported
 from archive.index import query as index
+from archive.index.alternates import ALTERNATE_REPRESENTATIONS
 from archive.index.asked import audit_query
 from archive.index.computed import INSTANCE_AVAILABILITY
 from archive.index.match import Key, is_asking
@@ -26,12 +27,11 @@ PATIENT_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.1.1"
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 QUERY_RETRIEVE_LEVEL = 0x00080052
 RETRIEVE_AE_TITLE = 0x00080054
-ALTERNATE_REPRESENTATIONS = 0x00083001
 
 _ROOTS = {PATIENT_ROOT_FIND: LEVELS, STUDY_ROOT_FIND: LEVELS[1:]}
 _UNIQUE = {Level.PATIENT: 0x00100020, Level.STUDY: 0x0020000D, Level.SERIES: 0x0020000E}
-# Not keys: they say how the identifier is to be read. No representation has an alternate as long as nothing replaces
-# originals, so that attribute is known, and always without a value.
+# Not keys: they say how the identifier is to be read. Only an instance has an alternate representation; above, the
+# attribute is known, and always without a value.
 _ABOUT_THE_REQUEST = frozenset({SPECIFIC_CHARACTER_SET, QUERY_RETRIEVE_LEVEL})
 _ALWAYS_EMPTY = {ALTERNATE_REPRESENTATIONS: "SQ"}
 

@@ -18,7 +18,8 @@ _SCANNER = Scanner((SPECIFIC_CHARACTER_SET, _LEVEL, _PATIENT_ID, _ISSUER, *_UIDS
 
 
 def selected(request: RetrieveRequest, archive: Archive) -> list[Stored]:
-    """The instances that are asked for; an empty list when there is none.
+    """The instances that are asked for; an empty list when there is none. At level IMAGE, originals that were replaced
+    too, before the others: each is a sub-operation that fails (REQ-DCM-84).
 
     Unique keys above the level may be missing, and narrow what is found when they are there: relational retrieve,
     for everybody. Study Root does not look at Patient ID.
@@ -49,14 +50,16 @@ def selected(request: RetrieveRequest, archive: Archive) -> list[Stored]:
     used = above[: above.index(level) + 1]
     narrow = {name: [uid for uid in uids[name] if not _is_wild(uid)] if name in used else [] for name in _UIDS}
     by_patient = patient_root and len(patient_ids) == 1 and not _is_wild(patient_ids[0])
-    return select(
+    chosen = select(
         archive,
         patient_id=patient_ids[0] if by_patient else None,
         issuer=issuers[0] if by_patient and issuers else None,
         study_uids=narrow["STUDY"],
         series_uids=narrow["SERIES"],
         instance_uids=narrow["IMAGE"],
+        replaced=level == "IMAGE",
     )
+    return sorted(chosen, key=lambda one: not one.replaced)
 
 
 def _values(found: Kept, tag: int, default_charset: str) -> list[str]:

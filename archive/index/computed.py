@@ -1,7 +1,8 @@
 """Attributes that no instance carries and a query may ask for: counts, modalities, availability (PS3.4 C.3.4).
 
 Each is a scalar subquery from the primary key of its level, so that one statement gives a page of rows with all that
-was asked. Only current instances count (`archive.instance.CURRENT`, REQ-DCM-42).
+was asked. Only current instances count (`archive.instance.CURRENT`, REQ-DCM-42): an original that was replaced and
+is asked by its UID is UNAVAILABLE.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, FromClause, ScalarSelect, case, func, select
 
 from archive.dicom.attributes import LEVELS, Level
+from archive.index import alternates
 from archive.index.conditions import PARENT_KEYS, TABLES, constant, current
 from archive.index.functions import listed
 from archive.instance import CopyState, availability
@@ -22,6 +24,7 @@ from archive.schema import instance, location, series, study
 MODALITIES_IN_STUDY = 0x00080061
 SOP_CLASSES_IN_STUDY = 0x00080062
 INSTANCE_AVAILABILITY = 0x00080056
+ALTERNATES = alternates.ALTERNATE_REPRESENTATIONS
 AVAILABLE_TRANSFER_SYNTAX = 0x00083002
 
 _TIERS = ("hot", "cold")  # best first
@@ -105,6 +108,10 @@ def _transfer_syntaxes(_level: Level, pk: ColumnElement[Any]) -> ScalarSelect[An
     )
 
 
+def _alternates(_level: Level, pk: ColumnElement[Any]) -> ScalarSelect[Any]:
+    return alternates.of_instance(pk)
+
+
 def _count(raw: Any) -> list[Any]:
     return [int(raw or 0)]
 
@@ -129,6 +136,7 @@ COMPUTED: tuple[Computed, ...] = (
     Computed("NumberOfStudyRelatedInstances", 0x00201208, "IS", ST, _instance_count, _count),
     Computed("NumberOfSeriesRelatedInstances", 0x00201209, "IS", SE, _instance_count, _count),
     Computed("AvailableTransferSyntaxUID", AVAILABLE_TRANSFER_SYNTAX, "UI", IM, _transfer_syntaxes, _list),
+    Computed("AlternateRepresentationSequence", ALTERNATES, "SQ", IM, _alternates, alternates.items),
     Computed("InstanceAvailability", INSTANCE_AVAILABILITY, "CS", None, _availability, _available),
 )
 COMPUTED_BY_TAG: dict[int, Computed] = {computed.tag: computed for computed in COMPUTED}

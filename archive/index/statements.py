@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, Select, String, bindparam, func, select
+from sqlalchemy import ColumnElement, FromClause, Select, String, bindparam, func, or_, select
 
 from archive.dicom.attributes import LEVELS, Level
 from archive.index.computed import COMPUTED_BY_TAG
 from archive.index.conditions import PARENT_KEYS, TABLES, Shape, build, columns, constant, visible
+from archive.instance import KNOWN
 from archive.schema import instance, patient, series, study
 
 DEPTH = {level: depth for depth, level in enumerate(LEVELS)}
@@ -71,6 +72,20 @@ def _as_expression(column: ColumnElement[Any]) -> ColumnElement[Any]:
     return column.concat(constant("")) if isinstance(column.type, String) else column + constant(0)
 
 
+_NAMED = ("instance.sop_instance_uid", "instance.pk")
+
+
+def _seen(form: Form) -> ColumnElement[bool]:
+    """What others may see of the level; asked by its SOP Instance UID, also an original that was replaced (REQ-DCM-83).
+
+    Rows by their keys were found so, or by such a UID.
+    """
+    named = (shape[0] in ("eq", "in") and shape[1].removeprefix("+") in _NAMED for shape in form.where)
+    if form.level is Level.IMAGE and any(named):
+        return or_(*(instance.c.state == constant(str(state)) for state in sorted(KNOWN)))
+    return visible(form.level)
+
+
 @lru_cache(maxsize=512)
 def statement(form: Form) -> Select[Any]:
     """Columns: the key, the keys of `form.parents`, the attributes of `form.loads`, the values of `form.computed`."""
@@ -78,7 +93,7 @@ def statement(form: Form) -> Select[Any]:
     inner = (
         select(own.c.pk, *(PARENT_KEYS[level].label(f"{level.name}_pk") for level in form.parents))
         .select_from(_tables(form))
-        .where(visible(form.level), *(build(shape) for shape in form.where))
+        .where(_seen(form), *(build(shape) for shape in form.where))
         .order_by(*_order(form))
     )
     if form.paged:
@@ -104,5 +119,5 @@ def statement(form: Form) -> Select[Any]:
 @lru_cache(maxsize=128)
 def counting(form: Form) -> Select[Any]:
     own = TABLES[form.level]
-    inner = select(own.c.pk).select_from(_tables(form)).where(visible(form.level), *(build(one) for one in form.where))
+    inner = select(own.c.pk).select_from(_tables(form)).where(_seen(form), *(build(one) for one in form.where))
     return select(func.count()).select_from(inner.limit(bindparam("limit")).offset(bindparam("offset")).subquery())
