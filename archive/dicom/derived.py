@@ -60,6 +60,7 @@ class DerivedWriter(Writer):
         self._facets = facets
         self._at = facets.at
         self._charset = ""  # of the top level
+        self._wanted = _SIGNATURES  # of what is not carried over as it is
 
     def pieces(self, elements: list[Element], lengths: list[int], frames: Iterable[bytes]) -> Iterator[bytes]:
         """The data set, with these codestreams of these lengths as its frames.
@@ -85,18 +86,25 @@ class DerivedWriter(Writer):
 
     def element(self, element: Element) -> Iterator[bytes]:
         """Below the top level: without signatures, and in functional groups saying that frames are derived too."""
+        outside = self._wanted
         if element.tag in _SIGNATURES:
             return
-        if element.tag == _FRAME_TYPE:
-            yield from self._image_type(element)
-        elif element.tag == _DERIVATION_IMAGE:
-            yield from self._appended(_DERIVATION_IMAGE, element, self._derivation())
-        elif _holds(element, _SIGNATURES) or (element.tag in _GROUPS and _holds(element, _INSIDE)):
+        if element.tag in _GROUPS:
+            self._wanted = _SIGNATURES | _INSIDE
+        if element.tag in self._wanted:
+            yield from self._inside(element)
+        elif _holds(element, self._wanted):
             yield self.head(element.tag, "SQ", UNDEFINED)
             yield from self.items(element)
             yield encode.sequence_end(EXPLICIT_LE)
         else:
             yield from super().element(element)
+        self._wanted = outside
+
+    def _inside(self, element: Element) -> Iterator[bytes]:
+        if element.tag == _FRAME_TYPE:
+            return self._image_type(element)
+        return self._appended(_DERIVATION_IMAGE, element, self._derivation())
 
     def _made(self, top: dict[int, Element]) -> dict[int, Callable[[Element | None], Iterator[bytes]]]:
         """How each element is written that differs from the original's."""
@@ -181,6 +189,7 @@ class DerivedWriter(Writer):
     def _shared(self, element: Element | None) -> Iterator[bytes]:
         """Shared Functional Groups, with a Derivation Image of all frames (PS3.3 C.7.6.16.2.6)."""
         group = element.items[0] if element and element.items else []
+        outside, self._wanted = self._wanted, _SIGNATURES | _INSIDE
         yield self.head(_SHARED, "SQ", UNDEFINED)
         yield encode.item(EXPLICIT_LE)
         yield from self.data_set(
@@ -188,6 +197,7 @@ class DerivedWriter(Writer):
         )
         yield encode.item_end(EXPLICIT_LE)
         yield encode.sequence_end(EXPLICIT_LE)
+        self._wanted = outside
 
     def _derivation(self) -> Json:
         return {

@@ -139,7 +139,8 @@ def excluded(facts: Facts) -> Reason | None:
         Reason.CONCATENATION: facts.concatenated,
         Reason.COLOUR: not grey and not colour,
         Reason.BITS: not usual or (colour and (stored != 8 or image.signed == 1)),
-        Reason.CODEC: not can_decode(facts.transfer_syntax_uid) or min(image.rows, image.columns) < jpeg2000.LEAST_SIDE,
+        Reason.TINY: min(image.rows, image.columns) < jpeg2000.LEAST_SIDE,
+        Reason.CODEC: not can_decode(facts.transfer_syntax_uid),
     }
     return next((reason for reason, found in tests.items() if found), None)
 

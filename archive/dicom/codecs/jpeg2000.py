@@ -80,6 +80,7 @@ def decode(codestream: bytes, like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any
         decoded = openjpeg_decode(codestream, j2k_format=0)
     except (RuntimeError, ValueError, TypeError) as error:
         raise Unsupported(f"the frame cannot be decoded again: {type(error).__name__}") from error
-    if decoded.shape != like.shape or decoded.dtype != like.dtype.newbyteorder("<"):
+    # eight bits stored in sixteen come back as eight
+    if decoded.shape != like.shape or decoded.dtype.kind != like.dtype.kind or decoded.itemsize > like.itemsize:
         raise Unsupported("the frame decodes to another size or type")
-    return cast("np.ndarray[Any, Any]", decoded)
+    return cast("np.ndarray[Any, Any]", decoded.astype(like.dtype, copy=False))
