@@ -1,7 +1,118 @@
-"""Orders: ORM messages (HL7 2.5 chapter 4)."""
+"""Orders: ORM^O01 (HL7 2.5 chapter 4; IHE RAD-2, RAD-3, RAD-4, RAD-13 up to 2.5)."""
 
 from __future__ import annotations
 
-from hl7_listener.context import Handlers
+import re
 
-HANDLERS: Handlers = {}
+from archive.errors import Conflict, IdentifierInUse, MergedAway, NotFound
+from archive.identity import patients
+from archive.identity.acts import Act, Connection
+from archive.workflow.orders import Control, Group, Status, apply
+from hl7_listener.adt import act_of, merged_away, segment
+from hl7_listener.context import Context, Handlers, Warning
+from hl7_listener.mapping import SH, Parts, groups, number_of, worklist_item
+from hl7_listener.message import HL7Error, Message, Segment
+from hl7_listener.pid import statement, warnings
+from hl7_listener.values import patient_key, short, text
+
+STATUSES = {  # ORC-5 (table 0038)
+    "SC": Status.SCHEDULED,
+    "IP": Status.IN_PROGRESS,
+    "CM": Status.COMPLETED,
+    "CA": Status.CANCELLED,
+    "DC": Status.DISCONTINUED,
+}
+_NEEDS_NUMBER = (Control.NEW, Control.CHANGE)
+_UID = re.compile(r"(?=.{1,64}\Z)(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+", re.ASCII)  # PS3.5 §9.1
+
+
+def order(conn: Connection, message: Message, context: Context) -> list[Warning]:
+    """ORM^O01: each group in its order, all or nothing (REQ-HL7-76). A patient that the RIS has not sent is made from
+    PID (REQ-HL7-73); one that is known is not changed by an order."""
+    act = act_of(message, context)
+    pid = segment(message, "PID")
+    patient_pk, found = _patient(conn, message, pid, context, act)
+    for parts in groups(message):
+        group = _group(parts, context, found)
+        try:
+            apply(conn, group, patient_pk=patient_pk, act=act)
+        except NotFound as error:
+            raise HL7Error(204, parts.place("ORC", 2), str(error)) from error
+        except IdentifierInUse as error:
+            place = parts.place("ORC", 2)
+            if error.what == "study" and parts.zds is not None:
+                place = parts.zds.at(1, 1)
+            raise HL7Error(205, place, str(error)) from error
+        except Conflict as error:
+            raise HL7Error(204, pid.at(3), str(error)) from error
+    return found
+
+
+HANDLERS: Handlers = {("ORM", "O01"): order}
+
+
+def _patient(conn: Connection, message: Message, pid: Segment, context: Context, act: Act) -> tuple[int, list[Warning]]:
+    """Whom the orders are for."""
+    key = patient_key(pid, 3, context, sender=message.sender)
+    try:
+        row = patients.active(conn, key)
+        if row is not None and row.record is not None:
+            return row.pk, []
+        given = statement(message, pid, context)
+        done = patients.say(conn, key, given, act=act)
+    except MergedAway as error:
+        raise merged_away(error, key, act, place=pid.at(3)) from error
+    return done.pk, warnings(done, given, pid)
+
+
+def _group(parts: Parts, context: Context, found: list[Warning]) -> Group:
+    """What a group says. Raises HL7Error 101, 102 or 103."""
+    control = _control(parts)
+    status = text(parts.orc.value(5))
+    if control is Control.STATUS and not status:
+        raise HL7Error(101, parts.place("ORC", 5), "the status that the order has now is missing")
+    if status and status not in STATUSES:
+        if control is Control.STATUS:
+            raise HL7Error(103, parts.place("ORC", 5), f"statuses that are known: {', '.join(STATUSES)}")
+        found.append(Warning(103, parts.place("ORC", 5), "this status is not known: the order keeps its own"))
+    dicom = worklist_item(parts)
+    return Group(
+        control=control,
+        accession_number=_accession_number(parts, context, needed=control in _NEEDS_NUMBER),
+        step_id=str(dicom.get("ScheduledProcedureStepID", "")),
+        placer_number=number_of(parts, 2),
+        filler_number=number_of(parts, 3),
+        study_instance_uid=_study_uid(parts),
+        status=STATUSES.get(status),
+        dicom=dicom,
+    )
+
+
+def _control(parts: Parts) -> Control:
+    try:
+        return Control(text(parts.orc.value(1)))
+    except ValueError:
+        known = ", ".join(Control)
+        raise HL7Error(103, parts.place("ORC", 1), f"order controls that are taken: {known}") from None
+
+
+def _accession_number(parts: Parts, context: Context, *, needed: bool) -> str:
+    """OBR-18; where the site allows it, else the filler's number (REQ-HL7-75). Never cut."""
+    place = parts.place("OBR", 18)
+    if parts.obr is not None and (value := text(parts.obr.value(18))):
+        return short(value, place, characters=SH)
+    if context.settings.hl7.accession_fallback:
+        for one in (parts.orc, parts.obr):
+            if one is not None and (value := text(one.value(3))):
+                return short(value, parts.place(one.name, 3), characters=SH)
+    if needed:
+        raise HL7Error(101, place, "the accession number is missing")
+    return ""
+
+
+def _study_uid(parts: Parts) -> str:
+    """ZDS-1.1; "" when the RIS leaves it to the archive (REQ-HL7-74). Raises HL7Error 102."""
+    value = text(parts.zds.value(1)) if parts.zds is not None else ""
+    if value and parts.zds is not None and _UID.fullmatch(value) is None:
+        raise HL7Error(102, parts.zds.at(1, 1), "this is no UID")
+    return value
