@@ -33,7 +33,7 @@ from archive.sections import (
     section_of,
 )
 
-EDGES = ("dicom", "api")  # what a whole archive consists of today
+EDGES = ("dicom", "hl7", "api", "retention")  # what a whole archive consists of
 
 
 class ConfigError(Exception):

@@ -1,4 +1,7 @@
-"""The process of one edge: `python -m minipacs.edge dicom|api --fd N`. The supervisor starts it and owns the socket."""
+"""The process of one edge: `python -m minipacs.edge dicom --fd N`. The supervisor starts it and owns its socket.
+
+The edge `retention` has none: it waits for time to pass, and for what others ask of it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ log = structlog.get_logger(__name__)
 STOP = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
-Serve = Callable[[Archive, socket.socket, threading.Event], None]
+Serve = Callable[[Archive, threading.Event], None]  # until the event is set
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,9 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     _die_with(options.parent)
     try:
         settings = load(options.config)
-        serve = _serve_of(options.edge)
-        with socket.socket(fileno=options.fd) as sock:
-            return _run(options.edge, serve, settings, sock, sweeps=options.sweep)
+        with ExitStack() as held:
+            sock = None if options.fd is None else held.enter_context(socket.socket(fileno=options.fd))
+            return _run(options.edge, _serve_of(options.edge, sock), settings, sock, sweeps=options.sweep)
     except (ConfigError, ArchiveError) as error:
         log.error("the edge cannot start", error=type(error).__name__, detail=str(error))
         return 1
@@ -50,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="minipacs.edge")
     parser.add_argument("edge", choices=EDGES)
-    parser.add_argument("--fd", type=int, required=True, help="the listening socket, inherited")
+    parser.add_argument("--fd", type=int, help="the listening socket, inherited")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--log", type=logs.Form, choices=list(logs.Form), default=logs.Form.TEXT)
     parser.add_argument("--parent", type=int, help="pid of the supervisor: die with it")
@@ -58,15 +61,21 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _serve_of(edge: str) -> Serve:
+def _serve_of(edge: str, sock: socket.socket | None) -> Serve:
     """Imported here: a process loads the libraries of its own protocol only."""
+    if edge == "retention":
+        from retention.serve import serve as work
+
+        return lambda archive, stopping: work(archive, None, stopping)
+    if sock is None:
+        raise ConfigError(f"the edge {edge} needs the socket that it listens on (--fd)")
     if edge == "dicom":
-        from dicom_scp.server import serve as serve_dicom
-
-        return serve_dicom
-    from api.serve import serve as serve_api
-
-    return serve_api
+        from dicom_scp.server import serve
+    elif edge == "hl7":
+        from hl7_listener.serve import serve
+    else:
+        from api.serve import serve
+    return lambda archive, stopping: serve(archive, sock, stopping)
 
 
 def _die_with(parent: int | None) -> None:
@@ -78,13 +87,13 @@ def _die_with(parent: int | None) -> None:
         raise SystemExit(1)
 
 
-def _run(edge: str, serve: Serve, settings: Settings, sock: socket.socket, *, sweeps: bool) -> int:
+def _run(edge: str, serve: Serve, settings: Settings, sock: socket.socket | None, *, sweeps: bool) -> int:
     stopping = threading.Event()
     failed: list[BaseException] = []
 
     def work() -> None:
         try:
-            serve(archive, sock, stopping)
+            serve(archive, stopping)
         except BaseException as error:
             failed.append(error)
             log.exception("the edge broke down")
@@ -98,7 +107,7 @@ def _run(edge: str, serve: Serve, settings: Settings, sock: socket.socket, *, sw
         thread = threading.Thread(target=work, name="serve")
         thread.start()
         beat.listening()
-        log.info("listening", address=address_of(sock))
+        log.info("at work", listening=address_of(sock) if sock else None)
         asked = None
         while asked is None and thread.is_alive():
             asked = signal.sigtimedwait(STOP, 0.5)

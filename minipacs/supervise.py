@@ -20,7 +20,7 @@ import structlog
 
 from archive.clock import monotonic
 from archive.config import EDGES, Settings
-from archive.sections import Api, Dicom
+from archive.sections import Api, Dicom, Hl7
 from minipacs.logs import Form
 
 log = structlog.get_logger(__name__)
@@ -45,7 +45,7 @@ class Worker:
     """One process of an edge, living or to be started at `due` (monotonic)."""
 
     edge: str
-    sock: socket.socket
+    sock: socket.socket | None  # None: an edge that listens to nobody
     sweeps: bool
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
@@ -66,9 +66,9 @@ def serve(
     password = _prepare(config, form)
     _warn(settings)
     workers = [
-        Worker(edge, sockets[edge], sweeps=(edge, number) == (edges[0], 0))
+        Worker(edge, sockets.get(edge), sweeps=(edge, number) == (edges[0], 0))
         for edge in edges
-        for number in range((settings.dicom if edge == "dicom" else settings.api).workers)
+        for number in range({"dicom": settings.dicom.workers, "api": settings.api.workers}.get(edge, 1))
     ]
     for worker in workers:
         _start(worker, config=config, form=form)
@@ -83,11 +83,16 @@ def serve(
 
 
 def listen(settings: Settings, edges: Sequence[str]) -> dict[str, socket.socket]:
-    """Bind the port of each edge. Raises Refused, with the key to change."""
-    return {edge: _bind(edge, settings.dicom if edge == "dicom" else settings.api) for edge in edges}
+    """Bind the port of each edge that has one. Raises Refused, with the key to change."""
+    return {edge: _bind(edge, section) for edge, section in ports(settings).items() if edge in edges}
 
 
-def _bind(edge: str, section: Dicom | Api) -> socket.socket:
+def ports(settings: Settings) -> dict[str, Dicom | Hl7 | Api]:
+    """The sections that say where to listen, by edge."""
+    return {"dicom": settings.dicom, "hl7": settings.hl7, "api": settings.api}
+
+
+def _bind(edge: str, section: Dicom | Hl7 | Api) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             section.host, section.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -122,12 +127,13 @@ def _config_option(config: Path | None) -> list[str]:
 
 
 def _start(worker: Worker, *, config: Path | None, form: Form) -> None:
-    fd = worker.sock.fileno()
-    command = [sys.executable, "-P", "-m", "minipacs.edge", worker.edge, "--fd", str(fd), "--log", form]
+    fds = [] if worker.sock is None else [worker.sock.fileno()]
+    command = [sys.executable, "-P", "-m", "minipacs.edge", worker.edge, "--log", form]
+    command += [part for fd in fds for part in ("--fd", str(fd))]
     command += ["--parent", str(os.getpid()), *_config_option(config)]
     if worker.sweeps:
         command.append("--sweep")
-    worker.process = subprocess.Popen(command, pass_fds=[fd], stdin=subprocess.DEVNULL)  # noqa: S603
+    worker.process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL)  # noqa: S603
     worker.started = monotonic()
     log.info("edge started", edge=worker.edge, pid=worker.process.pid)
 
@@ -180,7 +186,7 @@ def _stop(workers: list[Worker]) -> bool:
 
 def _warn(settings: Settings) -> None:
     """What has to be said at each start (REQ-FACE-04)."""
-    for name, section in (("dicom", settings.dicom), ("api", settings.api)):
+    for name, section in ports(settings).items():
         if section.insecure:
             log.warning(
                 "insecure: clear text beyond this machine is allowed", key=f"{name}.insecure", host=section.host
@@ -197,13 +203,15 @@ def welcome(settings: Settings, sockets: dict[str, socket.socket], *, password: 
         lines += [f"  Bureau et API (desk and API)   {base}/", f"  DICOMweb                       {base}/dicom-web"]
     if "dicom" in sockets:
         lines.append(f"  DICOM                          {settings.dicom.ae_title} @ {address_of(sockets['dicom'])}")
+    if "hl7" in sockets:
+        lines.append(f"  HL7 (MLLP)                     {address_of(sockets['hl7'])}")
     if password is not None:
         lines += [
             "",
             "Premier compte, affiché cette seule fois (first account, shown only this once) :",
             f"  nom (name)           admin\n  mot de passe         {password}",
         ]
-    if settings.dicom.insecure or settings.api.insecure:
+    if any(section.insecure for section in ports(settings).values()):
         lines += ["", "ATTENTION : insecure = true, les échanges ne sont pas chiffrés (not encrypted)."]
     if settings.test_mode:
         lines += ["", "MODE TEST (test_mode) : ne pas utiliser pour des patients."]

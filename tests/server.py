@@ -30,6 +30,7 @@ class Server:
     environment: dict[str, str] = field(default_factory=dict)
     dicom_port: int = field(default_factory=free_port)
     api_port: int = field(default_factory=free_port)
+    hl7_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -51,6 +52,7 @@ class Server:
             "MINIPACS_DATABASE__URL": self.database_url,
             "MINIPACS_DICOM__PORT": str(self.dicom_port),
             "MINIPACS_API__PORT": str(self.api_port),
+            "MINIPACS_HL7__PORT": str(self.hl7_port),
             "MINIPACS_STORAGE__RESERVE_BYTES": "0",
             "PYTHONUNBUFFERED": "1",
             **self.environment,
@@ -104,6 +106,20 @@ class Server:
             timeout=timeout,
             check=False,
         )
+
+    def send_hl7(self, message: bytes | Path, *, timeout: float = 60) -> bytes:
+        """Send one message, or the file that holds it, over MLLP on a connection of its own; the ACK, unframed."""
+        raw = message.read_bytes() if isinstance(message, Path) else message
+        with socket.create_connection(("127.0.0.1", self.hl7_port), timeout) as sock:
+            sock.sendall(b"\x0b" + raw + b"\x1c\r")
+            answer = b""
+            while not answer.endswith(b"\x1c\r"):
+                piece = sock.recv(65536)
+                if not piece:
+                    raise ConnectionError(f"the connection ended after {answer!r}")
+                answer += piece
+        assert answer.startswith(b"\x0b")
+        return answer[1:-2]
 
     def token(self, *roles: str, name: str = "tests") -> str:
         """A new API token with these roles."""

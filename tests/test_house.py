@@ -18,6 +18,7 @@ from api.problems import STATUS
 from archive.config import Settings, load
 from archive.errors import ArchiveError
 from dicom_scp.status import OF_ERROR
+from hl7_listener.ack import OF_ERROR as OF_ERROR_HL7
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -74,6 +75,7 @@ def test_every_edge_has_an_answer_to_every_error(error: type[ArchiveError]) -> N
         pytest.fail(f"{error} is an ArchiveError outside the archive")
     assert error in STATUS, "api/problems.py"
     assert error in OF_ERROR, "dicom_scp/status.py"
+    assert error in OF_ERROR_HL7, "hl7_listener/ack.py"
 
 
 def keys(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ app = typer.Typer()
 
 @app.command()
 def serve(
-    only: Annotated[str, typer.Option(help="Edges to run, separated by commas: dicom, api. Default: all.")] = "",
+    only: Annotated[str, typer.Option(help="Edges to run, separated by commas: dicom, hl7, api, retention. Default: all.")] = "",
     config: Config = None,
     log: Annotated[logs.Form, typer.Option(help="How log lines are written, on stderr.")] = logs.Form.TEXT,
 ) -> None:
@@ -83,8 +84,11 @@ def _stops(settings: Settings) -> list[str]:
                 f"{key}: less than storage.reserve_bytes ({settings.storage.reserve_bytes}) is free on {there}: "
                 "nothing can be stored"
             )
-    if settings.dicom.port and settings.dicom.port == settings.api.port:
-        problems.append("dicom.port and api.port are the same")
+    problems += [
+        f"{one}.port and {other}.port are the same"
+        for (one, first), (other, second) in combinations(supervise.ports(settings).items(), 2)
+        if first.port and first.port == second.port
+    ]
     return problems
 
 
@@ -93,7 +97,7 @@ def _advice(settings: Settings) -> list[str]:
     found = []
     if settings.test_mode:
         found.append("test_mode: the clock can be moved; not for patients")
-    for name, section in (("dicom", settings.dicom), ("api", settings.api)):
+    for name, section in supervise.ports(settings).items():
         if section.insecure:
             found.append(f"{name}.insecure: clear text beyond this machine is allowed")
         if section.insecure and is_loopback(section.host):
@@ -105,6 +109,10 @@ def _advice(settings: Settings) -> list[str]:
         for title, peer in settings.dicom.callers().items()
         if (peer.host is None) != (peer.port is None)
     ]
+    if not settings.hl7.authorities:
+        found.append(
+            "hl7.authorities is empty: identifiers count as they are written, and those without CX-4 are refused"
+        )
     if not settings.site.name:
         found.append("site.name is empty: pages and reports cannot name the practice")
     if settings.database_url.startswith("sqlite") and settings.dicom.workers + settings.api.workers > 4:

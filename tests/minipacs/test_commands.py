@@ -49,7 +49,7 @@ def test_the_supervisor_stays_small() -> None:
     "arguments",
     [
         ["no-such-command"],
-        ["serve", "--only", "hl7"],
+        ["serve", "--only", "fhir"],
         ["verify", "--all", "--study", "1.2"],
         ["import"],
         ["import", "x"],

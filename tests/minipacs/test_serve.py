@@ -19,6 +19,7 @@ from pynetdicom.sop_class import Verification
 from sqlalchemy import text
 
 import migrations
+from archive.config import EDGES
 from archive.core import make_engine
 from tests.server import Server
 
@@ -88,8 +89,14 @@ def test_from_nothing_to_every_edge_and_back_to_nothing(either: Server) -> None:
     assert httpx.get(f"{either.web}/readyz", timeout=5).json()["reasons"] == []
     assert echoes(either)
     said = either.log.read_text()
-    for address in (f"{either.web}/", f"{either.web}/dicom-web", f"MINIPACS @ 127.0.0.1:{either.dicom_port}"):
+    for address in (
+        f"{either.web}/",
+        f"{either.web}/dicom-web",
+        f"MINIPACS @ 127.0.0.1:{either.dicom_port}",
+        f"HL7 (MLLP)                     127.0.0.1:{either.hl7_port}",
+    ):
         assert address in said
+    assert b"\rMSA|AR|" in either.send_hl7(b"MSH|^~\\&|A|B|C|D|20260105||SIU^S12|1|P|2.5\r")
     assert either.stop() == 0
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", either.dicom_port), 1)
@@ -111,16 +118,16 @@ def test_the_first_account_is_told_once_and_opens_the_desk(sqlite: Server) -> No
 
 
 @pytest.mark.req("REQ-FACE-03")
-@pytest.mark.parametrize("edge", ["dicom", "api"])
+@pytest.mark.parametrize("edge", EDGES)
 def test_a_killed_edge_is_started_again(sqlite: Server, edge: str) -> None:
     sqlite.start()
     before = workers(sqlite)
     victim = next(pid for pid, name in before.items() if name == edge)
     os.kill(victim, signal.SIGKILL)
     eventually(lambda: victim not in workers(sqlite))
-    eventually(lambda: sorted(workers(sqlite).values()) == ["api", "dicom"])
+    eventually(lambda: sorted(workers(sqlite).values()) == sorted(EDGES))
     eventually(lambda: is_ready(sqlite) and echoes(sqlite))
-    assert len(set(before) & set(workers(sqlite))) == 1
+    assert len(set(before) & set(workers(sqlite))) == len(EDGES) - 1
     assert "edge died" in sqlite.log.read_text()
     assert sqlite.stop() == 0
 
@@ -129,7 +136,7 @@ def test_a_killed_edge_is_started_again(sqlite: Server, edge: str) -> None:
 def test_several_workers_share_each_port(either: Server) -> None:
     either.environment |= {"MINIPACS_DICOM__WORKERS": "2", "MINIPACS_API__WORKERS": "2"}
     either.start()
-    eventually(lambda: sorted(workers(either).values()) == ["api", "api", "dicom", "dicom"])
+    eventually(lambda: sorted(workers(either).values()) == sorted([*EDGES, "api", "dicom"]))
     assert all(echoes(either) for _ in range(4))
     assert either.stop() == 0
 
@@ -141,7 +148,7 @@ def test_one_edge_alone_says_what_is_missing(sqlite: Server) -> None:
     assert list(workers(sqlite).values()) == ["api"]
     answer = httpx.get(f"{sqlite.web}/readyz", timeout=5)
     assert answer.status_code == 503
-    assert answer.json()["reasons"] == ["dicom: no process is alive"]
+    assert answer.json()["reasons"] == [f"{edge}: no process is alive" for edge in EDGES if edge != "api"]
     assert sqlite.stop() == 0
 
 
@@ -149,10 +156,16 @@ def test_one_edge_alone_says_what_is_missing(sqlite: Server) -> None:
 def test_two_supervisors_make_one_archive(tmp_path: Path, database_url: str) -> None:
     """`--only` on several hosts: here two supervisors on one database and folder."""
     dicom = Server(tmp_path / "server", database_url)
-    api = Server(tmp_path / "server", database_url, dicom_port=dicom.dicom_port, api_port=dicom.api_port)
+    api = Server(
+        tmp_path / "server",
+        database_url,
+        dicom_port=dicom.dicom_port,
+        api_port=dicom.api_port,
+        hl7_port=dicom.hl7_port,
+    )
     try:
         with pytest.raises(RuntimeError):
-            dicom.start("--only", "dicom", timeout=2)
+            dicom.start("--only", "dicom,hl7,retention", timeout=4)
         api.start("--only", "api")
         assert echoes(dicom)
         assert (api.stop(), dicom.stop()) == (0, 0)
@@ -184,7 +197,7 @@ def test_logs_are_one_json_object_a_line_on_stderr(sqlite: Server) -> None:
     sqlite.start("--log", "json")
     assert sqlite.stop() == 0
     events = [json.loads(line) for line in sqlite.log.read_text().splitlines() if line.startswith("{")]
-    assert {"serve", "dicom", "api"} <= {event["process"] for event in events}
+    assert {"serve", *EDGES} <= {event["process"] for event in events}
     assert all({"event", "level", "timestamp"} <= event.keys() for event in events)
     others = [line for line in sqlite.log.read_text().splitlines() if line and not line.startswith("{")]
     assert len(others) < 12, others  # the welcome, on stdout
@@ -264,7 +277,7 @@ def test_the_default_listens_on_this_machine_only(sqlite: Server) -> None:
                 words = line.split()
                 if words[3] == "0A" and words[9] in inodes:
                     opened.add(words[1])
-    ports = (sqlite.dicom_port, sqlite.api_port)
+    ports = (sqlite.dicom_port, sqlite.hl7_port, sqlite.api_port)
     assert opened == {f"0100007F:{port:04X}" for port in ports}  # 127.0.0.1, as the kernel writes it
 
 
@@ -294,7 +307,7 @@ def test_the_clock_of_the_test_bed_moves_every_process(either: Server) -> None:
     with engine.connect() as conn:
         rows = conn.execute(text("SELECT edge, clock_generation FROM process ORDER BY edge")).all()
     engine.dispose()
-    assert [tuple(row) for row in rows] == [("api", 2), ("dicom", 2)]
+    assert [tuple(row) for row in rows] == [(edge, 2) for edge in sorted(EDGES)]
 
     done = either.command("testbed", "clock", "release", "--json")
     now = datetime.fromisoformat(json.loads(done.stdout)["now"])
