@@ -7,7 +7,7 @@ are real ones (law 6).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -138,13 +138,26 @@ def wait(archive: Archive, id: int, *, seconds: float) -> Job:
         sleep(_POLL_SECONDS)
 
 
-def ask(archive: Archive, kind: str, payload: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
-    """Have another process do a job, and wait for its result.
+def ask(
+    archive: Archive,
+    kind: str,
+    payload: Mapping[str, Any],
+    *,
+    seconds: float,
+    also: Callable[[Connection], object] | None = None,
+) -> dict[str, Any]:
+    """Have another process do a job, and wait for its result. `also` is written in the transaction that puts it.
 
     Raises:
         Busy: nobody took it in time (it is then withdrawn), it is still at it, or it failed.
     """
-    id = archive.commit.run(lambda conn: put(conn, kind, payload, at=archive.real_clock()))
+
+    def write(conn: Connection) -> int:
+        if also is not None:
+            also(conn)
+        return put(conn, kind, payload, at=archive.real_clock())
+
+    id = archive.commit.run(write)
     found = wait(archive, id, seconds=seconds)
     if found.state == "done":
         return found.result or {}

@@ -22,7 +22,8 @@ _ERROR_CHARACTERS = 300
 
 
 def failed(archive: Archive, study_pk: int, step: str, error: Exception) -> None:
-    """Remember that `step` (12 characters at most) failed for a study; it rests until `resting` lets go of it.
+    """Remember that `step` (12 characters at most) failed for a study; it rests for a while, longer each
+    time (`archive.lifecycle.compute` leaves it out).
 
     Raises Unavailable when that cannot be written.
     """
@@ -47,14 +48,12 @@ def _failed(conn: Connection, *, pk: int, step: str, error: str, now: datetime) 
     return str(uid)
 
 
-def worked(conn: Connection, study_pk: int, step: str) -> None:
-    """Forget what failed before, inside a write of `archive.commit`."""
-    conn.execute(delete(life_failure).where(life_failure.c.study_pk == study_pk, life_failure.c.step == step))
+def worked(archive: Archive, study_pk: int, step: str) -> None:
+    """Forget what failed before."""
+    mine = (life_failure.c.study_pk == study_pk, life_failure.c.step == step)
+    archive.commit.run(lambda conn: conn.execute(delete(life_failure).where(*mine)))
 
 
-def resting(conn: Connection, step: str, *, now: datetime) -> frozenset[int]:
-    """The keys of studies that are not tried at `now` (real time)."""
-    rows = conn.execute(
-        select(life_failure.c.study_pk).where(life_failure.c.step == step, life_failure.c.retry_at > now)
-    )
-    return frozenset(rows.scalars())
+def limping(conn: Connection, step: str) -> frozenset[int]:
+    """The keys of studies that `step` failed for the last time."""
+    return frozenset(conn.execute(select(life_failure.c.study_pk).where(life_failure.c.step == step)).scalars())

@@ -29,6 +29,7 @@ class Blocker(StrEnum):
     APPROVALS = "approvals are missing"
     CHANGED = "a fact changed"  # its date is computed anew first
     FAILED = "a step failed"  # tried again later
+    CAP = "the cap of this tick"  # the next one goes on
 
 
 @dataclass(frozen=True, slots=True)

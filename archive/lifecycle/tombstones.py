@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, bindparam, delete, select
 
 from archive.access import Action, Actor, demand
 from archive.audit.record import Event, record
@@ -24,8 +24,9 @@ from archive.schema import purge, tombstone
 from archive.schema.upsert import insert
 
 _OF_INSTANCE = (
-    select(tombstone.c.study_instance_uid, tombstone.c.purge_id, purge.c.state, purge.c.patient)
+    select(tombstone, purge.c.state, purge.c.patient)
     .select_from(tombstone.outerjoin(purge, purge.c.id == tombstone.c.purge_id))
+    .where(tombstone.c.sop_instance_uid == bindparam("uid"))
     .with_for_update(of=tombstone)
 )
 
@@ -44,6 +45,16 @@ class Remains:
     series_instance_uid: str
     sop_class_uid: str
     digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lifted:
+    """A tombstone that was lifted, and of which purge it was."""
+
+    remains: Remains
+    study_instance_uid: str
+    purge_id: str
+    at: datetime  # of the purge
 
 
 def add_tombstones(
@@ -85,41 +96,68 @@ class Lifting:
         self._told: set[str] = set()
         self._lock = threading.Lock()
 
-    def lift(self, sop_instance_uid: str) -> bool:
-        """Lift the tombstone of an instance that is being brought back; False: there is none.
+    def lift(self, sop_instance_uid: str) -> Lifted | None:
+        """Lift the tombstone of an instance that is about to be brought back; None: there is none.
 
         Raises:
             Conflict: its purge is not finished yet.
         """
         with self._lock:
-            study = self._archive.commit.run(partial(self._lift, uid=sop_instance_uid, at=self._archive.clock()))
-            if study is None:
-                return False
-            self._told.add(study)
-            return True
+            at = self._archive.clock()
+            lifted = self._archive.commit.run(partial(self._lift, uid=sop_instance_uid, at=at))
+            if lifted is not None:
+                self._told.add(lifted.study_instance_uid)
+            return lifted
 
-    def _lift(self, conn: Connection, *, uid: str, at: datetime) -> str | None:
-        row = conn.execute(_OF_INSTANCE.where(tombstone.c.sop_instance_uid == uid)).one_or_none()
+    def put_back(self, lifted: Lifted) -> None:
+        """It could not be brought back: late copies are refused as before."""
+        self._archive.commit.run(partial(_put_back, lifted=lifted, now=self._archive.clock()))
+
+    def _lift(self, conn: Connection, *, uid: str, at: datetime) -> Lifted | None:
+        row = conn.execute(_OF_INSTANCE, {"uid": uid}).one_or_none()
         if row is None:
             return None
         if row.state == "purging":
             raise Conflict("its purge is not finished: try again after the next tick")
+        remains = Remains(uid, row.series_instance_uid, row.sop_class_uid, row.digest)
+        lifted = Lifted(remains, row.study_instance_uid, row.purge_id, row.at)
         conn.execute(delete(tombstone).where(tombstone.c.sop_instance_uid == uid))
-        note(conn, Kind.RESTORED, uid, {"purge": row.purge_id, "study": row.study_instance_uid}, at=at)
-        study = str(row.study_instance_uid)
+        _note(conn, lifted, lifted_now=True, at=at)
+        study = lifted.study_instance_uid
         if study not in self._told:
-            said = {"retention": "restore purged", "purge": row.purge_id, "reason": self._reason}
+            said = {"retention": "restore purged", "purge": lifted.purge_id, "reason": self._reason}
             record(
                 conn, self._actor, Event.INSTANCES_ACCESSED, "C", patient=row.patient or None, study=study, detail=said
             )
-        return study
+        return lifted
+
+
+def _put_back(conn: Connection, *, lifted: Lifted, now: datetime) -> None:
+    add_tombstones(conn, lifted.purge_id, lifted.study_instance_uid, [lifted.remains], at=lifted.at)
+    _note(conn, lifted, lifted_now=False, at=now)
+
+
+def _note(conn: Connection, lifted: Lifted, *, lifted_now: bool, at: datetime) -> None:
+    remains = lifted.remains
+    body = {
+        "purge": lifted.purge_id,
+        "study": lifted.study_instance_uid,
+        "series": remains.series_instance_uid,
+        "sop_class": remains.sop_class_uid,
+        "digest": remains.digest,
+        "purged_at": lifted.at.isoformat(),
+        "lifted": lifted_now,
+    }
+    note(conn, Kind.RESTORED, remains.sop_instance_uid, body, at=at)
 
 
 def restore_restored(conn: Connection, subject: str, body: Mapping[str, Any], at: datetime) -> None:
-    """Make true again that a tombstone was lifted (`minipacs rebuild-index`). `subject` is its SOP Instance UID."""
-    conn.execute(
-        delete(tombstone).where(
-            tombstone.c.sop_instance_uid == subject,
-            tombstone.c.purge_id == str(body["purge"]),
-        )
-    )
+    """Make true again that a tombstone was lifted, or put back (`minipacs rebuild-index`), after its purge was made
+    true again. `subject` is its SOP Instance UID. Safe to repeat."""
+    if body["lifted"]:
+        of_purge = tombstone.c.purge_id == body["purge"]  # a later purge's stands
+        conn.execute(delete(tombstone).where(tombstone.c.sop_instance_uid == subject, of_purge))
+        return
+    remains = Remains(subject, body["series"], body["sop_class"], body["digest"])
+    purged_at = datetime.fromisoformat(body["purged_at"])
+    add_tombstones(conn, body["purge"], body["study"], [remains], at=purged_at)
