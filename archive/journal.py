@@ -38,6 +38,7 @@ log = structlog.get_logger(__name__)
 _ADD = insert(fact).returning(fact.c.pk)
 _MARK = update(fact).where(fact.c.pk.in_(bindparam("pks", expanding=True))).values(journaled=1)
 _UNMARKED = select(fact).where(fact.c.journaled == 0).order_by(fact.c.pk)
+_WAITING = select(fact.c.pk).where(fact.c.journaled == 2).limit(1)
 _KNOWN = select(fact.c.pk).where(fact.c.pk.in_(bindparam("numbers", expanding=True)))
 _BATCH = 500
 _TAIL_BYTES = 1 << 16
@@ -55,7 +56,7 @@ class Kind(StrEnum):
     DERIVED = "derived"  # SOP Instance UID of a lossy copy: its original, its figures
     REPLACED = "replaced"  # Study Instance UID: originals that only their derived copies are left of
     PURGE = "purge"  # id of the purge: certificate, tombstones
-    RESTORED = "restored"  # id of a purge: tombstones that were lifted
+    RESTORED = "restored"  # SOP Instance UID: its tombstone was lifted, or put back
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +223,11 @@ def unknown(conn: Connection, numbers: list[int]) -> set[int]:
     return missing
 
 
+def is_waiting(conn: Connection) -> bool:
+    """Facts were read from the journal, and are not applied yet."""
+    return conn.execute(_WAITING).first() is not None
+
+
 def complete(journal: FactJournal, facts: list[Fact]) -> Callable[[Connection], object]:
     """Append what `unwritten` found; returns the write that says so. A fact that is there already comes twice, which
     changes nothing. Raises OSError."""
@@ -232,6 +238,12 @@ def complete(journal: FactJournal, facts: list[Fact]) -> Callable[[Connection], 
 def _mark(conn: Connection, *, pks: list[int]) -> None:
     for start in range(0, len(pks), _BATCH):
         conn.execute(_MARK, {"pks": pks[start : start + _BATCH]})
+
+
+def forget_lines(conn: Connection, *, pks: list[int]) -> None:
+    """These facts have no line any more: they are to be appended again."""
+    for start in range(0, len(pks), _BATCH):
+        conn.execute(_MARK.values(journaled=0), {"pks": pks[start : start + _BATCH]})
 
 
 def line_of(one: Fact) -> bytes:

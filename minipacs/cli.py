@@ -10,7 +10,7 @@ import typer
 
 from archive.config import ConfigError
 from archive.errors import ArchiveError
-from minipacs.commands import audit, check, serve, testbed, token, user
+from minipacs.commands import audit, check, retention, serve, testbed, token, user
 from minipacs.terminal import complain
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ app.add_typer(audit.app, name="audit")
 _alone = typer.Typer()
 _alone.command("verify-audit")(audit.verify_audit)
 app.add_typer(_alone)
+app.add_typer(retention.app, name="retention")
 app.add_typer(testbed.app, name="testbed")
 
 

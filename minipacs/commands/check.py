@@ -21,17 +21,25 @@ work_items = typer.Typer(help="What waits for a person.", no_args_is_help=True)
 @app.command("import")
 def import_(
     paths: Annotated[list[Path], typer.Argument(help="Files, folders, media with a DICOMDIR, ZIPs.", exists=True)],
+    restore_purged: Annotated[
+        bool, typer.Option("--restore-purged", help="Bring back what retention had removed; needs --reason.")
+    ] = False,
+    reason: Annotated[str, typer.Option(help="Why it is brought back; kept in the audit.")] = "",
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Take in files as if the network had sent them. Safe to repeat: what is stored is left alone.
 
-    Exit 1 when a file was refused or quarantined; the summary says why.
+    What was purged is refused, unless --restore-purged brings it back. Exit 1 when a file was refused or quarantined;
+    the summary says why.
     """
     from archive.media import import_paths
 
+    if restore_purged != bool(reason.strip()):
+        raise typer.BadParameter("--restore-purged needs --reason, and --reason is for --restore-purged alone")
+    why = reason if restore_purged else None
     with opened(config, process="import") as (archive, actor), progress("import") as bar:
-        summary = import_paths(archive, paths, actor=actor, progress=bar)
+        summary = import_paths(archive, paths, actor=actor, restore_purged=why, progress=bar)
     if as_json:
         say_json(asdict(summary))
     else:

@@ -1,0 +1,75 @@
+"""`minipacs retention`: what age does to studies, one tick now, approvals, the end of a suspension."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from minipacs.terminal import Config, Json, opened, progress, say, say_json
+
+app = typer.Typer(help="Age: cold storage, purge, what keeps a study.", no_args_is_help=True)
+
+PATIENCE_SECONDS = 60.0  # for the tick of another process
+
+Reason = Annotated[str, typer.Option(help="Why; kept in the audit.")]
+
+
+@app.command()
+def run(config: Config = None, as_json: Json = False) -> None:
+    """Run one tick now, in this process. Exit 3 when another process is at one for more than a minute."""
+    from archive.lifecycle.runs import order_run
+    from retention.tick import tick
+
+    with opened(config, process="retention") as (archive, actor), progress("retention") as bar:
+        order_run(archive, actor=actor)
+        ticked = tick(archive, patience_seconds=PATIENCE_SECONDS, progress=bar)
+    if as_json:
+        say_json(ticked.counts())
+        return
+    say(
+        f"migrated {ticked.migrated} (lossy copies {ticked.derived}, kept lossless {ticked.kept_lossless}), "
+        f"announced {ticked.announced}, purged {ticked.purged}, blocked {ticked.blocked}"
+    )
+    for reason, studies in sorted(ticked.reasons.items()):
+        say(f"  blocked {studies}: {reason}")
+
+
+@app.command()
+def approve(
+    reason: Reason,
+    study: Annotated[str, typer.Argument(help="Study Instance UID of an announced purge.")] = "",
+    named: Annotated[str, typer.Option("--study", help="The same, as an option.")] = "",
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Approve an announced purge (`retention.purge_approval = "two-person"`): two distinct persons have to."""
+    from archive.lifecycle.approvals import NEEDED
+    from archive.lifecycle.approvals import approve as approve_purge
+
+    if bool(study) == bool(named):
+        raise typer.BadParameter("give one Study Instance UID")
+    uid = study or named
+    with opened(config, process="retention") as (archive, actor):
+        count = approve_purge(archive, uid, reason=reason, actor=actor)
+    if as_json:
+        say_json({"study": uid, "approvals": count, "needed": NEEDED})
+    else:
+        say(f"{uid}: {count} of {NEEDED} approvals")
+
+
+@app.command()
+def resume(reason: Reason, config: Config = None, as_json: Json = False) -> None:
+    """Confirm that clock and index are right: what is due may be removed again."""
+    from archive.lifecycle.suspension import resume as resume_removal
+
+    with opened(config, process="retention") as (archive, actor):
+        lifted = resume_removal(archive, reason=reason, actor=actor)
+    if as_json:
+        said = [{"kind": one.kind, "detail": one.detail, "since": one.since.isoformat()} for one in lifted]
+        say_json({"lifted": said})
+        return
+    for one in lifted:
+        say(f"lifted: {one.kind}, since {one.since:%Y-%m-%d %H:%M} UTC: {one.detail}")
+    if not lifted:
+        say("removal was not suspended")
