@@ -318,6 +318,11 @@ def local_day(instant: datetime) -> date:
     return instant.astimezone(PARIS).date()
 
 
+def local_time(instant: datetime) -> datetime:
+    """An aware instant by the clock of the practice: for dates and times that objects, pages and papers carry."""
+    return instant.astimezone(PARIS)
+
+
 def add_years(day: date, years: int) -> date:
     """The same day, years later; 29 February counts to 1 March where there is none, never earlier."""
     if day.year + years > date.max.year:

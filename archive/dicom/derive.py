@@ -26,7 +26,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
-from uuid import uuid4
 
 from archive.dicom import elements, pixels
 from archive.dicom.codecs import jpeg2000
@@ -38,6 +37,7 @@ from archive.dicom.frames import Frames, Image
 from archive.dicom.quality import Figures, Summary, measure, summary
 from archive.dicom.source import Source
 from archive.dicom.tree import Element, parse
+from archive.dicom.uids import new_uid
 from archive.errors import NotAcceptable, NotFound, UnreadableInstance, Unsupported
 from archive.sections import Quality
 
@@ -130,11 +130,6 @@ class Derived(Generic[S]):
         }
 
 
-def new_uid() -> str:
-    """A UID of no registered root (PS3.5 B.2)."""
-    return f"2.25.{uuid4().int}"
-
-
 def derive(
     path: str,
     *,
@@ -148,7 +143,7 @@ def derive(
 ) -> Derived[S] | Kept:
     """Make the lossy copy of a stored instance, or say why it stays as it is.
 
-    `at` is aware; its own zone is written where the data set has no Timezone Offset From UTC (0008,0201).
+    `at` is aware; it is written by the clock of the data set, Timezone Offset From UTC (0008,0201), else of Paris.
 
     Raises:
         OSError: the file cannot be read.

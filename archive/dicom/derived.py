@@ -18,6 +18,7 @@ from archive.dicom.json import pixel_representation
 from archive.dicom.source import Source
 from archive.dicom.transcode import Writer, charsets_of
 from archive.dicom.tree import Element
+from archive.policy import local_time
 
 SUFFIX = " [lossy]"
 _PIXEL_DATA = 0x7FE00010
@@ -271,7 +272,7 @@ class DerivedWriter(Writer):
                 return self._facets.at.astimezone(
                     timezone((1 if written[:1] == b"+" else -1) * timedelta(minutes=minutes))
                 )
-        return self._facets.at
+        return local_time(self._facets.at)
 
 
 def code(value: str, meaning: str) -> Json:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import subprocess
 from collections import Counter
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +78,14 @@ def test_a_copy_says_that_it_is_one_and_of_what(tmp_path: Path) -> None:
     assert reference.ReferencedSOPClassUID == source.SOPClassUID
     (purpose,) = reference.PurposeOfReferenceCodeSequence
     assert (purpose.CodeValue, purpose.CodeMeaning) == ("121320", "Uncompressed predecessor")
-    assert (copy.InstanceCreationDate, copy.InstanceCreationTime) == ("20290106", "031500.250000")
+    assert (copy.InstanceCreationDate, copy.InstanceCreationTime) == ("20290106", "041500.250000")
     (equipment,) = copy.ContributingEquipmentSequence
     assert equipment.PurposeOfReferenceCodeSequence[0].CodeValue == "109102"
     assert equipment.Manufacturer == "minipacs"
     assert equipment.SoftwareVersions == "1.2"
     assert equipment.StationName == "MINIPACS"
     assert equipment.InstitutionName == "Cabinet Lefèvre"
-    assert equipment.ContributionDateTime == "20290106031500.250000+0000"
+    assert equipment.ContributionDateTime == "20290106041500.250000+0100"
 
 
 def test_nothing_else_of_the_data_set_changes(tmp_path: Path) -> None:
@@ -356,19 +355,14 @@ def test_signatures_of_the_original_are_not_carried_over(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("written", "expected"), [(None, "031500.250000"), ("+0200", "051500.250000"), ("junk", "031500.250000")]
+    ("written", "expected"),
+    [(None, "041500.250000"), ("+0200", "051500.250000"), ("-0330", "234500.250000"), ("junk", "041500.250000")],
 )
 def test_creation_time_is_by_the_clock_of_the_data_set(tmp_path: Path, written: str | None, expected: str) -> None:
     ds = original()
     if written:
         ds.add_new(0x00080201, "SH", written)
     assert copy_of(derived_from(stored(tmp_path, ds))).InstanceCreationTime == expected
-
-
-def test_else_by_the_zone_of_the_moment_that_is_given(tmp_path: Path) -> None:
-    at = datetime(2029, 1, 6, 0, 30, tzinfo=timezone(timedelta(hours=1)))
-    copy = copy_of(derived_from(stored(tmp_path, original()), at=at))
-    assert (copy.InstanceCreationDate, copy.InstanceCreationTime) == ("20290106", "003000.000000")
 
 
 def test_what_cannot_be_followed_stays(tmp_path: Path) -> None:
