@@ -22,7 +22,8 @@ class Action(StrEnum):
     EXPORT = "export media"
     SETTLE = "correct, merge, settle work items"
     REJECT = "reject"
-    HOLD = "holds and retention preview"
+    HOLD = "holds"
+    FORESEE = "read holds and retention preview"
     RETENTION = "retention policy, approvals, resume"
     PURGES = "purges and certificates"
     AUDIT = "audit, who saw what"
@@ -51,7 +52,7 @@ class Role(StrEnum):
 A, R = Action, Role
 _MAY: dict[Role, frozenset[Action]] = {
     R.RADIOLOGIST: frozenset(
-        {A.FIND, A.SEE, A.STORE, A.EXPORT, A.SETTLE, A.REJECT, A.HOLD, A.RETENTION, A.PURGES, A.SYSTEM}
+        {A.FIND, A.SEE, A.STORE, A.EXPORT, A.SETTLE, A.REJECT, A.HOLD, A.FORESEE, A.RETENTION, A.PURGES, A.SYSTEM}
     ),
     R.TECHNOLOGIST: frozenset({A.FIND, A.SEE, A.STORE, A.EXPORT}),
     R.SECRETARY: frozenset({A.FIND, A.STORE, A.EXPORT, A.SYSTEM}),
@@ -59,10 +60,10 @@ _MAY: dict[Role, frozenset[Action]] = {
     R.IT_ADMIN: frozenset({A.PURGES, A.ADMINISTER, A.SYSTEM, A.TESTBED}),
     R.IDENTITY_OFFICER: frozenset({A.FIND, A.SETTLE}),
     R.AUDITOR: frozenset({A.PURGES, A.AUDIT, A.SYSTEM}),
-    R.QUALITY: frozenset({A.FIND, A.REJECT, A.HOLD, A.RETENTION, A.PURGES, A.SYSTEM}),
+    R.QUALITY: frozenset({A.FIND, A.REJECT, A.HOLD, A.FORESEE, A.RETENTION, A.PURGES, A.SYSTEM}),
     R.AM_DELEGUE: frozenset(),
     R.AM_PRATICIEN_CONSEIL: frozenset(),
-    R.SERVICE: frozenset({A.FIND, A.SEE, A.STORE, A.PURGES, A.AUDIT, A.SYSTEM, A.TESTBED}),
+    R.SERVICE: frozenset({A.FIND, A.SEE, A.STORE, A.FORESEE, A.PURGES, A.AUDIT, A.SYSTEM, A.TESTBED}),
 }
 EVERYTHING = frozenset(Action)
 

@@ -37,6 +37,9 @@ HOT = exists().where(  # of a study: it has images that may leave the hot tier o
     location.c.tier == "hot",
     location.c.state != CopyState.PURGING,
 )
+_HELD_BACK = exists().where(
+    series.c.study_pk == study.c.pk, instance.c.series_pk == series.c.pk, instance.c.state == State.HELD
+)
 _STUDIES: Select[Any] = (
     select(
         study.c.pk,
@@ -54,6 +57,7 @@ _STUDIES: Select[Any] = (
         patient.c.attributes,
         patient.c.record,
         HOT.label("hot"),
+        _HELD_BACK.label("held_back"),
     )
     .join_from(study, patient)
     .where(study.c.pk.in_(_PKS))
@@ -117,6 +121,7 @@ class Known:
     patient: str  # as the audit names it
     facts: Facts
     hot: bool  # it has images on the hot tier that others see
+    held_back: bool  # it has images that contradict the record: perhaps another patient's
     policy_version: str | None
     keep_until: str | None
     grace_until: datetime | None
@@ -188,6 +193,7 @@ def _known(
         patient=cx(row.patient_id, row.issuer),
         facts=facts,
         hot=bool(row.hot),
+        held_back=bool(row.held_back),
         policy_version=row.policy_version,
         keep_until=row.keep_until,
         grace_until=row.grace_until,

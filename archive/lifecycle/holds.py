@@ -20,6 +20,7 @@ from archive.access import Action, Actor, demand
 from archive.audit.record import Event, record, refused
 from archive.core import Archive
 from archive.errors import Gone, InvalidRequest, NotAllowed, NotFound
+from archive.index.asked import audit_query
 from archive.instance import State
 from archive.journal import Kind, note
 from archive.lifecycle.announce import withdraw
@@ -135,12 +136,46 @@ def _remove(conn: Connection, *, hold_id: str, actor: Actor, at: datetime) -> Ho
     return ended
 
 
+def holds(
+    archive: Archive,
+    *,
+    study_instance_uid: str | None = None,
+    everything: bool = False,
+    after: str = "",
+    limit: int | None = None,
+    actor: Actor,
+) -> list[Hold]:
+    """Holds that stand today, or with `everything` also those that ended; the oldest first, after the id `after`. The
+    look is in the audit within a second.
+
+    Raises:
+        NotAllowed: not with this role.
+    """
+    demand(actor, Action.FORESEE)
+    with archive.reading() as conn:
+        found = list_holds(
+            conn,
+            study_instance_uid=study_instance_uid,
+            everything=everything,
+            after=after,
+            limit=limit,
+            today=local_day(archive.clock()),
+        )
+    asked = {"query": {"holds": study_instance_uid or "all"}}
+    audit_query(archive.commit, actor, parameters=asked, study=study_instance_uid)
+    return found
+
+
 def list_holds(
-    conn: Connection, *, study_instance_uid: str | None = None, everything: bool = False, after: str = "",
-    limit: int = 1000, today: date,
-) -> list[Hold]:  # fmt: skip
-    """Holds that stand on `today`, or with `everything` also those that ended; the oldest first, after
-    the id `after`."""
+    conn: Connection,
+    *,
+    study_instance_uid: str | None = None,
+    everything: bool = False,
+    after: str = "",
+    limit: int | None = None,
+    today: date,
+) -> list[Hold]:
+    """The same, for whoever has looked at the study already."""
     found: Select[Any] = select(hold).order_by(hold.c.pk).limit(limit)
     if study_instance_uid is not None:
         found = found.where(hold.c.study_instance_uid == study_instance_uid)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from datetime import datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -73,3 +76,37 @@ def resume(reason: Reason, config: Config = None, as_json: Json = False) -> None
         say(f"lifted: {one.kind}, since {one.since:%Y-%m-%d %H:%M} UTC: {one.detail}")
     if not lifted:
         say("removal was not suspended")
+
+
+@app.command()
+def preview(
+    on: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], metavar="DATE", help="The day; else today.")
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="A draft to try: TOML with a table `retention`, put over ours."),
+    ] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Say what leaves the hot tier, is announced or purged up to a day, and what is kept from it. Changes nothing."""
+    from archive.lifecycle.preview import draft_of
+    from archive.lifecycle.preview import preview as foretell
+
+    with opened(config, process="retention") as (archive, _actor):
+        draft = None if policy is None else draft_of(archive.settings, policy.read_bytes())
+        items = (
+            item for _, some in foretell(archive, on=None if on is None else on.date(), draft=draft) for item in some
+        )
+        if not as_json:
+            for item in items:
+                why = "; ".join(str(reason["text"]) for reason in item.reasons)
+                say(f"{item.day.isoformat()}  {item.action:<8}  {item.study_instance_uid}  {why}")
+            return
+        say('{"items": [')  # one by one: there may be very many
+        comma = ""
+        for item in items:
+            say(comma + json.dumps(item.shape(), ensure_ascii=False))
+            comma = ","
+        say('], "next": null}')
