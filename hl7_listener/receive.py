@@ -19,6 +19,7 @@ from archive.audit.record import Event, EventType, Outcome, record
 from archive.core import Archive
 from archive.dicom.patient_id import cx
 from archive.errors import ArchiveError, CommitInDoubt, Conflict, StorageFull, Unavailable
+from archive.identity.acts import Write
 from archive.messages import MAX_NAME, Connection, Head, State
 from hl7_listener import ack, structure
 from hl7_listener.ack import Problem, Verdict
@@ -120,16 +121,16 @@ def _answer(archive: Archive, arrival: Arrival, pk: int) -> bytes:
             handler = handler_of(message)
             tolerated = structure.check(message)
             context = Context(archive.settings, archive.authorities, arrival.at, arrival.actor, pk)
-
             act = partial(_apply, handler=handler, message=message, context=context, tolerated=tolerated)
         return archive.commit.run(partial(_settle, arrival=arrival, pk=pk, act=act))
     except CommitInDoubt as error:  # perhaps it was applied: nothing is said of it but that
         return ack.build(arrival.msh, _verdict(error, arrival), at=arrival.at)
     except Exception as error:
         verdict = _verdict(error, arrival)
+        after = error.after if isinstance(error, HL7Error) else None
     patient = _patient_of(archive, message)
     try:
-        refuse = partial(_refuse, arrival=arrival, verdict=verdict, patient=patient)
+        refuse = partial(_refuse, arrival=arrival, verdict=verdict, patient=patient, after=after)
         return archive.commit.run(partial(_settle, arrival=arrival, pk=pk, act=refuse))
     except Exception as error:  # the refusal cannot be written down: that is the answer (law 4)
         return ack.build(arrival.msh, _verdict(error, arrival), at=arrival.at)
@@ -146,7 +147,7 @@ def _settle(conn: Connection, *, arrival: Arrival, pk: int, act: Act) -> bytes:
         state, verdict = State.REPEATED, Verdict(earlier.code)
         answer = ack.repeat(arrival.msh, earlier.ack, at=arrival.at)
     else:
-        state, verdict = _refuse(conn, arrival=arrival, verdict=_TAKEN, patient=None)
+        state, verdict = _refuse(conn, arrival=arrival, verdict=_TAKEN)
         answer = ack.build(arrival.msh, verdict, at=arrival.at)
     messages.close(conn, pk, state, code=verdict.code, ack=answer, error=verdict.error, at=arrival.at)
     if earlier is None and verdict.code != "AR" and arrival.head.control_id:
@@ -165,8 +166,12 @@ def _nothing(_conn: Connection) -> tuple[State, Verdict]:
     raise Unavailable("the earlier answer to this message is gone")
 
 
-def _refuse(conn: Connection, *, arrival: Arrival, verdict: Verdict, patient: str | None) -> tuple[State, Verdict]:
-    """The refusal is audited in the transaction that keeps it (law 4)."""
+def _refuse(
+    conn: Connection, *, arrival: Arrival, verdict: Verdict, patient: str | None = None, after: Write | None = None
+) -> tuple[State, Verdict]:
+    """The refusal is audited in the transaction that keeps it (law 4), with what a person has to look at."""
+    if after is not None:
+        after(conn)
     kind = arrival.head.kind.partition("^")[0]
     event = _EVENTS.get(kind, Event.SECURITY_ALERT)
     detail = {"reason": verdict.error or "", "message": arrival.head.control_id, "kind": arrival.head.kind}
