@@ -20,6 +20,7 @@ from archive.errors import StorageFailed
 from archive.instance import CopyState, State
 from archive.schema import instance, location, series
 from archive.schema.types import AnyRow
+from archive.storage import marker
 
 log = structlog.get_logger(__name__)
 
@@ -96,11 +97,13 @@ def finish_removals(archive: Archive, *, study_pk: int | None = None) -> Removed
     The names are gone for good, folders flushed, before the rows are dropped: no file comes back without its row.
 
     Raises:
-        StorageFailed: a file cannot be removed; its row stays, and the next call tries again.
+        StorageFailed: a volume is away, or a file cannot be removed; its row stays, and the next call tries again.
         Unavailable: the index cannot be read or written.
     """
     removed = Removed()
     for rows in _pages(archive, _MARKED, _IN_STUDY, study_pk):
+        for name in {row.tier for row in rows}:
+            marker.need(archive.tier(name).root)  # where a volume is away, nothing is known to be gone
         folders = {folder for row in rows if (folder := _unlink(archive, row))}
         archive.commit.run(partial(_drop_copies, pks=[row.pk for row in rows]), directories=sorted(folders))
         removed.copies += len(rows)
