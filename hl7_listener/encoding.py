@@ -28,6 +28,8 @@ def codec_of(written: str) -> str:
     Raises:
         UnknownCharset: not ASCII, UTF-8 or a part of ISO 8859.
     """
+    if written.strip().upper() in ("ASCII", "US-ASCII"):
+        return "ascii"
     term = dicom_charset.term(written) if written.strip() else None
     if term is None:
         raise UnknownCharset
