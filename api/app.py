@@ -17,7 +17,22 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import admin, auth, bulkdata, frames, pages, probes, problems, qido, rendered, stow, wado
+from api import (
+    admin,
+    auth,
+    bulkdata,
+    frames,
+    keeping,
+    layout,
+    pages,
+    probes,
+    problems,
+    qido,
+    rendered,
+    retention,
+    stow,
+    wado,
+)
 from archive.clock import monotonic
 from archive.core import Archive
 from archive.errors import ArchiveError, InvalidRequest, NotAllowed, NotAuthenticated
@@ -61,9 +76,11 @@ def create_app(archive: Archive) -> FastAPI:
     for route in (*searches, *wado.routes, *bulkdata.routes, *frames.routes, *rendered.routes, *stow.routes):
         app.router.add_route(f"/dicom-web{route.path}", route.endpoint, methods=sorted(route.methods or ()))
     app.include_router(admin.router)
+    app.include_router(retention.router)
     app.include_router(admin.openapi_router)
     app.include_router(probes.router)
     app.include_router(pages.router)
+    app.include_router(keeping.router)
     return app
 
 
@@ -92,7 +109,7 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 def _answer(request: Request, problem: problems.Problem) -> Response:
     if request.url.path.startswith(_MACHINES):
         return problem.response()
-    return pages.problem_page(request, problem)
+    return layout.problem_page(request, problem)
 
 
 def _complete_host(scope: Scope) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import date as Date
 from datetime import datetime
 from importlib.resources import files
 from zoneinfo import ZoneInfo
@@ -64,6 +65,11 @@ def moment(at: datetime) -> str:
     return f"{at.astimezone(_PARIS):%d/%m/%Y à %H:%M}"
 
 
+def day(at: Date) -> str:
+    """A day as 05/01/2026."""
+    return f"{at:%d/%m/%Y}"
+
+
 def size(count: int) -> str:
     """Bytes as octets, ko, Mo, Go."""
     number = float(count)
@@ -83,6 +89,7 @@ def _environment() -> Environment:
         "date": date,
         "time": time,
         "moment": moment,
+        "day": day,
         "size": size,
         "modality": lambda code: MODALITIES.get(code, code),
         "sex": lambda code: _SEXES.get(code, code),

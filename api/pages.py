@@ -12,9 +12,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from api import auth
-from api.french import ENVIRONMENT, MODALITIES, STYLE_VERSION
+from api.french import MODALITIES
+from api.keeping import life_of
+from api.layout import page_of
 from api.pictures import Picture, SeriesView, pictures_of, series_of
-from api.problems import Problem
 from api.studies import Search, StudyLine, described, find_studies, line
 from archive.access import Action, Actor
 from archive.errors import Busy, InvalidQuery, NotAuthenticated, NotFound
@@ -26,54 +27,19 @@ router = APIRouter(include_in_schema=False, max_body_size=64 << 10)
 STUDIES_PER_PAGE = 50
 PICTURES_PER_PAGE = 60
 SAMPLES = 6
-_OWN_PAGE = re.compile(r"/(etudes/[0-9A-Za-z./]*)?")
+_OWN_PAGE = re.compile(r"/(etudes/[0-9A-Za-z./]*|travail|conservation)?")
 _AVAILABILITY = {
     "ONLINE": "immédiate",
     "NEARLINE": "différée (archive froide)",
     "OFFLINE": "hors ligne",
     "UNAVAILABLE": "aucune bonne copie",
 }
-_PROBLEMS = {
-    400: ("Demande incorrecte", "L’adresse ou le formulaire contient une valeur incorrecte."),
-    403: ("Accès refusé", "Votre rôle ne permet pas cet accès. Le refus a été enregistré."),
-    404: ("Page introuvable", "Cette adresse ne correspond à rien, ou plus à rien, dans cette archive."),
-    405: ("Action impossible", "Cette page n’accepte pas cette action."),
-    410: ("Images retirées", "Ces images ont été retirées ou remplacées."),
-    413: ("Formulaire trop long", "Le formulaire envoyé est trop long."),
-    503: ("Service momentanément indisponible", "Réessayez dans quelques secondes."),
-    507: ("Espace de stockage insuffisant", "Prévenez la personne qui administre l’archive."),
-}
-
-
-def _page(request: Request, template: str, status: int = 200, /, **values: Any) -> Response:
-    archive = auth.archive_of(request)
-    actor = getattr(request.state, "actor", None)
-    text = ENVIRONMENT.get_template(template).render(
-        actor=actor,
-        site_name=archive.settings.site.name,
-        test_mode=archive.settings.test_mode,
-        simulated=archive.time.simulated,
-        now=archive.clock(),
-        style_version=STYLE_VERSION,
-        **values,
-    )
-    return Response(text, status, media_type="text/html; charset=utf-8")
-
-
-def problem_page(request: Request, problem: Problem) -> Response:
-    """An error, as a page; somebody whom we do not know is shown the way in."""
-    if problem.status == 401 and request.method == "GET":
-        return RedirectResponse(f"/connexion?{urlencode({'suite': request.url.path})}", 303)
-    heading, text = _PROBLEMS.get(problem.status, ("Erreur", "La page n’a pas pu être affichée."))
-    response = _page(request, "message.html", problem.status, heading=heading, texts=[text], home=False)
-    response.headers.update(problem.headers)
-    return response
 
 
 @router.get("/connexion")
 def login_form(request: Request, suite: str = "/") -> Response:
     """The form to log in."""
-    return _page(request, "login.html", then=_own(suite), name="", message="")
+    return page_of(request, "login.html", then=_own(suite), name="", message="")
 
 
 @router.post("/connexion")
@@ -92,10 +58,10 @@ async def log_in(request: Request) -> Response:
             if wait
             else "Identifiant ou mot de passe incorrect."
         )
-        return _page(request, "login.html", 401, then=then, name=name, message=message)
+        return page_of(request, "login.html", 401, then=then, name=name, message=message)
     except Busy:
         message = "Trop de connexions à cet instant : réessayez dans quelques secondes."
-        return _page(request, "login.html", 503, then=then, name=name, message=message)
+        return page_of(request, "login.html", 503, then=then, name=name, message=message)
     response = RedirectResponse(then, 303)
     auth.set_cookie(request, response, secret)
     return response
@@ -120,7 +86,7 @@ def home(request: Request, page: int = 1) -> Response:
         request.state.audited = True  # the front door: nothing was asked for, nothing is refused
     actor = auth.current_actor(request)
     if Action.FIND not in actor.may:
-        return _page(request, "message.html", heading="Pas d’accès aux examens", texts=_no_access(actor), home=True)
+        return page_of(request, "message.html", heading="Pas d’accès aux examens", texts=_no_access(actor), home=True)
     form = {name: request.query_params.get(name, "").strip()[:256] for name in _FIELDS}
     page = min(max(page, 1), 10_000)
     offset = (page - 1) * STUDIES_PER_PAGE
@@ -133,7 +99,7 @@ def home(request: Request, page: int = 1) -> Response:
     except InvalidQuery:
         message = "Une valeur de la recherche n’est pas correcte : vérifiez les dates."
     dicom = auth.archive_of(request).settings.dicom
-    return _page(
+    return page_of(
         request,
         "studies.html",
         400 if message else 200,
@@ -188,7 +154,7 @@ def study(request: Request, study: str, actor: Finder) -> Response:
     """One study: its series, some previews of each, and how it is kept."""
     found = _described(request, study, actor)
     copies = [copy for one in found.instances for copy in one.copies]
-    return _page(
+    return page_of(
         request,
         "study.html",
         study=_heading(found),
@@ -199,6 +165,7 @@ def study(request: Request, study: str, actor: Finder) -> Response:
         size_bytes=sum(copy.file_bytes for copy in copies),
         copies=len(copies),
         damaged=sum(copy.state != CopyState.OK for copy in copies),
+        life=life_of(auth.archive_of(request), found.study_instance_uid, actor),
     )
 
 
@@ -213,7 +180,7 @@ def series(request: Request, study: str, series: str, actor: Finder, page: int =
         raise NotFound("no such series, or no such page")
     first = (page - 1) * PICTURES_PER_PAGE
     shown = part.samples[first : first + PICTURES_PER_PAGE]
-    return _page(
+    return page_of(
         request,
         "series.html",
         study=_heading(found),
@@ -259,7 +226,7 @@ def _image(
         following = address(shown, frame + 1)
     else:
         following = address(pictures[position + 1]) if position + 1 < len(pictures) else None
-    return _page(
+    return page_of(
         request,
         "image.html",
         study=_heading(found),

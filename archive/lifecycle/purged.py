@@ -52,6 +52,11 @@ def list_purges(conn: Connection, *, study: str | None = None, after: int = 0, l
     return [_purge(row) for row in conn.execute(statement)]
 
 
+def latest_purges(conn: Connection, *, limit: int) -> list[Purge]:
+    """The last ones, the newest first."""
+    return [_purge(row) for row in conn.execute(select(purge).order_by(purge.c.pk.desc()).limit(limit))]
+
+
 def find_purge(conn: Connection, id: str) -> Purge:
     """One purge, with its certificate. Raises NotFound."""
     row = conn.execute(select(purge).where(purge.c.id == id[:36])).one_or_none()
