@@ -1,19 +1,27 @@
 """Do two data sets say the same? (REQ-DCM-15)
 
 Other bytes under one SOP Instance UID are often the same image: sent again in another lossless syntax, with other
-padding, another character set, implicit instead of explicit VRs. Before a sender is accused of a conflict, elements
-are compared by meaning, all of them, also those behind the pixels, and pixels decoded. In doubt the answer is no: then
-both are kept.
+padding, another character set, implicit instead of explicit VRs; or it is our own corrected output, whose Original
+Attributes say what was corrected. Before a sender is accused of a conflict, elements are compared by meaning, all of
+them, also those behind the pixels, and pixels decoded. In doubt the answer is no: then both are kept.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from archive.dicom import pixels, values
 from archive.dicom.charset import LATIN1, SPECIFIC_CHARACTER_SET, terms
+from archive.dicom.corrections import (
+    MAC_PARAMETERS,
+    MODIFIED_ATTRIBUTES,
+    MODIFYING_SYSTEM,
+    ORIGINAL_ATTRIBUTES,
+    SIGNATURES,
+    SYSTEM,
+)
 from archive.dicom.elements import PIXEL_TAGS, opened
 from archive.dicom.file_meta import data_set_offset
 from archive.dicom.frames import Frames, image_in
@@ -33,6 +41,7 @@ _ENCODING = {
     0xFFFCFFFC,  # Data Set Trailing Padding
     *PIXEL_TAGS,
 }
+_SIGNED = {MAC_PARAMETERS, SIGNATURES}
 _PIECE = 1 << 20
 
 
@@ -51,8 +60,10 @@ class _DataSet:
     copy: Copy
     source: Source
     elements: list[Element]
+    fallback: str
     charsets: tuple[str, ...] = ()
     signed: int = 0
+    unsigned: bool = False  # signatures are not compared
 
     def within(self, elements: list[Element]) -> _DataSet:
         """The same for an item, which inherits; also makes the root's own facts known."""
@@ -60,37 +71,87 @@ class _DataSet:
             next((self._terms(one) for one in elements if one.tag == SPECIFIC_CHARACTER_SET), ()) or self.charsets
         )
         signed = pixel_representation(self.source, elements, self.signed)
-        return _DataSet(self.copy, self.source, elements, charsets, signed)
+        return replace(self, elements=elements, charsets=charsets, signed=signed)
 
     def _terms(self, element: Element) -> tuple[str, ...]:
         return terms(self.source.read(element.value, element.length))
 
     def compared(self) -> list[Element]:
         """Elements that have a meaning of their own, ascending."""
-        kept = [one for one in self.elements if one.tag not in _ENCODING and one.tag & 0xFFFF]
+        aside = _ENCODING | _SIGNED if self.unsigned else _ENCODING
+        kept = [one for one in self.elements if one.tag not in aside and one.tag & 0xFFFF]
         return sorted(kept, key=lambda element: element.tag)
 
 
-def same_meaning(one: Copy, other: Copy) -> bool:
+def same_meaning(one: Copy, other: Copy, *, fallback: str = LATIN1) -> bool:
     """Whether two stored files hold the same object. False in any doubt; never raises for bad content.
 
-    Memory is that of two trees of elements and two decoded frames.
+    Corrections of ours (`archive.dicom.coerce`) that only one of them has are set aside, and the signatures that they
+    cost. Text that is no text of its character set is read with `fallback`. Memory is that of two trees of elements and
+    two decoded frames.
     """
     try:
         with ExitStack() as stack:
-            first, second = (_opened(stack, copy) for copy in (one, other))
-            return _same(first, second)
+            first, second = (_opened(stack, copy, fallback) for copy in (one, other))
+            return _same(*_set_aside(first, second))
     except (UnreadableInstance, Unsupported, NotFound, OSError):
         return False
 
 
-def _opened(stack: ExitStack, copy: Copy) -> _DataSet:
+def _opened(stack: ExitStack, copy: Copy, fallback: str) -> _DataSet:
     offset = data_set_offset(copy.path)
     source, encoding = stack.enter_context(
         opened(copy.path, data_set_offset=offset, transfer_syntax_uid=copy.transfer_syntax_uid)
     )
     elements = parse(source, encoding)
-    return _DataSet(copy, source, elements).within(elements)
+    return _DataSet(copy, source, elements, fallback).within(elements)
+
+
+def _set_aside(one: _DataSet, other: _DataSet) -> tuple[_DataSet, _DataSet]:
+    """Both without the corrections of ours that the other does not have: as they were before."""
+    histories = [len(_history(side)) for side in (one, other)]
+    sides = [one, other]
+    absent: set[int] = set()
+    for place in (0, 1):
+        for _ in range(histories[place] - histories[1 - place]):
+            restored = _undone(sides[place])
+            if restored is None:
+                return one, other
+            sides[place], empty = restored
+            absent |= empty
+    if sides == [one, other]:
+        return one, other
+    first, second = (_without_empty(side, absent) for side in sides)
+    return first, second
+
+
+def _without_empty(side: _DataSet, absent: set[int]) -> _DataSet:
+    """What was absent left as a former value that is empty; and a signature over what was changed did not leave."""
+    elements = [element for element in side.elements if element.tag not in absent or element.length]
+    return replace(side, elements=elements, unsigned=True)
+
+
+def _history(side: _DataSet) -> list[list[Element]]:
+    """The items of Original Attributes Sequence."""
+    return next((one.items or [] for one in side.elements if one.tag == ORIGINAL_ATTRIBUTES), [])
+
+
+def _undone(side: _DataSet) -> tuple[_DataSet, set[int]] | None:
+    """A data set before its last correction, and the tags of what was empty or absent then; None: it is not ours."""
+    last = {element.tag: element for element in _history(side)[-1]}
+    if MODIFYING_SYSTEM not in last or MODIFIED_ATTRIBUTES not in last:
+        return None
+    system, modified = last[MODIFYING_SYSTEM], last[MODIFIED_ATTRIBUTES].items or []
+    if side.source.read(system.value, system.length).strip(b" \0") != SYSTEM.encode() or len(modified) != 1:
+        return None
+    former = {element.tag: element for element in modified[0]}
+    kept = [element for element in side.elements if element.tag not in former and element.tag != ORIGINAL_ATTRIBUTES]
+    history = next(one for one in side.elements if one.tag == ORIGINAL_ATTRIBUTES)
+    if len(history.items or []) > 1:
+        kept.append(replace(history, items=(history.items or [])[:-1]))
+    kept = sorted([*kept, *former.values()], key=lambda element: element.tag)
+    empty = {element.tag for element in former.values() if not element.length}
+    return replace(side, elements=kept), empty
 
 
 def _same(one: _DataSet, other: _DataSet) -> bool:
@@ -111,8 +172,9 @@ def _same_element(one: _DataSet, a: Element, other: _DataSet, b: Element) -> boo
     if max(a.length, b.length) > _PIECE:
         return _same_bytes(one, a, other, b)
     raw = [side.source.read(element.value, element.length) for side, element in ((one, a), (other, b))]
-    if all(vr in values.TEXT for vr in vrs):
-        return _parts(raw[0], vrs[0], one) == _parts(raw[1], vrs[1], other)
+    known = [vr for vr in vrs if vr != "UN"]  # an implicit data set does not say what private elements are
+    if known and all(vr in values.TEXT for vr in known):
+        return _parts(raw[0], known[0], one) == _parts(raw[1], known[-1], other)
     little = [
         values.little_endian(data, vr, little=element.encoding.little)
         for data, vr, element in zip(raw, vrs, (a, b), strict=True)
@@ -122,7 +184,7 @@ def _same_element(one: _DataSet, a: Element, other: _DataSet, b: Element) -> boo
 
 def _parts(raw: bytes, vr: str, side: _DataSet) -> list[str]:
     """The values of a text without padding."""
-    text = values.text(raw, vr, side.charsets, fallback=LATIN1)
+    text = values.text(raw, vr, side.charsets, fallback=side.fallback)
     return [text] if vr in values.ONE_VALUE else [part.strip(" \0") for part in text.split("\\")]
 
 

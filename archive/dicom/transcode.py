@@ -6,12 +6,12 @@ what came lossy adds no loss; it stays marked (0028,2110). Nothing here compress
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 
-from archive.dicom import pixels, syntaxes, values
-from archive.dicom.elements import EXPLICIT_LE, IMPLICIT_LE, LONG, UNDEFINED, Encoding, opened
+from archive.dicom import encode, pixels, syntaxes, values
+from archive.dicom.charset import SPECIFIC_CHARACTER_SET, decode, terms
+from archive.dicom.elements import EXPLICIT_LE, IMPLICIT_LE, UNDEFINED, Encoding, encoding_of, opened
 from archive.dicom.file_meta import FileMeta, file_head
 from archive.dicom.frames import Frames, image_in
 from archive.dicom.json import ambiguous, pixel_representation
@@ -26,9 +26,12 @@ _PHOTOMETRIC, _PLANAR, _LOSSY, _PIXEL_DATA = 0x00280004, 0x00280006, 0x00282110,
 _OFFSET_TABLES = {0x7FE00001, 0x7FE00002, 0x7FE00003}
 _PIECE = 1 << 20
 _LONGEST = 0xFFFFFFFE
-_ITEM = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)
-_ITEM_END = struct.pack("<HHI", 0xFFFE, 0xE00D, 0)
-_SEQUENCE_END = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+ITEM, ITEM_END, SEQUENCE_END = encode.item(EXPLICIT_LE), encode.item_end(EXPLICIT_LE), encode.sequence_end(EXPLICIT_LE)
+# (0008,0005), MAC parameters and digital signatures: they speak of the bytes of text as they were
+_OF_OTHER_BYTES = {SPECIFIC_CHARACTER_SET, 0x4FFE0001, 0xFFFAFFFA}
+
+Part = tuple[int, Iterator[bytes]]  # a tag, and the pieces of its element
+Edits = Mapping[int, Iterable[bytes] | None]
 
 
 def targets(transfer_syntax_uid: str) -> tuple[str, ...]:
@@ -60,7 +63,7 @@ def native_pieces(path: str, *, data_set_offset: int, source_syntax: str, target
         raise NotAcceptable(f"what is stored in {source_syntax} cannot be given in {target_syntax}")
     where = data_set_offset
     with opened(path, data_set_offset=where, transfer_syntax_uid=source_syntax) as (source, encoding):
-        yield from _Writer(source, source_syntax, _TARGETS[target_syntax]).data_set(parse(source, encoding))
+        yield from Writer(source, source_syntax, _TARGETS[target_syntax]).data_set(parse(source, encoding))
 
 
 class _Decoded:
@@ -100,84 +103,132 @@ class _Decoded:
             yield b"\0"
 
 
-class _Writer:
-    """Writes elements of one source in another encoding. Group lengths, which would be wrong, are left out."""
+class Writer:
+    """Writes elements of one source in an encoding. Group lengths, which would be wrong, are left out.
 
-    def __init__(self, source: Source, syntax: str, encoding: Encoding) -> None:
+    Args:
+        decode: write encapsulated pixels decoded, as a native syntax has them; else they stay as they are.
+        recode: write all text in UTF-8; the value is what undefined bytes are read with. (0008,0005) of every level is
+            left out then, and so are signatures, which cover other bytes.
+    """
+
+    def __init__(
+        self, source: Source, syntax: str, encoding: Encoding, *, decode: bool = True, recode: str = ""
+    ) -> None:
+        self.encoding = encoding._replace(deflated=False)
+        self.recode = recode
         self._source = source
         self._syntax = syntax
-        self._encoding = encoding
+        self._decode = decode
         self._representation = 0
+        self._charsets: tuple[str, ...] = ()
+        # the heads of this level are written as they are to be: its elements may be copied
+        self._alike = self._same = encoding_of(syntax)[:2] == encoding[:2]
 
-    def data_set(self, elements: list[Element]) -> Iterator[bytes]:
-        """A data set or an item, its encapsulated pixels decoded."""
-        inherited = self._representation
-        self._representation = pixel_representation(self._source, elements, inherited)
-        if any(element.tag == _PIXEL_DATA and element.undefined for element in elements):
-            yield from self._with_decoded(elements, _Decoded(self._source, elements, self._syntax))
+    def data_set(self, elements: list[Element], edits: Edits | None = None) -> Iterator[bytes]:
+        """A data set or an item, its encapsulated pixels decoded; `edits` stand in the places of their tags."""
+        inherited = self._representation, self._charsets, self._alike
+        # in an explicit data set, the items of a value of VR UN are implicit
+        self._alike = self._same and any(element.encoding[:2] == self.encoding[:2] for element in elements)
+        self._representation = pixel_representation(self._source, elements, self._representation)
+        self._charsets = charsets_of(self._source, elements) or self._charsets
+        if self._decode and any(element.tag == _PIXEL_DATA and element.undefined for element in elements):
+            parts = self._with_decoded(elements, _Decoded(self._source, elements, self._syntax))
         else:
-            for element in elements:
-                yield from self.element(element)
-        self._representation = inherited
+            parts = ((element.tag, self.element(element)) for element in elements)
+        for _, pieces in edited(parts, edits) if edits else parts:
+            yield from pieces
+        self._representation, self._charsets, self._alike = inherited
 
-    def _with_decoded(self, elements: list[Element], decoded: _Decoded) -> Iterator[bytes]:
+    def _with_decoded(self, elements: list[Element], decoded: _Decoded) -> Iterator[Part]:
         marked = not decoded.lossy
         for element in elements:
             if not marked and element.tag >= _LOSSY:  # JPEG always loses: said, also where the sender did not
-                yield self.made(_LOSSY, "CS", b"01")
+                yield _LOSSY, iter((self.made(_LOSSY, "CS", b"01"),))
                 marked = True
             if element.tag == _PHOTOMETRIC:
-                yield self.made(element.tag, "CS", decoded.photometric.encode())
+                yield element.tag, iter((self.made(element.tag, "CS", decoded.photometric.encode()),))
             elif element.tag == _PLANAR:
-                yield self.made(element.tag, "US", b"\0\0")
+                yield element.tag, iter((self.made(element.tag, "US", b"\0\0"),))
             elif element.tag == _PIXEL_DATA:
-                yield self.head(_PIXEL_DATA, decoded.vr, decoded.length)
-                yield from decoded.frames()
+                yield element.tag, chain((self.head(_PIXEL_DATA, decoded.vr, decoded.length),), decoded.frames())
             elif element.tag not in _OFFSET_TABLES and not (decoded.lossy and element.tag == _LOSSY):
-                yield from self.element(element)
+                yield element.tag, self.element(element)
 
     def head(self, tag: int, vr: str, length: int) -> bytes:
-        if self._encoding.implicit:
-            return struct.pack("<HHI", tag >> 16, tag & 0xFFFF, length)
-        if vr.encode() in LONG or length > 0xFFFF:  # a short VR holds 64 KiB; longer ones become UN (PS3.5 §6.2.2)
-            written = vr.encode() if vr.encode() in LONG else b"UN"
-            return struct.pack("<HH2sHI", tag >> 16, tag & 0xFFFF, written, 0, length)
-        return struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr.encode("ascii", "replace"), length)
+        return encode.head(tag, vr, length, self.encoding)
 
     def made(self, tag: int, vr: str, value: bytes) -> bytes:
-        value += b" " * (len(value) % 2)
-        return self.head(tag, vr, len(value)) + value
+        return encode.element(tag, vr, value, self.encoding)
 
     def element(self, element: Element) -> Iterator[bytes]:
-        if element.tag & 0xFFFF == 0:
+        if element.tag & 0xFFFF == 0 or (self.recode and element.tag in _OF_OTHER_BYTES):
             return
-        as_it_is = element.encoding._replace(deflated=False) == self._encoding == EXPLICIT_LE
-        if as_it_is and not _holds_fragments(element):
-            yield from self._copy(element.start, element.end)
+        if self._alike and not (self._decode and _holds_fragments(element)) and not self._recodes(element):
+            yield from self.copy(element.start, element.end)
         elif element.items is not None:
             yield self.head(element.tag, "SQ", UNDEFINED)
-            for item in element.items:
-                yield _ITEM
-                yield from self.data_set(item)
-                yield _ITEM_END
-            yield _SEQUENCE_END
+            yield from self.items(element)
+            yield encode.sequence_end(self.encoding)
         elif element.undefined:
             raise NotAcceptable("it can be given as stored only: fragments of something else than pixels")
         else:
             yield from self._value(element)
 
+    def items(self, element: Element) -> Iterator[bytes]:
+        """The items of a sequence, without its own head and end."""
+        for item in element.items or ():
+            yield from self.item(item)
+
+    def item(self, elements: list[Element]) -> Iterator[bytes]:
+        """One item, of undefined length."""
+        yield encode.item(self.encoding)
+        yield from self.data_set(elements)
+        yield encode.item_end(self.encoding)
+
+    def _recodes(self, element: Element) -> bool:
+        return bool(self.recode) and (element.items is not None or element.vr in values.TEXT_OF_CHARSET)
+
     def _value(self, element: Element) -> Iterator[bytes]:
         vr = ambiguous(element, self._representation)
+        if self.recode and vr in values.TEXT_OF_CHARSET:
+            raw = self._source.read(element.value, element.length)
+            text = decode(raw, self._charsets or (self.recode,), person_name=vr == "PN", fallback=self.recode)
+            yield self.made(element.tag, vr, text.encode())
+            return
         odd = element.length % 2
         yield self.head(element.tag, vr, element.length + odd)
-        for piece in self._copy(element.value, element.end):
-            yield values.little_endian(piece, vr, little=element.encoding.little)
+        turned = element.encoding.little != self.encoding.little
+        for piece in self.copy(element.value, element.end):
+            yield values.little_endian(piece, vr, little=not turned)
         if odd:
             yield b"\0" if vr in ("OB", "UN", "UI") else b" "
 
-    def _copy(self, start: int, end: int) -> Iterator[bytes]:
+    def copy(self, start: int, end: int) -> Iterator[bytes]:
+        """The bytes from one position of the data set to another, as they lie."""
         for position in range(start, end, _PIECE):
             yield self._source.read(position, min(_PIECE, end - position))
+
+
+def charsets_of(source: Source, elements: list[Element]) -> tuple[str, ...]:
+    """The values of (0008,0005) of one level; () where it says nothing."""
+    for element in elements:
+        if element.tag == SPECIFIC_CHARACTER_SET:
+            return terms(source.read(element.value, element.length))
+    return ()
+
+
+def edited(parts: Iterator[Part], edits: Edits) -> Iterator[Part]:
+    """The parts of a data set with others in the places of their tags; None leaves a tag out."""
+    waiting = sorted(tag for tag, pieces in edits.items() if pieces is not None)
+    waiting.reverse()
+    for tag, pieces in parts:
+        while waiting and waiting[-1] <= tag:
+            yield waiting[-1], iter(edits[waiting.pop()] or ())
+        if tag not in edits:
+            yield tag, pieces
+    while waiting:
+        yield waiting[-1], iter(edits[waiting.pop()] or ())
 
 
 def _holds_fragments(element: Element) -> bool:

@@ -54,6 +54,34 @@ def parse(source: Source, encoding: Encoding, *, cut: bool = False) -> list[Elem
     return _parse(source, 0, source.end(), encoding, 0, stop=False, cut=cut)[0]
 
 
+def top_level(source: Source, encoding: Encoding) -> list[Element]:
+    """The elements of the top level alone, sequences not unfolded, as far as they can be followed.
+
+    What lies behind pixels and cannot be followed is left out; pixels that are cut short end with the data set.
+
+    Raises:
+        UnreadableInstance: the elements before pixels cannot be followed.
+    """
+    elements: list[Element] = []
+    try:
+        _parse(source, 0, source.end(), encoding, 0, stop=False, cut=True, deep=False, into=elements)
+    except UnreadableInstance:
+        if not any(element.tag in PIXEL_TAGS for element in elements):
+            raise
+    return elements
+
+
+def unfold(source: Source, element: Element) -> None:
+    """Find the items of a sequence of `top_level`. What cannot be followed keeps none."""
+    if element.vr != "SQ" or element.items is not None:
+        return
+    end = source.end() if element.undefined else element.end
+    try:
+        element.items, _ = _items(source, element.value, end, element.encoding, 0, stop=element.undefined)
+    except UnreadableInstance:
+        return
+
+
 def parse_items(source: Source, encoding: Encoding) -> list[list[Element]]:
     """The items of a sequence whose value is all of `source`.
 
@@ -64,12 +92,21 @@ def parse_items(source: Source, encoding: Encoding) -> list[list[Element]]:
 
 
 def _parse(
-    source: Source, position: int, end: int, encoding: Encoding, depth: int, *, stop: bool, cut: bool = False
+    source: Source,
+    position: int,
+    end: int,
+    encoding: Encoding,
+    depth: int,
+    *,
+    stop: bool,
+    cut: bool = False,
+    deep: bool = True,
+    into: list[Element] | None = None,
 ) -> tuple[list[Element], int]:
-    """Elements up to `end`, or with `stop` up to the end of their item."""
+    """Elements up to `end`, or with `stop` up to the end of their item; put `into` a list as they are found."""
     if depth > MAX_NESTING:
         raise UnreadableInstance(f"nested deeper than {MAX_NESTING}")
-    elements: list[Element] = []
+    elements: list[Element] = [] if into is None else into
     creators: dict[int, str] = {}
     while position < end:
         found = head(source, position, encoding)
@@ -89,7 +126,7 @@ def _parse(
         vr = written.decode("ascii", "replace") if written not in (b"", b"UN") else _known_vr(tag, creators)
         element = Element(tag, vr, position, value, value + length, length == UNDEFINED, encoding)
         try:
-            _complete(source, element, written, end, depth)
+            _complete(source, element, written, end, depth, deep=deep)
         except UnreadableInstance:
             if not (cut and tag in PIXEL_TAGS):
                 raise
@@ -103,21 +140,24 @@ def _parse(
     return elements, position
 
 
-def _complete(source: Source, element: Element, written: bytes, end: int, depth: int) -> None:
-    """Find the end of an element, and its items if it is a sequence."""
+def _complete(source: Source, element: Element, written: bytes, end: int, depth: int, *, deep: bool) -> None:
+    """Find the end of an element, and with `deep` its items if it is a sequence."""
     if element.undefined:
         element.encoding = inside(source, element.value, written, element.encoding)
         if element.vr not in ("SQ", "UN"):  # encapsulated fragments
             element.end = skip(source, element.value, element.encoding)
             return
         element.vr = "SQ"
-        element.items, element.end = _items(source, element.value, end, element.encoding, depth, stop=True)
+        if deep:
+            element.items, element.end = _items(source, element.value, end, element.encoding, depth, stop=True)
+        else:
+            element.end = skip(source, element.value, element.encoding)
         return
     if element.end > end:
         raise UnreadableInstance("the data set ends inside an element")
     if written == b"UN":
         element.encoding = IMPLICIT_LE
-    if element.vr == "SQ":
+    if element.vr == "SQ" and deep:
         try:
             element.items, _ = _items(source, element.value, element.end, element.encoding, depth, stop=False)
         except UnreadableInstance:
