@@ -35,7 +35,8 @@ def correct_patient(conn: Connection, pk: int, attributes: Mapping[str, Any], *,
 def correct_study(conn: Connection, pk: int, attributes: Mapping[str, Any], *, reason: Reason, at: datetime) -> None:
     """The same of a study. No attributes: it leaves as it came."""
     _correct(conn, Level.STUDY, pk, attributes, reason=reason, at=at)
-    conn.execute(update(study).where(study.c.pk == pk).values(policy_version=None))
+    # the others of its patient too: hospitals count from the last visit
+    facts_changed(conn, conn.execute(select(study.c.patient_pk).where(study.c.pk == pk)).scalar_one())
 
 
 def move_studies(conn: Connection, *, loser_pk: int, survivor_pk: int) -> list[str]:
