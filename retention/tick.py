@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
 import structlog
@@ -18,18 +19,30 @@ from archive.errors import Busy, IndexUnavailable
 from archive.leases import Lease, leased
 from archive.lifecycle import failures
 from archive.lifecycle.announce import announce, withdraw_stale
-from archive.lifecycle.compute import Due, compute_due, due_for_announcement, due_for_purge, policy_of
+from archive.lifecycle.cold import Stays
+from archive.lifecycle.compute import (
+    Due,
+    compute_due,
+    due_for_announcement,
+    due_for_migration,
+    due_for_purge,
+    policy_of,
+)
 from archive.lifecycle.finish import finish_purges
 from archive.lifecycle.guard import Blocker
+from archive.lifecycle.migrate import migrate
 from archive.lifecycle.overdue import overdue
+from archive.lifecycle.purge import purge_study
 from archive.lifecycle.remove import finish_removals
 from archive.lifecycle.suspension import Kind, suspensions, watch_clock
-from archive.policy import local_day
+from archive.lifecycle.switch import due_for_switch, switch, to_undo, undo_grace
+from archive.policy import Policy, local_day
 
 log = structlog.get_logger(__name__)
 
 LEASE = "tick"
 _LISTED = 10_000  # studies that a step looks at, at most; the next tick goes on
+_HEAVY = 200  # the same of steps that read and write images
 
 Progress = Callable[[int, int], None]  # studies done, studies found so far
 
@@ -59,7 +72,7 @@ class Ticked:
             "announced": self.announced,
             "purged": self.purged,
             "blocked": self.blocked,
-            "reasons": dict(sorted(self.reasons.items())),
+            "reasons": dict(sorted((+self.reasons).items())),
         }
 
 
@@ -99,6 +112,9 @@ class _Tick:
         self._finish_removals()
         watch_clock(self._archive)
         compute_due(self._archive)
+        self._undo()
+        self._switch()
+        self._migrate()
         self._announce()
         self._purge()
         return self.did
@@ -112,16 +128,46 @@ class _Tick:
         except Exception as error:
             log.error("removals cannot be finished", error=type(error).__name__)
 
+    def _undo(self) -> None:
+        """A hold, or a fact that changed, during the grace period: the lossy copies go, and were never seen."""
+
+        def act(pk: int) -> None:
+            undo_grace(self._archive, pk, reason="on hold, or kept longer on site")
+
+        with self._archive.reading() as conn:
+            pks = to_undo(conn, self._policy, today=self._today(), limit=_HEAVY)
+        self._each("undo", pks, act)
+
+    def _switch(self) -> None:
+        def act(pk: int) -> None:
+            done = switch(self._archive, pk, proceed=self._goes_on)
+            if done.stays in (Stays.SUSPENDED, Stays.HOLD):
+                self.did.reasons[done.stays] += 1
+
+        with self._archive.reading() as conn:
+            now = self._archive.clock()
+            pks = due_for_switch(conn, self._policy, today=self._today(), at=now, limit=_HEAVY)
+        self._each("switch", pks, act)
+
+    def _migrate(self) -> None:
+        def act(pk: int) -> None:
+            done = migrate(self._archive, pk, proceed=self._goes_on)
+            self.did.migrated += done.grace_until is not None
+            self.did.derived += done.derived
+            self.did.kept_lossless += done.kept_lossless
+
+        self._each("migrate", self._due(due_for_migration, limit=_HEAVY), act)
+
     def _announce(self) -> None:
         """Not while the clock is in doubt: the notice would be counted from a wrong day."""
-        version = policy_of(self._archive.settings).version
+        version = self._policy.version
         withdraw_stale(self._archive, policy_version=version)
         with self._archive.reading() as conn:
             if any(one.kind == Kind.CLOCK for one in suspensions(conn)):
                 return
 
-        def act(due: Due) -> None:
-            blocker = announce(self._archive, due.pk, policy_version=version)
+        def act(pk: int) -> None:
+            blocker = announce(self._archive, pk, policy_version=version)
             if blocker is None:
                 self.did.announced += 1
             elif blocker is not Blocker.CHANGED:
@@ -130,12 +176,10 @@ class _Tick:
         self._each("announce", self._due(due_for_announcement), act)
 
     def _purge(self) -> None:
-        from archive.lifecycle.purge import purge_study
-
         cap = self._archive.settings.retention.purge_cap
 
-        def act(due: Due) -> None:
-            blocker = Blocker.CAP if self.did.purged >= cap else purge_study(self._archive, due.pk)
+        def act(pk: int) -> None:
+            blocker = Blocker.CAP if self.did.purged >= cap else purge_study(self._archive, pk)
             if blocker is None:
                 self.did.purged += 1
             else:
@@ -143,43 +187,46 @@ class _Tick:
 
         self._each("purge", self._due(due_for_purge), act)
         with self._archive.reading() as conn:
-            today = local_day(self._archive.clock())
-            self.did.reasons.update(overdue(conn, policy_of(self._archive.settings), today=today))
+            self.did.reasons.update(overdue(conn, self._policy, today=self._today()))
 
-    def _due(self, look_up: Callable[..., list[Due]], *, limit: int = _LISTED) -> list[Due]:
-        archive = self._archive
-        with archive.reading() as conn:
-            return look_up(
-                conn,
-                policy_of(archive.settings),
-                today=local_day(archive.clock()),
-                real_now=archive.real_clock(),
-                limit=limit,
-            )
+    @property
+    def _policy(self) -> Policy:
+        return policy_of(self._archive.settings)
 
-    def _each(self, step: str, dues: Sequence[Due], act: Callable[[Due], None]) -> None:
-        """One study after the other; what fails for one does not keep the others (FIELD, pain 3)."""
-        self._found += len(dues)
+    def _today(self) -> date:
+        return local_day(self._archive.clock())
+
+    def _goes_on(self) -> bool:
+        return not self._stop.is_set() and self._lease.held
+
+    def _due(self, look_up: Callable[..., list[Due]], *, limit: int = _LISTED) -> list[int]:
+        now = self._archive.real_clock()
         with self._archive.reading() as conn:
-            limping = failures.limping(conn, step)
-        for due in dues:
+            found = look_up(conn, self._policy, today=self._today(), real_now=now, limit=limit)
+        return [one.pk for one in found]
+
+    def _each(self, step: str, pks: Sequence[int], act: Callable[[int], None]) -> None:
+        """One study after the other; what fails for one does not keep the others (FIELD, pain 3)."""
+        with self._archive.reading() as conn:
+            limping = failures.limping(conn, step, now=self._archive.real_clock())
+        self.did.reasons[Blocker.FAILED] += sum(limping.values())
+        tried = [pk for pk in pks if not limping.get(pk)]
+        self._found += len(tried)
+        for pk in tried:
             if self._stop.is_set():
                 return
             if not self._lease.held:
                 raise Busy("another process took over the tick")
             try:
-                act(due)
+                act(pk)
             except (Busy, IndexUnavailable):
                 raise
             except Exception as error:
-                failures.failed(self._archive, due.pk, step, error)
+                failures.failed(self._archive, pk, step, error)
                 self.did.reasons[Blocker.FAILED] += 1
             else:
-                if due.pk in limping:
-                    failures.worked(self._archive, due.pk, step)
+                if pk in limping:
+                    failures.worked(self._archive, pk, step)
             self._done += 1
             if self._progress is not None:
                 self._progress(self._done, self._found)
-        resting = limping.difference(due.pk for due in dues)
-        if resting:
-            self.did.reasons[Blocker.FAILED] += len(resting)

@@ -30,7 +30,13 @@ def failed(archive: Archive, study_pk: int, step: str, error: Exception) -> None
     words = f": {error}" if isinstance(error, ArchiveError) else ""  # those of others may quote what they met
     said = f"{type(error).__name__}{words}"[:_ERROR_CHARACTERS]
     uid = archive.commit.run(partial(_failed, pk=study_pk, step=step, error=said, now=archive.real_clock()))
-    log.error("a step failed for a study, the others go on", study=uid, step=step, error=type(error).__name__)
+    log.error(
+        "a step failed for a study, the others go on",
+        study=uid,
+        step=step,
+        error=type(error).__name__,
+        exc_info=None if isinstance(error, ArchiveError) else error,  # a bug
+    )
 
 
 def _failed(conn: Connection, *, pk: int, step: str, error: str, now: datetime) -> str:
@@ -54,6 +60,7 @@ def worked(archive: Archive, study_pk: int, step: str) -> None:
     archive.commit.run(lambda conn: conn.execute(delete(life_failure).where(*mine)))
 
 
-def limping(conn: Connection, step: str) -> frozenset[int]:
-    """The keys of studies that `step` failed for the last time."""
-    return frozenset(conn.execute(select(life_failure.c.study_pk).where(life_failure.c.step == step)).scalars())
+def limping(conn: Connection, step: str, *, now: datetime) -> dict[int, bool]:
+    """The keys of studies that `step` failed for the last time, and whether they rest at `now` (real time)."""
+    rows = conn.execute(select(life_failure.c.study_pk, life_failure.c.retry_at).where(life_failure.c.step == step))
+    return {row.study_pk: row.retry_at > now for row in rows}

@@ -130,11 +130,8 @@ def _close_work(conn: Connection, id: str, uid: str, *, whole: bool, at: datetim
 
 
 def note_purge(conn: Connection, id: str, *, at: datetime) -> None:
-    """The fact: all that `restore_purge` needs."""
+    """The fact: all that `restore_purge` needs. The certificate names every instance."""
     row = conn.execute(select(purge).where(purge.c.id == id)).one()
-    left = select(
-        tombstone.c.sop_instance_uid, tombstone.c.series_instance_uid, tombstone.c.sop_class_uid, tombstone.c.digest
-    ).where(tombstone.c.purge_id == id)
     body = {
         "study": row.study_instance_uid,
         "patient": row.patient,
@@ -143,7 +140,6 @@ def note_purge(conn: Connection, id: str, *, at: datetime) -> None:
         "done_at": row.done_at.isoformat() if row.done_at else None,
         "certificate": orjson.loads(row.certificate),
         "note": {"uid": row.note_uid, "path": row.note_path, "digest": row.note_digest},
-        "tombstones": [list(one) for one in conn.execute(left.order_by(tombstone.c.pk))],
     }
     note(conn, Kind.PURGE, id, body, at=at)
 
@@ -164,5 +160,6 @@ def restore_purge(conn: Connection, subject: str, body: Mapping[str, Any], at: d
     }
     if conn.execute(update(purge).where(purge.c.id == subject).values(values)).rowcount == 0:
         conn.execute(insert(purge).values(id=subject, **values))
-    left = [Remains(*one) for one in body["tombstones"]]
+    keys = ("sop_instance_uid", "series_instance_uid", "sop_class_uid", "digest")
+    left = [Remains(*(one[key] for key in keys)) for one in body["certificate"]["instances"]]
     add_tombstones(conn, subject, body["study"], left, at=values["begun_at"])

@@ -21,10 +21,9 @@ from archive.audit.record import Event, record
 from archive.config import Settings
 from archive.core import Archive
 from archive.dicom.equipment import equipment_of
-from archive.dicom.rejection_note import rejection_note
+from archive.dicom.rejection_note import Rejected, rejection_note
 from archive.instance import State
 from archive.lifecycle.announce import withdraw
-from archive.lifecycle.approvals import approvals
 from archive.lifecycle.certificate import certificate
 from archive.lifecycle.compute import decide_one, dose_reports_until, policy_of
 from archive.lifecycle.evidence import keep
@@ -104,6 +103,8 @@ def purge_study(archive: Archive, study_pk: int) -> Blocker | None:
     at = archive.clock()
     with archive.reading() as conn:
         found = _read(conn, archive.settings, study_pk, at=at)
+    if found is Blocker.CHANGED:
+        return archive.commit.run(partial(_keep_longer, study_pk=study_pk))
     if isinstance(found, Blocker):
         return found
     prepared = _prepare(archive, *found, at=at)
@@ -170,11 +171,10 @@ def _prepare(
 ) -> _Prepared:
     """Write the rejection note, durably, before the decision (law 1)."""
     with archive.reading() as conn:
-        row = conn.execute(_NAMES, {"study_pk": known.pk}).one_or_none()
+        row = conn.execute(_NAMES, {"study_pk": known.pk}).one()
     made = rejection_note(
-        patient={} if row is None else orjson.loads(row.patient_attributes),
-        study={} if row is None else orjson.loads(row.study_attributes),
-        instances=[(one.series_instance_uid, one.sop_class_uid, one.sop_instance_uid) for one in instances],
+        {**orjson.loads(row.patient_attributes), **orjson.loads(row.study_attributes)},
+        (Rejected(one.sop_instance_uid, one.series_instance_uid, one.sop_class_uid) for one in instances),
         equipment=equipment_of(archive.settings),
         at=at,
     )
@@ -194,15 +194,14 @@ def _begin(conn: Connection, *, prepared: _Prepared, settings: Settings, at: dat
         return Blocker.CHANGED
     uid = known.study_instance_uid
     paper = certificate(
+        conn,
+        settings,
         purge_id=prepared.id,
-        study=uid,
-        patient=known.patient,
+        known=known,
         instances=instances,
-        keep_until=known.keep_until,
-        reasons=known.keep_reasons,
-        policy_version=known.policy_version,
-        announced_at=known.announced_at,
-        approvals=approvals(conn, uid, since=known.announced_at) if known.announced_at else [],
+        aside=aside,
+        note_uid=prepared.note_uid,
+        note_digest=prepared.note_digest,
         at=at,
     )
     conn.execute(
