@@ -107,7 +107,8 @@ def edge(server: Server, name: str) -> Iterator[subprocess.Popen[bytes]]:
     """One edge's process alone, as the supervisor starts it: nothing else shares the work of a round."""
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(("127.0.0.1", server.dicom_port if name == "dicom" else server.api_port))
+        ports = {"dicom": server.dicom_port, "hl7": server.hl7_port, "api": server.api_port}
+        listening.bind(("127.0.0.1", ports[name]))
         listening.listen(64)
         with server.log.open("ab") as log:
             process = subprocess.Popen(
