@@ -132,6 +132,9 @@ class _Listener:
                 if self._pending_bytes > _MEMORY_FACTOR * limit:
                     raise TooLong(framing.beginning)
         except TooLong as error:
+            framing.close()
+            self._pending_bytes -= held  # now, so that nobody else has to go because of it
+            held = 0
             await _send(writer, await self._run(unread, self._archive, error.beginning))
         finally:
             self._pending_bytes -= held
