@@ -27,6 +27,7 @@ from api import (
     pages,
     probes,
     problems,
+    purges,
     qido,
     rendered,
     retention,
@@ -77,6 +78,7 @@ def create_app(archive: Archive) -> FastAPI:
         app.router.add_route(f"/dicom-web{route.path}", route.endpoint, methods=sorted(route.methods or ()))
     app.include_router(admin.router)
     app.include_router(retention.router)
+    app.include_router(purges.router)
     app.include_router(admin.openapi_router)
     app.include_router(probes.router)
     app.include_router(pages.router)
