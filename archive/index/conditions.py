@@ -55,6 +55,7 @@ _RANKS = {
             "series.series_instance_uid",
             "study.study_instance_uid",
             "study.accession_number",
+            "patient.pk",
             "patient.patient_id",
             "patient.patient_name",
             "patient.birth_date",

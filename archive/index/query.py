@@ -20,9 +20,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from archive.dicom.attributes import ATTRIBUTES, BY_TAG, Level
 from archive.errors import IndexUnavailable, InvalidQuery
+from archive.index.aliases import survivors
 from archive.index.computed import COMPUTED, COMPUTED_BY_TAG, MODALITIES_IN_STUDY, SOP_CLASSES_IN_STUDY
 from archive.index.conditions import TABLES, Parameters, Shape, combined, condition, hints, lead, text_condition
-from archive.index.match import Between, Criterion, Exact, Key, Wild, criterion, is_asking, row_meets
+from archive.index.match import Between, Criterion, Exact, Key, Wild, accepts, criterion, is_asking, row_meets
 from archive.index.statements import DEPTH, Form, counting, keyed, statement
 
 Row = dict[str, Any]  # DICOM JSON: eight hexadecimal digits to {"vr": …, "Value": […]}
@@ -33,6 +34,7 @@ _ON_STUDY = {
     MODALITIES_IN_STUDY: ("modality", "series.modality"),
     SOP_CLASSES_IN_STUDY: ("sop_class", "instance.sop_class_uid"),
 }
+_PATIENT_ID, _ISSUER = 0x00100020, 0x00100021
 _DATE_AND_TIME = ((0x00080020, 0x00080030), (0x00400244, 0x00400245))  # study, performed procedure step
 
 
@@ -86,17 +88,20 @@ def find(conn: Connection, query: Query) -> Iterator[Row]:
         InvalidQuery: a key cannot be matched, or its value is none of its VR.
         IndexUnavailable: the database failed.
     """
-    plan = _plan(query)
+    try:
+        plan = _plan(conn, query)
+    except SQLAlchemyError as error:
+        raise IndexUnavailable("the index cannot be read") from error
     rows = _direct(conn, plan, query) if not plan.residual else _filtered(conn, plan, query)
     return _translated(rows)
 
 
 def count(conn: Connection, query: Query, *, at_most: int) -> int:
     """How many rows match, without regard to `limit` and `offset`; counting ends at `at_most`."""
-    plan = _plan(replace(query, want=frozenset(), limit=at_most, offset=0))
-    if plan.residual:
-        return sum(1 for _ in islice(_translated(_candidates(conn, plan)), at_most))
     try:
+        plan = _plan(conn, replace(query, want=frozenset(), limit=at_most, offset=0))
+        if plan.residual:
+            return sum(1 for _ in islice(_translated(_candidates(conn, plan)), at_most))
         total = conn.execute(counting(plan.form), plan.parameters.values | {"limit": at_most, "offset": 0}).scalar()
     except SQLAlchemyError as error:
         raise IndexUnavailable("the index cannot be read") from error
@@ -110,11 +115,12 @@ def _translated(rows: Iterator[Any]) -> Iterator[Any]:
         raise IndexUnavailable("the index cannot be read") from error
 
 
-def _plan(query: Query) -> _Plan:
+def _plan(conn: Connection, query: Query) -> _Plan:
     parameters = Parameters()
     where: list[Shape] = []
     residual: list[Key] = []
     wanted = {key.tag: _checked(query.level, key) for key in query.keys}
+    where += _survivors(conn, wanted, parameters)
     if query.combined_datetime:
         where += _intervals(wanted, parameters)
     for key in query.keys:
@@ -164,6 +170,18 @@ def _checked(level: Level, key: Key) -> Criterion | None:
     if key.tag not in matchable(level):
         raise InvalidQuery(f"({key.tag >> 16:04X},{key.tag & 0xFFFF:04X}) is no matching key here", tag=key.tag)
     return None if key.vr == "SQ" else criterion(key)
+
+
+def _survivors(conn: Connection, wanted: dict[int, Criterion | None], parameters: Parameters) -> Iterator[Shape]:
+    """An identifier that was merged away stands for whoever survived: takes it, and its issuer, out of `wanted`."""
+    identifier, issuer = wanted.get(_PATIENT_ID), wanted.get(_ISSUER)
+    if not isinstance(identifier, Exact):
+        return
+    pks = survivors(conn, identifier.values, issued=lambda written: issuer is None or accepts(issuer, "LO", [written]))
+    if pks is not None:
+        yield ("in", "patient.pk", parameters.add(pks))
+        del wanted[_PATIENT_ID]
+        wanted.pop(_ISSUER, None)
 
 
 def _intervals(wanted: dict[int, Criterion | None], parameters: Parameters) -> Iterator[Shape]:

@@ -9,7 +9,9 @@ from sqlalchemy import event
 
 from archive.core import Archive
 from archive.dicom.attributes import Level
+from archive.index.aliases import survivors
 from archive.index.match import Key
+from archive.index.statements import Form, statement
 from tests.archive.index.filling import ask, key
 from tests.builders import new_uid
 
@@ -37,7 +39,7 @@ def plan(archive: Archive, level: Level, *keys: Key, limit: int = 100) -> list[s
         return [
             str(row[3])
             for statement, parameters in seen
-            if statement.startswith("SELECT")
+            if statement.startswith("SELECT") and "merged_into_pk" not in statement  # a look by the same key
             for row in conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
         ]
 
@@ -92,6 +94,28 @@ def test_series_and_instances_of_a_study_start_from_its_uid(archive: Archive) ->
 def test_a_wildcard_in_front_reads_names_and_not_studies(archive: Archive) -> None:
     steps = plan(archive, Level.STUDY, key("PatientName", "*ANNE"))
     assert scans(steps) == ["SCAN patient USING COVERING INDEX ix_patient_patient_name"]
+
+
+def test_an_identifier_is_looked_up_among_those_merged_away_by_its_index(archive: Archive) -> None:
+    with archive.engine.connect() as conn:
+        seen: list[tuple[str, Any]] = []
+        event.listen(conn, "before_cursor_execute", lambda c, cur, text, values, *rest: seen.append((text, values)))
+        assert survivors(conn, ["IPP1"], issued=lambda issuer: True) is None
+        text, values = seen[-1]
+        steps = [str(row[3]) for row in conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)]
+    assert steps == ["SEARCH patient USING INDEX ix_patient_patient_id (patient_id=?)"]
+
+
+def test_a_survivor_is_reached_by_the_key_of_the_row(archive: Archive) -> None:
+    keyed = statement(Form(Level.STUDY, (("in", "patient.pk", "p0"),), (), (), (), selective=True, paged=False))
+    with archive.engine.connect() as conn:
+        seen: list[tuple[str, Any]] = []
+        event.listen(conn, "before_cursor_execute", lambda c, cur, text, values, *rest: seen.append((text, values)))
+        conn.execute(keyed, {"p0": [1, 2]}).all()
+        text, values = seen[-1]
+        steps = [str(row[3]) for row in conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)]
+    assert not scans(steps), steps
+    assert "ix_study_patient_pk" in " ".join(steps), steps
 
 
 def test_the_text_of_a_statement_does_not_depend_on_the_values(archive: Archive) -> None:
