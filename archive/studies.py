@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Row, Select, bindparam, func, select
+from sqlalchemy import Connection, Row, Select, and_, bindparam, func, select
 
 from archive.dicom.patient_id import cx
-from archive.instance import CURRENT, Availability, CopyState, availability
+from archive.instance import CURRENT, Availability, CopyState, State, availability
 from archive.schema import instance, location, patient, series, study
 
 _STUDY = (
@@ -28,6 +28,8 @@ _STUDY = (
     .join_from(study, patient)
     .where(study.c.study_instance_uid == bindparam("study_instance_uid"))
 )
+_original = instance.alias("original")
+_copy = instance.alias("copy")
 _COPIES: Select[Any] = (
     select(
         series.c.pk.label("series_pk"),
@@ -40,6 +42,8 @@ _COPIES: Select[Any] = (
         instance.c.digest.label("received_digest"),
         instance.c.source,
         instance.c.received_at,
+        instance.c.derivation,
+        _original.c.sop_instance_uid.label("original"),
         location.c.tier,
         location.c.state.label("copy_state"),
         location.c.transfer_syntax_uid,
@@ -47,7 +51,11 @@ _COPIES: Select[Any] = (
         location.c.file_bytes,
         location.c.verified_at,
     )
-    .select_from(series.join(instance).outerjoin(location, location.c.instance_pk == instance.c.pk))
+    .select_from(
+        series.join(instance)
+        .outerjoin(_original, _original.c.pk == instance.c.derived_from_pk)
+        .outerjoin(location, and_(location.c.instance_pk == instance.c.pk, location.c.state != CopyState.PURGING))
+    )
     .where(series.c.study_pk == bindparam("study_pk"), instance.c.state.in_(sorted(CURRENT)))
     .order_by(
         func.coalesce(series.c.series_number, 1 << 30),
@@ -55,6 +63,28 @@ _COPIES: Select[Any] = (
         func.coalesce(instance.c.instance_number, 1 << 30),
         instance.c.pk,
         location.c.pk,
+    )
+)
+_REPLACED: Select[Any] = (
+    select(
+        instance.c.sop_instance_uid,
+        instance.c.sop_class_uid,
+        series.c.series_instance_uid,
+        instance.c.digest,
+        instance.c.received_at,
+        _copy.c.sop_instance_uid.label("alternate"),
+    )
+    .select_from(
+        series.join(instance).outerjoin(
+            _copy, and_(_copy.c.derived_from_pk == instance.c.pk, _copy.c.state.in_(sorted(CURRENT)))
+        )
+    )
+    .where(series.c.study_pk == bindparam("study_pk"), instance.c.state == State.REPLACED)
+    .order_by(
+        func.coalesce(series.c.series_number, 1 << 30),
+        series.c.pk,
+        func.coalesce(instance.c.instance_number, 1 << 30),
+        instance.c.pk,
     )
 )
 
@@ -73,7 +103,11 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One current instance and all its copies. `attributes` is DICOM JSON."""
+    """One current instance and all its copies. `attributes` is DICOM JSON.
+
+    `derivation`: of a lossy copy, how it was made and what its gate measured (REQ-DCM-86); of an image that stays
+    without loss in cold storage, why (`kept`); {} of any other.
+    """
 
     sop_instance_uid: str
     sop_class_uid: str
@@ -82,12 +116,31 @@ class Instance:
     source: str
     received_at: datetime
     copies: tuple[Copy, ...]
+    original: str = ""  # SOP Instance UID of the original that it was derived from
+    derivation: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tier(self) -> str | None:
+        """That of its best good copy."""
+        good = {copy.tier for copy in self.copies if copy.state == CopyState.OK}
+        return "hot" if "hot" in good else next(iter(good), None)
 
     @property
     def availability(self) -> Availability:
         """Of its best good copy."""
-        good = {copy.tier for copy in self.copies if copy.state == CopyState.OK}
-        return availability("hot" if "hot" in good else next(iter(good), None))
+        return availability(self.tier)
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """An original that only its lossy copy, `alternate`, is left of."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_instance_uid: str
+    digest: str  # of what was received
+    received_at: datetime
+    alternate: str  # "" when that is lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +161,7 @@ class Study:
     patient: str  # as the audit names it
     received_at: datetime  # its first instance
     series: tuple[Series, ...]
+    replaced: tuple[Replaced, ...] = ()
 
     @property
     def instances(self) -> tuple[Instance, ...]:
@@ -121,8 +175,8 @@ class Study:
 
     @property
     def tier(self) -> str:
-        """Where its good copies are: `hot`, `cold`, `mixed`; `none` when no good one is left."""
-        tiers = {copy.tier for one in self.instances for copy in one.copies if copy.state == CopyState.OK}
+        """Where the best good copies of its instances are: `hot`, `cold`, `mixed`; `none` when no good one is left."""
+        tiers = {one.tier for one in self.instances if one.tier is not None}
         return tiers.pop() if len(tiers) == 1 else "mixed" if tiers else "none"
 
 
@@ -140,6 +194,7 @@ def describe(conn: Connection, study_instance_uid: str) -> Study | None:
         patient=cx(row.patient_id, row.issuer),
         received_at=row.first_received_at,
         series=tuple(_series(list(part)) for _, part in groupby(rows, key=lambda one: one.series_pk)),
+        replaced=tuple(_replaced(one) for one in conn.execute(_REPLACED, {"study_pk": row.pk})),
     )
 
 
@@ -160,11 +215,24 @@ def _instance(rows: Sequence[Row[Any]]) -> Instance:
         digest=first.received_digest,
         source=first.source,
         received_at=first.received_at,
-        copies=tuple(_copy(one) for one in rows if one.tier is not None),
+        copies=tuple(_copy_of(one) for one in rows if one.tier is not None),
+        original=first.original or "",
+        derivation=orjson.loads(first.derivation) if first.derivation else {},
     )
 
 
-def _copy(row: Row[Any]) -> Copy:
+def _replaced(row: Row[Any]) -> Replaced:
+    return Replaced(
+        sop_instance_uid=row.sop_instance_uid,
+        sop_class_uid=row.sop_class_uid,
+        series_instance_uid=row.series_instance_uid,
+        digest=row.digest,
+        received_at=row.received_at,
+        alternate=row.alternate or "",
+    )
+
+
+def _copy_of(row: Row[Any]) -> Copy:
     return Copy(
         tier=row.tier,
         state=row.copy_state,

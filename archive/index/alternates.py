@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, ScalarSelect, case, exists, func, select
+from sqlalchemy import ColumnElement, case, exists, func, select
 
 from archive.index.conditions import constant
 from archive.instance import CopyState, State
@@ -23,7 +23,7 @@ _original, _original_series = instance.alias("original"), series.alias("original
 _self = instance.alias("self")
 
 
-def of_instance(pk: ColumnElement[Any]) -> ScalarSelect[Any]:
+def of_instance(pk: ColumnElement[Any]) -> ColumnElement[Any]:
     """`code series class instance` of the other representation of the instance with this key; NULL: there is none."""
     of_original = (
         select(func.min(_text(constant(LOSSY_COPY[0]), _copy, _copy_series)))
@@ -43,7 +43,7 @@ def of_instance(pk: ColumnElement[Any]) -> ScalarSelect[Any]:
         .where(_self.c.pk == pk, _self.c.state == constant(str(State.STORED)))
         .scalar_subquery()
     )
-    return select(func.coalesce(of_original, of_copy)).scalar_subquery()
+    return func.coalesce(of_original, of_copy)
 
 
 def _text(code: ColumnElement[Any], of: Any, its_series: Any) -> ColumnElement[Any]:

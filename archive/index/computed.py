@@ -38,7 +38,7 @@ class Computed:
     tag: int
     vr: str
     level: Level | None
-    select: Callable[[Level, ColumnElement[Any]], ScalarSelect[Any]]
+    select: Callable[[Level, ColumnElement[Any]], ColumnElement[Any]]
     value: Callable[[Any], list[Any]]
 
     @property
@@ -108,7 +108,7 @@ def _transfer_syntaxes(_level: Level, pk: ColumnElement[Any]) -> ScalarSelect[An
     )
 
 
-def _alternates(_level: Level, pk: ColumnElement[Any]) -> ScalarSelect[Any]:
+def _alternates(_level: Level, pk: ColumnElement[Any]) -> ColumnElement[Any]:
     return alternates.of_instance(pk)
 
 
