@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from sqlalchemy import func, select
@@ -101,7 +102,7 @@ def test_what_fails_is_tried_again_later_and_later_then_given_up(
             due = conn.execute(select(job.c.due_at)).scalar_one()
         pauses.append(due)
         later(max(timedelta(0), due - archive.real_clock()) + timedelta(seconds=1))
-    waits = [after - before for before, after in zip(pauses, pauses[1:-1], strict=False)]
+    waits = [after - before for before, after in pairwise(pauses[:-1])]
     assert waits == sorted(waits)
     found = jobs.wait(archive, id, seconds=0)
     assert (found.state, found.error) == ("dead", "no answer")
