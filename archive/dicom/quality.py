@@ -41,6 +41,10 @@ class Figures:
         """Whether the frame passes the gate."""
         return self.psnr_db >= floor.min_psnr_db and self.ssim >= floor.min_ssim and self.max_error <= floor.max_error
 
+    def record(self) -> dict[str, Any]:
+        """As JSON; an infinite PSNR is null."""
+        return {"psnr_db": _finite(self.psnr_db), "ssim": round(self.ssim, 6), "max_error": self.max_error}
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
