@@ -23,8 +23,12 @@ from archive.access import Action, Actor
 from archive.audit.read import AuditPage, list_rows
 from archive.audit.record import Event, record
 from archive.clock import Simulation
+from archive.core import Archive
 from archive.errors import InvalidRequest
 from archive.index.asked import audit_query
+from archive.lifecycle.compute import explain
+from archive.lifecycle.holds import list_holds
+from archive.policy import local_day
 from archive.schema import REVISION
 from archive.studies import Study
 
@@ -110,8 +114,16 @@ def studies(
 @router.get("/studies/{study}")
 def study(request: Request, study: str, actor: MayFind) -> Response:
     """What is held of one study: each copy, its digest and its last check. `{"exists": false}` when unknown."""
-    found = described(auth.archive_of(request), study, actor=actor)
-    return _json({"exists": False} if found is None else _study(found))
+    archive = auth.archive_of(request)
+    found = described(archive, study, actor=actor)
+    return _json({"exists": False} if found is None else {**_study(found), **_life(archive, study)})
+
+
+def _life(archive: Archive, study: str) -> dict[str, Any]:
+    """Until when it is kept, and who forbids that it goes."""
+    with archive.reading() as conn:
+        standing = list_holds(conn, study_instance_uid=study, today=local_day(archive.clock()))
+    return {"keep_until": explain(archive, study), "holds": [one.shape() for one in standing]}
 
 
 def _study(found: Study) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def statements(archive: Archive) -> Iterator[list[str]]:
     said: list[str] = []
 
     def note(_conn: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        said.append(statement)
+        if not statement.startswith("BEGIN"):
+            said.append(statement)
 
     event.listen(archive.engine, "before_cursor_execute", note)
     try:
