@@ -25,6 +25,7 @@ from api import (
     keeping,
     layout,
     pages,
+    patients,
     probes,
     problems,
     purges,
@@ -80,6 +81,7 @@ def create_app(archive: Archive) -> FastAPI:
     app.include_router(retention.router)
     app.include_router(purges.router)
     app.include_router(admin.openapi_router)
+    app.include_router(patients.router)
     app.include_router(probes.router)
     app.include_router(pages.router)
     app.include_router(keeping.router)

@@ -32,6 +32,8 @@ _API_EVENTS = {
     "/api/v1/audit": (Event.AUDIT_LOG_USED, "R"),
     "/api/v1/studies": (Event.QUERY, "E"),
     "/api/v1/work-items": (Event.QUERY, "E"),
+    "/api/v1/patients": (Event.QUERY, "E"),
+    "/api/v1/orders": (Event.QUERY, "E"),
 }
 
 
@@ -208,6 +210,8 @@ def _attempted(request: Request) -> _Attempt:
         if request.method == "POST":
             return _Attempt(Event.INSTANCES_TRANSFERRED, "C")
         return _Attempt(Event.QUERY, "E") if _QIDO.fullmatch(path) else _Attempt(Event.INSTANCES_TRANSFERRED, "R")
+    if request.method == "POST" and path.startswith("/api/v1/work-items"):
+        return _Attempt(Event.PATIENT_RECORD, "U")
     for prefix, (event, action) in _API_EVENTS.items():
         if path.startswith(prefix):
             return _Attempt(event, action)

@@ -189,6 +189,7 @@ def note_patient(conn: Connection, pk: int, *, act: Act) -> None:
             "user": act.actor.user,
             "event": act.event,
             "reason": corrections.get("reason", act.reason),
+            "received": orjson.loads(row.received_attributes or row.attributes),
             "corrections": corrections.get("attributes", {}),
             "tombstone": row.tombstone,
             "merged_into": survivor,
@@ -250,6 +251,12 @@ def history(conn: Connection, pk: int) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+def name_of(conn: Connection, pk: int) -> str | None:
+    """A patient as the audit names them; None when there is none with this number."""
+    row = conn.execute(_BY_PK, {"pk": pk}).first()
+    return key_of(row).cx if row is not None else None
 
 
 def merged_into(conn: Connection, pk: int) -> list[str]:

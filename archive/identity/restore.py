@@ -38,16 +38,20 @@ def restore_patient(conn: Connection, subject: str, body: Mapping[str, Any], at:
         "provisional": 0 if known else row.provisional,
         "merged_into_pk": survivor_pk,
         "tombstone": body["tombstone"],
+        "attributes": orjson.dumps(body["received"]).decode(),
+        "received_attributes": None,
     }
-    conn.execute(update(patient).where(patient.c.pk == row.pk).values(values))
+    mine = patient.c.pk == row.pk
+    conn.execute(update(patient).where(mine).values(values))
     if text is not None:
         revision = {"patient_pk": row.pk, "version": body["version"], "at": at, "record": text}
         conn.execute(
             insert(conn, patient_revision).on_conflict_do_nothing(index_elements=["patient_pk", "version"]),
             {**revision, "user": body["user"], "event": body["event"]},
         )
-    if body["corrections"]:
-        correct_patient(conn, row.pk, body["corrections"], reason=body["reason"], at=at)
+    correct_patient(conn, row.pk, body["corrections"], reason=body["reason"], at=at)  # and the columns that it has
+    if not body["corrections"]:
+        conn.execute(update(patient).where(mine).values(received_attributes=None))
     if survivor_pk is not None:
         move_studies(conn, loser_pk=row.pk, survivor_pk=survivor_pk)
         mine = imaging_order.c.patient_pk == row.pk

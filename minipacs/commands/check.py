@@ -134,3 +134,28 @@ def list_work_items(
     for item in items:
         say(f"{item['id']:>6}  {item['opened_at'][:16]}  {item['state']:<6}  {item['kind']:<18}  {item['study'] or ''}")
     say(f"{len(items)} items")
+
+
+@work_items.command("settle")
+def settle_work_item(
+    item: Annotated[int, typer.Argument(help="Number of the item, as «list» shows it.", min=1)],
+    how: Annotated[str, typer.Option("--as", help="done, accepted or unfounded.")],
+    reason: Annotated[str, typer.Option(help="Why; kept with the item and in the audit.")],
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Close an item that somebody has dealt with. It opens again when its cause comes up again."""
+    from functools import partial
+
+    from archive.work_items import How
+    from archive.workflow.settle import settle
+
+    if how not in list(How):
+        raise typer.BadParameter(f"--as is one of: {', '.join(How)}")
+    with opened(config, process="work-items") as (archive, actor):
+        act = partial(settle, item=item, how=how, reason=reason, actor=actor, at=archive.clock())
+        archive.commit.run(act)
+    if as_json:
+        say_json({"id": item, "state": "closed", "as": how, "reason": reason})
+    else:
+        say(f"work item {item} is closed: {how}")

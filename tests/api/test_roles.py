@@ -20,6 +20,7 @@ from tests.builders import ct_slice, part10
 FIND = {"radiologist", "technologist", "secretary", "identity_officer", "quality", "service"}
 SEE = {"radiologist", "technologist", "service"}
 STORE = {"radiologist", "technologist", "secretary", "service"}
+SETTLE = {"radiologist", "identity_officer"}
 AUDIT = {"auditor", "service"}
 SYSTEM = {"radiologist", "secretary", "it_admin", "auditor", "quality", "service"}
 TESTBED = {"it_admin", "service"}
@@ -45,6 +46,10 @@ TABLE = {
     "GET /api/v1/studies": FIND,
     "GET /api/v1/studies/1.2.3": FIND,
     "GET /api/v1/work-items": FIND,
+    "POST /api/v1/work-items/{item}/settle": SETTLE,
+    "GET /api/v1/patients": FIND,
+    "GET /api/v1/patients/{patient}/history": FIND,
+    "GET /api/v1/orders": FIND,
     "GET /api/v1/audit": AUDIT,
     "GET /api/v1/system": SYSTEM,
     "PUT /api/v1/testbed/clock": TESTBED,
@@ -52,6 +57,7 @@ TABLE = {
     f"GET {PAGE}/series/1.2.3": SEE,
     f"GET {PAGE}/images/1.2.3": SEE,
 }
+ASKED = {"/api/v1/patients": "?identifier=IPP1", "/api/v1/orders": "?accession=A1001"}  # what has to be said
 ANYBODY = {  # who is known; or how one becomes so
     "GET /",
     "GET /api/openapi.json",
@@ -117,6 +123,7 @@ def test_each_access_that_succeeds_is_in_the_audit(archive: Archive, url: str, t
             path = path.replace("/series/1.2.3", f"/series/{uids['series']}")
             path = path.replace("/instances/1.2.3", f"/instances/{uids['instances']}")
             path = path.replace("/images/1.2.3", f"/images/{uids['instances']}")
+            path = path.replace("{patient}", "1") + ASKED.get(path, "")
             user = f"robot {number}"
             headers = {"Authorization": f"Bearer {token('service', name=user)}", "Content-Type": "application/dicom"}
             answer = client.request(method, path, headers=headers, content=part10(ds) if method == "POST" else None)

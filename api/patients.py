@@ -1,0 +1,88 @@
+"""`/api/v1`: who somebody is, what was ordered, and settling what waits for a person (sheet 60 §4)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Depends, Path, Query
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api import auth
+from archive.access import Action, Actor
+from archive.identity import patients, shown
+from archive.index.asked import audit_query
+from archive.workflow import orders
+from archive.workflow.settle import MAX_REASON, settle
+
+router = APIRouter(prefix="/api/v1", tags=["identity"], max_body_size=1 << 16)
+
+MayFind = Annotated[Actor, Depends(auth.Right(Action.FIND))]
+MaySettle = Annotated[Actor, Depends(auth.Right(Action.SETTLE))]
+Number = Annotated[int, Path(ge=0, lt=1 << 63)]
+
+
+def _json(value: object) -> Response:
+    return Response(orjson.dumps(value, option=orjson.OPT_UTC_Z), media_type="application/json")
+
+
+@router.get("/patients")
+def look_up_patient(
+    request: Request,
+    actor: MayFind,
+    *,
+    identifier: Annotated[str, Query(min_length=1, max_length=64)],
+    authority: Annotated[str, Query(max_length=64, description="namespace or OID; else the assumed one")] = "",
+) -> Response:
+    """The state of an identifier, of one that was merged away too. `{"exists": false}` when unknown."""
+    archive = auth.archive_of(request)
+    key = shown.key_of(archive.authorities, identifier, authority)
+    with archive.reading() as conn:
+        found = shown.described(conn, key)
+    asked = {"query": {"identifier": identifier, "authority": authority}}
+    audit_query(archive.commit, actor, parameters=asked, patient=key.cx)
+    return _json(found)
+
+
+@router.get("/patients/{patient}/history")
+def patient_history(request: Request, patient: Number, actor: MayFind) -> Response:
+    """Every revision of a patient's record, the first one first; `patient` is the `id` of a look-up."""
+    archive = auth.archive_of(request)
+    with archive.reading() as conn:
+        items = patients.history(conn, patient)
+        name = patients.name_of(conn, patient)
+    audit_query(archive.commit, actor, parameters={"query": {"patient": patient, "of": "history"}}, patient=name)
+    return _json({"items": items, "next": None})
+
+
+@router.get("/orders")
+def look_up_order(
+    request: Request, actor: MayFind, *, accession: Annotated[str, Query(min_length=1, max_length=64)]
+) -> Response:
+    """The order with an accession number: its first step, and all in `steps`. `{"exists": false}` when unknown."""
+    archive = auth.archive_of(request)
+    with archive.reading() as conn:
+        steps = orders.described(conn, accession)
+    audit_query(archive.commit, actor, parameters={"query": {"accession": accession}})
+    answer: dict[str, Any] = {"exists": True, **steps[0], "steps": steps} if steps else {"exists": False}
+    return _json(answer)
+
+
+class Settlement(BaseModel):
+    """How a person settles a work item, and why."""
+
+    model_config = ConfigDict(extra="forbid")
+    how: str = Field(alias="as", max_length=32, description="done, accepted or unfounded")
+    reason: str = Field(max_length=MAX_REASON)
+
+
+@router.post("/work-items/{item}/settle")
+def settle_work_item(request: Request, item: Number, settlement: Settlement, actor: MaySettle) -> Response:
+    """Close a work item."""
+    archive = auth.archive_of(request)
+    act = partial(settle, item=item, how=settlement.how, reason=settlement.reason, actor=actor, at=archive.clock())
+    archive.commit.run(act)
+    return _json({"id": item, "state": "closed", "as": settlement.how, "reason": settlement.reason.strip()})
