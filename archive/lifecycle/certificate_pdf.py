@@ -183,7 +183,7 @@ def _row(number: int, one: Mapping[str, Any]) -> Row:
 
 
 def _listing(rows: Sequence[Row]) -> Any:
-    """Rows of two lines that go on from page to page. Drawn, not laid out: a table of thousands takes minutes."""
+    """Rows of two lines that go on from page to page: drawn, for a table lays out its rows again on every page."""
     from reportlab.lib.units import mm
     from reportlab.platypus import Flowable
 
