@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,3 +39,23 @@ def with_retention(settings: Settings) -> Iterator[Callable[..., Archive]]:
             return made
 
         yield open_with
+
+
+@pytest.fixture
+def run(settings: Settings, tmp_path: Path) -> Callable[..., tuple[int, str]]:
+    """Runs `minipacs …` on the archive of the test: exit code, and what it said on both streams."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MINIPACS_")}
+    variables = clean | {
+        "MINIPACS_DATA_DIR": str(settings.data_dir),
+        "MINIPACS_DATABASE__URL": settings.database.url,
+        "MINIPACS_STORAGE__RESERVE_BYTES": "0",
+        "MINIPACS_TEST_MODE": "true",
+    }
+
+    def run_command(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "minipacs", *arguments]
+        done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stdout or done.stderr
+
+    return run_command
