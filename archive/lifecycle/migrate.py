@@ -43,7 +43,7 @@ from archive.lifecycle.cold import (
 from archive.lifecycle.compute import originals_stay_days
 from archive.lifecycle.filing import TO_COPY, Work, file_copy, file_derived
 from archive.lifecycle.remove import finish_removals, mark_instances
-from archive.policy import PARIS, local_day
+from archive.policy import local_day, local_time
 from archive.schema import instance, location, series, study
 from archive.schema.types import AnyRow
 from archive.storage.incoming import Incoming
@@ -207,7 +207,7 @@ def _derive(run: _Run, row: AnyRow) -> Derived[Incoming] | Kept:
             gate=archive.settings.retention.gate,
             series_instance_uid=run.series[row.series_pk],
             policy_version=run.work.policy_version,
-            at=archive.clock().astimezone(PARIS),
+            at=local_time(archive.clock()),
             equipment=equipment_of(archive.settings),
             receive=lambda meta: archive.cold.receive(meta, at=archive.real_clock(), expected_bytes=row.file_bytes),
         )
