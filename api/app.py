@@ -22,6 +22,7 @@ from api import (
     auth,
     bulkdata,
     frames,
+    hl7,
     keeping,
     layout,
     pages,
@@ -81,6 +82,7 @@ def create_app(archive: Archive) -> FastAPI:
     app.include_router(retention.router)
     app.include_router(purges.router)
     app.include_router(admin.openapi_router)
+    app.include_router(hl7.router)
     app.include_router(patients.router)
     app.include_router(probes.router)
     app.include_router(pages.router)

@@ -14,6 +14,7 @@ from archive.config import Settings
 from archive.core import Archive, open_archive
 from tests.api.conftest import PASSWORD, on_both_databases, serving
 from tests.api.test_auth import OPEN, every_address, rows
+from tests.api.test_hl7 import fill
 from tests.builders import ct_slice, part10
 
 # ● of the sheet; ◐ is not granted before scopes exist
@@ -52,6 +53,8 @@ TABLE = {
     "GET /api/v1/orders": FIND,
     "GET /api/v1/audit": AUDIT,
     "GET /api/v1/system": SYSTEM,
+    "GET /api/v1/hl7/messages": SYSTEM,
+    "GET /api/v1/hl7/messages/{message}/raw": FIND,
     "PUT /api/v1/testbed/clock": TESTBED,
     f"GET {PAGE}": FIND,
     f"GET {PAGE}/series/1.2.3": SEE,
@@ -88,7 +91,9 @@ def test_each_role_may_what_the_sheet_says_and_each_refusal_is_written_down(
             for address, roles in TABLE.items():
                 method, _, path = address.partition(" ")
                 body: object = {} if method == "PUT" else None
-                status = client.request(method, path.replace("{frame}", "1"), json=body).status_code
+                status = client.request(
+                    method, path.replace("{frame}", "1").replace("{message}", "1"), json=body
+                ).status_code
                 assert status != 500, (role, address)
                 assert (status != 403) == (role in roles), (role, address, status)
         refusals = [row for row in rows(archive, user=str(role), limit=1000) if row["outcome"] == 8]
@@ -104,13 +109,14 @@ def test_the_session_of_a_person_opens_no_more_than_a_token(archive: Archive, ac
         for address, roles in TABLE.items():
             method, _, path = address.partition(" ")
             if method == "GET":
-                status = client.get(path.replace("{frame}", "1")).status_code
+                status = client.get(path.replace("{frame}", "1").replace("{message}", "1")).status_code
                 assert (status != 403) == ("secretary" in roles), (address, status)
 
 
 @on_both_databases
 @pytest.mark.req("REQ-SEC-20")
 def test_each_access_that_succeeds_is_in_the_audit(archive: Archive, url: str, token: Callable[..., str]) -> None:
+    fill(archive, 1)
     ds = ct_slice()
     uids = {"study": ds.StudyInstanceUID, "series": ds.SeriesInstanceUID, "instances": ds.SOPInstanceUID}
     with httpx.Client(base_url=url) as client:
@@ -118,7 +124,11 @@ def test_each_access_that_succeeds_is_in_the_audit(archive: Archive, url: str, t
             method, _, path = address.partition(" ")
             if method != "GET" and number:
                 continue
-            path = path.replace("/studies/1.2.3", f"/studies/{uids['study']}").replace("{frame}", "1")
+            path = (
+                path.replace("/studies/1.2.3", f"/studies/{uids['study']}")
+                .replace("{frame}", "1")
+                .replace("{message}", "1")
+            )
             path = path.replace("/etudes/1.2.3", f"/etudes/{uids['study']}")
             path = path.replace("/series/1.2.3", f"/series/{uids['series']}")
             path = path.replace("/instances/1.2.3", f"/instances/{uids['instances']}")
