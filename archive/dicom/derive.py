@@ -150,9 +150,9 @@ def derive(
         StorageFull, StorageFailed: as `receive` and its result raise them; what was received is discarded.
     """
     with _examined(path, transfer_syntax_uid, gate) as (work, outcome):
-        if work is None or isinstance(outcome, Kept):
-            assert isinstance(outcome, Kept)
+        if isinstance(outcome, Kept):
             return outcome
+        assert work is not None  # what is assessed was worked on
         meta = FileMeta(work.facts.sop_class_uid, new_uid(), TRANSFER_SYNTAX_UID)
         facets = Facets(
             facts=work.facts,
