@@ -43,7 +43,7 @@ from archive.lifecycle.guard import terms
 from archive.policy import Decision, Policy, decide, dose_until, grace_days, local_day
 from archive.schema import hold, instance, life_failure, patient, series, study
 
-BATCH = 50  # studies in one transaction: some milliseconds, for others wait meanwhile
+BATCH = 10  # studies in one transaction: some milliseconds for each, and others wait meanwhile
 _LISTED = 10_000  # studies in one call at most
 
 _VERSION: BindParameter[str] = bindparam("version")

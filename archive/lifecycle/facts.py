@@ -18,7 +18,7 @@ from sqlalchemy import BindParameter, Connection, Select, bindparam, exists, fun
 from archive.config import Settings
 from archive.dicom.patient_id import cx
 from archive.identity.record import of_json
-from archive.index.functions import first_value
+from archive.index.functions import first_value, unindexed
 from archive.instance import CopyState, State
 from archive.lifecycle.sites import site_of
 from archive.policy import DOSE_REPORTS, Facts, Hold, SeriesFacts, add_days, local_day, sound_day
@@ -34,7 +34,7 @@ HOT = exists().where(  # of a study: it has images that may leave the hot tier o
     instance.c.series_pk == series.c.pk,
     instance.c.state == State.STORED,
     location.c.instance_pk == instance.c.pk,
-    location.c.tier == "hot",
+    unindexed(location.c.tier) == "hot",
     location.c.state != CopyState.PURGING,
 )
 _HELD_BACK = exists().where(
@@ -88,7 +88,9 @@ _IMAGES = (
         func.max(instance.c.received_at).label("last_received"),
     )
     .join_from(instance, series)
-    .where(series.c.study_pk.in_(_PKS), instance.c.derived_from_pk.is_(None), instance.c.state != State.PURGING)
+    .where(
+        series.c.study_pk.in_(_PKS), unindexed(instance.c.derived_from_pk).is_(None), instance.c.state != State.PURGING
+    )
     .group_by("series_pk", "sop_class_uid", "source", "acquisition_date", "content_date")
 )
 _HOLDS = (
