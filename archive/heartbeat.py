@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import cache
 from types import TracebackType
 
 import structlog
@@ -27,6 +26,7 @@ from archive.clock import Simulation, monotonic
 from archive.config import EDGES
 from archive.core import Archive
 from archive.errors import ArchiveError
+from archive.host import is_gone, this_host
 from archive.schema import process, simulated_clock
 
 log = structlog.get_logger(__name__)
@@ -84,7 +84,7 @@ def alive(conn: Connection, *, at: datetime) -> list[Process]:
             listening=bool(row.listening),
         )
         for row in rows
-        if at - row.beat_at < timedelta(seconds=FRESH_SECONDS) and not _is_gone(row.host, row.pid)
+        if at - row.beat_at < timedelta(seconds=FRESH_SECONDS) and not is_gone(row.host, row.pid)
     ]
 
 
@@ -200,26 +200,3 @@ class Heartbeat:
         """Application Activity (PS3.15 A.5.3.1): starting and stopping are part of the audit."""
         actor = replace(SYSTEM, source=socket.gethostname())
         record(conn, actor, Event.APPLICATION_ACTIVITY, "E", detail={"type": kind, "edge": self._edge})
-
-
-@cache
-def this_host() -> str:
-    """Where pids mean something: the host, and its namespace of pids (containers may share a host's name)."""
-    try:
-        namespace = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        return socket.gethostname()
-    return f"{socket.gethostname()}:{namespace}"
-
-
-def _is_gone(host: str, pid: int) -> bool:
-    """A process of this host whose pid is free. Of other hosts we only have the beat."""
-    if host != this_host():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False

@@ -1,11 +1,13 @@
 """Who may do alone what only one process may do at a time: a named lease, on real time (law 6).
 
-A lease is taken for a minute and renewed in the background while its holder lives. A holder that died, or hangs, is
-succeeded when its minute is over; so whatever is done under a lease checks again inside its transactions.
+A lease is taken for a minute and renewed in the background while its holder lives. A holder that died on this host is
+succeeded at once, one that hangs, or died elsewhere, when its minute is over; so whatever is done under a lease checks
+again inside its transactions.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import uuid
 from collections.abc import Iterator
@@ -13,11 +15,12 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import structlog
-from sqlalchemy import Connection, delete, or_, update
+from sqlalchemy import Connection, delete, or_, select, update
 
 from archive.clock import monotonic
 from archive.core import Archive
 from archive.errors import ArchiveError, Busy
+from archive.host import is_gone, this_host
 from archive.schema import lease
 from archive.schema.upsert import insert
 
@@ -67,12 +70,22 @@ class Lease:
 
     def _write(self, conn: Connection) -> bool:
         now = self._archive.real_clock()
-        values = {"holder": self.holder, "until": now + timedelta(seconds=self._seconds)}
-        free = or_(lease.c.holder == self.holder, lease.c.until < now)
+        values = {
+            "holder": self.holder,
+            "until": now + timedelta(seconds=self._seconds),
+            "host": this_host(),
+            "pid": os.getpid(),
+        }
+        free = or_(lease.c.holder == self.holder, lease.c.until < now, lease.c.holder == self._dead_holder(conn))
         if conn.execute(update(lease).where(lease.c.name == self.name, free).values(values)).rowcount == 1:
             return True
         made = insert(conn, lease).values(name=self.name, **values).on_conflict_do_nothing(index_elements=["name"])
         return conn.execute(made.returning(lease.c.name)).first() is not None
+
+    def _dead_holder(self, conn: Connection) -> str:
+        """The holder, if it died on this host; else ""."""
+        row = conn.execute(select(lease.c.holder, lease.c.host, lease.c.pid).where(lease.c.name == self.name)).first()
+        return row.holder if row is not None and is_gone(row.host, row.pid) else ""
 
     def _delete(self, conn: Connection) -> None:
         conn.execute(delete(lease).where(lease.c.name == self.name, lease.c.holder == self.holder))

@@ -36,6 +36,8 @@ lease = Table(
     Column("name", String(32), primary_key=True),
     Column("holder", String(36), nullable=False),
     Column("until", UtcDateTime, nullable=False),  # real time
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
 )
 
 # Facts that no image carries, as they are appended to the journal beside the files (archive.journal).
@@ -47,5 +49,6 @@ fact = Table(
     Column("kind", String(24), nullable=False),
     Column("subject", Text_C, nullable=False),
     Column("body", Text, nullable=False),  # JSON
-    Column("journaled", Integer, nullable=False, index=True),  # 0: not known to be in the file yet
+    # 1: in the file; 0: not known to be; read from it: 2 not applied yet, 3 could not be (archive.rebuild)
+    Column("journaled", Integer, nullable=False, index=True),
 )

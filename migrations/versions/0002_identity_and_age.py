@@ -261,6 +261,8 @@ def _operations() -> None:
         sa.Column("name", sa.String(32), nullable=False),
         sa.Column("holder", sa.String(36), nullable=False),
         sa.Column("until", TIME, nullable=False),
+        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("pid", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("name", name="pk_lease"),
     )
     op.create_table(
