@@ -87,17 +87,19 @@ def purges(
     return _json({"items": items, "next": str(found[limit - 1].number) if more else None})
 
 
-@router.get("/purges/{id}")
-def one_purge(request: Request, id: str, actor: MaySeePurges) -> Response:
+@router.get("/purges/{purge}")
+def one_purge(request: Request, purge: str, actor: MaySeePurges) -> Response:
     """One purge, with its certificate."""
-    found = _seen(auth.archive_of(request), id, actor)
+    found = _seen(auth.archive_of(request), purge, actor)
     return _json({**found.shape(), "certificate": found.certificate})
 
 
-@router.get("/purges/{id}/certificate")
-def certificate(request: Request, id: str, actor: MaySeePurges, *, format: Literal["json", "pdf"] = "json") -> Response:
+@router.get("/purges/{purge}/certificate")
+def certificate(
+    request: Request, purge: str, actor: MaySeePurges, *, format: Literal["json", "pdf"] = "json"
+) -> Response:
     """The certificate of destruction."""
-    found = _seen(auth.archive_of(request), id, actor)
+    found = _seen(auth.archive_of(request), purge, actor)
     if format == "json":
         return _json(found.certificate)
     headers = {"content-disposition": f'attachment; filename="destruction-{found.id}.pdf"'}

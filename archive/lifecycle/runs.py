@@ -11,8 +11,10 @@ from archive import jobs
 from archive.access import Action, Actor, demand
 from archive.audit.record import Event, record, refused
 from archive.core import Archive
-from archive.errors import NotAllowed
+from archive.errors import Busy, NotAllowed
+from archive.heartbeat import alive
 
+EDGE = "retention"  # the process that does it
 RUN = "retention.run"  # the job
 
 
@@ -27,9 +29,12 @@ def ask_run(archive: Archive, *, actor: Actor, seconds: float) -> dict[str, Any]
 
     Raises:
         NotAllowed: not with this role.
-        Busy: no retention process took it in time, it takes longer than `seconds`, or it failed.
+        Busy: no retention process is alive, it takes longer than `seconds`, or it failed.
     """
     _demand(archive, actor)
+    with archive.reading() as conn:
+        if not any(one.edge == EDGE for one in alive(conn, at=archive.real_clock())):
+            raise Busy("no retention process is running")
     return jobs.ask(archive, RUN, {"by": actor.user}, seconds=seconds, also=partial(_record, actor=actor))
 
 
