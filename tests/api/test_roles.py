@@ -12,6 +12,7 @@ from archive import accounts
 from archive.access import Actor, Role
 from archive.config import Settings
 from archive.core import Archive, open_archive
+from archive.schema import purge
 from tests.api.conftest import PASSWORD, on_both_databases, serving
 from tests.api.test_auth import OPEN, every_address, rows
 from tests.api.test_hl7 import fill
@@ -25,6 +26,8 @@ SETTLE = {"radiologist", "identity_officer"}
 AUDIT = {"auditor", "service"}
 SYSTEM = {"radiologist", "secretary", "it_admin", "auditor", "quality", "service"}
 TESTBED = {"it_admin", "service"}
+RETENTION = {"radiologist", "quality"}
+PURGES = {"radiologist", "it_admin", "auditor", "quality", "service"}
 
 STUDY = "/dicom-web/studies/1.2.3"
 SERIES = f"{STUDY}/series/1.2.3"
@@ -56,6 +59,8 @@ TABLE = {
     "GET /api/v1/hl7/messages": SYSTEM,
     "GET /api/v1/hl7/messages/{message}/raw": FIND,
     "PUT /api/v1/testbed/clock": TESTBED,
+    **{f"POST /api/v1/retention/{act}": RETENTION for act in ("run", "approve", "resume")},
+    **{f"GET /api/v1/retention/purges{end}": PURGES for end in ("", "/{purge}", "/{purge}/certificate")},
     f"GET {PAGE}": FIND,
     f"GET {PAGE}/series/1.2.3": SEE,
     f"GET {PAGE}/images/1.2.3": SEE,
@@ -117,6 +122,7 @@ def test_the_session_of_a_person_opens_no_more_than_a_token(archive: Archive, ac
 @pytest.mark.req("REQ-SEC-20")
 def test_each_access_that_succeeds_is_in_the_audit(archive: Archive, url: str, token: Callable[..., str]) -> None:
     fill(archive, 1)
+    purge_id = give_purge(archive)
     ds = ct_slice()
     uids = {"study": ds.StudyInstanceUID, "series": ds.SeriesInstanceUID, "instances": ds.SOPInstanceUID}
     with httpx.Client(base_url=url) as client:
@@ -128,6 +134,7 @@ def test_each_access_that_succeeds_is_in_the_audit(archive: Archive, url: str, t
                 path.replace("/studies/1.2.3", f"/studies/{uids['study']}")
                 .replace("{frame}", "1")
                 .replace("{message}", "1")
+                .replace("{purge}", purge_id)
             )
             path = path.replace("/etudes/1.2.3", f"/etudes/{uids['study']}")
             path = path.replace("/series/1.2.3", f"/series/{uids['series']}")
@@ -140,6 +147,16 @@ def test_each_access_that_succeeds_is_in_the_audit(archive: Archive, url: str, t
             assert answer.status_code == 200, (address, answer.text)
             if address != "GET /api/v1/system":  # tells nothing of anybody
                 assert written(archive, user), address
+
+
+def give_purge(archive: Archive) -> str:
+    """The row of a purge; its id."""
+    values = {
+        "id": "p1", "study_instance_uid": "1.2.3", "patient": "IPP1", "state": "done", "begun_at": archive.clock(),
+        "certificate": "{}", "note_uid": "1.2.4", "note_path": "evidence/1.dcm", "note_digest": "0" * 64,
+    }  # fmt: skip
+    archive.commit.run(lambda conn: conn.execute(purge.insert(), values))
+    return "p1"
 
 
 def written(archive: Archive, user: str) -> bool:
