@@ -172,7 +172,7 @@ def select(
     """
     narrow: list[ColumnElement[bool]] = []
     if patient_id is not None:
-        narrow.append(patient.c.pk.in_(_patients(patient_id, issuer)))
+        narrow.append(patient.c.pk.in_(_patients(patient_id, archive.authorities.issuer(issuer or ""))))
     lists = [
         (column, uids)
         for column, uids in (
@@ -199,7 +199,7 @@ def select(
         return found
 
 
-def _patients(patient_id: str, issuer: str | None) -> Select[Any]:
+def _patients(patient_id: str, issuer: str) -> Select[Any]:
     """The patients with this identifier, or the survivors of those that had it (REQ-DCM-37)."""
     mine = [patient.c.patient_id == patient_id]
     if issuer:
