@@ -99,7 +99,7 @@ class _Intake:
         if kind != accept.DICOM:
             self.items[-1].fail(errors.Unsupported("the part is not application/dicom"), NOT_DICOM)
             return
-        self._file = Part10(self._archive.hot, at=self._archive.real_clock())
+        self._file = Part10(self._archive.hot, at=self._archive.clock())
 
     def data(self, data: Buffer) -> None:
         """Its next bytes."""

@@ -21,7 +21,7 @@ from archive.clock import Clock, monotonic
 from archive.commit import GroupCommit
 from archive.config import Settings
 from archive.errors import IndexUnavailable, StorageFailed
-from archive.journal import FactJournal, complete, unknown, unwritten
+from archive.journal import FactJournal, complete, is_waiting, unknown, unwritten
 from archive.recognition import Recognition
 from archive.schema import REVISION, location
 from archive.storage import marker
@@ -216,7 +216,7 @@ def complete_journal(archive: Archive) -> None:
         journal.prepare()
         lines = journal.newest()  # read before the rows: a line always comes after its row
         with archive.reading() as conn:
-            journal.ahead = bool(unknown(conn, lines))
+            journal.ahead = bool(unknown(conn, lines)) or is_waiting(conn)
             missing = unwritten(conn)
         while missing:
             archive.commit.run(complete(journal, missing))

@@ -176,7 +176,7 @@ class _Taking:
 
     def _store(self, head: bytes, file: IO[bytes]) -> Outcome:
         """The bytes that were read, and the rest of the file, on the same way in as the network's."""
-        incoming = Part10(self.archive.hot, at=self.archive.real_clock())
+        incoming = Part10(self.archive.hot, at=self.archive.clock())
         try:
             incoming.feed(head)
             while piece := file.read(_PIECE):

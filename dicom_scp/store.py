@@ -25,7 +25,7 @@ def store(request: StoreRequest, archive: Archive) -> Answer:
     if not is_legal_uid(uid):
         return _ILLEGAL
     try:
-        incoming = archive.hot.receive(request.meta, at=archive.real_clock())
+        incoming = archive.hot.receive(request.meta, at=archive.clock())
         try:
             for piece in request.data_set:
                 incoming.write(piece)

@@ -15,6 +15,7 @@ from archive.config import ConfigError, Settings, load
 from archive.core import open_archive
 from archive.errors import ArchiveError
 from archive.heartbeat import follow
+from archive.rebuild import catch_up
 from minipacs import logs
 from minipacs.terminal import exit_code
 
@@ -22,14 +23,18 @@ from minipacs.terminal import exit_code
 def prepare(settings: Settings) -> str | None:
     """Make the data folder, the schema of an empty database, and the first account; returns its password, once.
 
+    A database that is older than the journal of facts (a backup was restored) is brought up to date.
+
     Raises:
-        Unavailable: the database cannot be reached, or its schema is older or newer (the message says what to run).
+        Unavailable: the database cannot be reached, or its schema is older or newer, or it is empty beside the files
+            of an archive (the message says what to run); or a volume is away.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     if migrations.current(settings.database_url) is None:
         migrations.upgrade(settings.database_url)
     with open_archive(settings, process="serve") as archive:
         follow(archive)
+        catch_up(archive)
         return ensure_first_account(archive)
 
 

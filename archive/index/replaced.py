@@ -1,7 +1,8 @@
 """Originals and the lossy copies derived from them: the facts of it that no image carries, and their way back.
 
 A study's fact REPLACED tells of each original that only its copy is left of, all that is needed to know it without its
-bytes (REQ-DCM-83, 84); a fact DERIVED tells whose copy an instance is, as long as both are there.
+bytes (REQ-DCM-83, 84), and of each that lies in cold storage alone what its file does not say: when it was received,
+why it was not compressed. A fact DERIVED tells whose copy an instance is, as long as both are there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, exists, select, update
 
 from archive.instance import CopyState, State
 from archive.journal import Kind, note
@@ -45,6 +46,26 @@ _ORIGINALS = (
     .where(series.c.study_pk == bindparam("study_pk"), instance.c.state == State.REPLACED)
     .order_by(instance.c.pk, _copy.c.pk)
 )
+_other = location.alias("other")
+_MOVED = (  # held in cold storage alone, as they were received
+    select(
+        instance.c.sop_instance_uid,
+        instance.c.digest,
+        instance.c.source,
+        instance.c.received_at,
+        instance.c.derivation,
+    )
+    .select_from(instance.join(series))
+    .where(
+        series.c.study_pk == bindparam("study_pk"),
+        instance.c.state == State.STORED,
+        instance.c.derived_from_pk.is_(None),
+        ~exists().where(
+            _other.c.instance_pk == instance.c.pk, _other.c.tier == "hot", _other.c.state != CopyState.PURGING
+        ),
+    )
+    .order_by(instance.c.pk)
+)
 _STUDY_OF = select(series.c.study_pk).join_from(instance, series).where(_BY_PK)
 _HELD = select(location.c.pk).where(
     location.c.instance_pk == bindparam("instance_pk"), location.c.state == CopyState.OK
@@ -68,7 +89,8 @@ def bring_back(conn: Connection, instance_pk: int, *, at: datetime) -> None:
 
 
 def note_replaced(conn: Connection, study_pk: int, *, at: datetime) -> None:
-    """Record which originals of the study are replaced, all of them, and what is known of each."""
+    """Record which originals of the study are replaced, all of them, and what is known of each; and what is known of
+    those that lie in cold storage alone."""
     uid = conn.execute(select(study.c.study_instance_uid).where(study.c.pk == study_pk)).scalar_one()
     first_received_at = conn.execute(select(study.c.first_received_at).where(study.c.pk == study_pk)).scalar_one()
     parts: dict[str, dict[str, Any]] = {}
@@ -80,6 +102,7 @@ def note_replaced(conn: Connection, study_pk: int, *, at: datetime) -> None:
         "first_received_at": first_received_at.isoformat(),
         "series": parts,
         "originals": list(originals.values()),
+        "moved": [_moved(row) for row in conn.execute(_MOVED, {"study_pk": study_pk})],
     }
     note(conn, Kind.REPLACED, uid, body, at=at)
 
@@ -105,6 +128,16 @@ def _original(row: AnyRow) -> dict[str, Any]:
         "attributes": orjson.loads(row.attributes),
         "copy": row.copy_uid,
         "copy_digest": row.copy_digest,
+    }
+
+
+def _moved(row: AnyRow) -> dict[str, Any]:
+    return {
+        "uid": row.sop_instance_uid,
+        "digest": row.digest,
+        "source": row.source,
+        "received_at": row.received_at.isoformat(),
+        "derivation": orjson.loads(row.derivation) if row.derivation else None,
     }
 
 
@@ -159,6 +192,8 @@ def restore_replaced(conn: Connection, subject: str, body: Mapping[str, Any], at
     )
     for one in body["originals"]:
         _restore_original(conn, int(study_pk), one, body["series"][one["series"]])
+    for one in body["moved"]:
+        _restore_moved(conn, one)
 
 
 def _restore_original(conn: Connection, study_pk: int, one: Mapping[str, Any], part: Mapping[str, Any]) -> None:
@@ -176,6 +211,20 @@ def _restore_original(conn: Connection, study_pk: int, one: Mapping[str, Any], p
     conn.execute(update(location).where(location.c.instance_pk == pk).values(state=CopyState.PURGING))
     if copy is not None:
         conn.execute(_STATE.values(state=State.STORED, derived_from_pk=pk), {"instance_pk": copy.pk})
+
+
+def _restore_moved(conn: Connection, one: Mapping[str, Any]) -> None:
+    """Its file was taken in with the time at which the copy was made: it was received before."""
+    said = {
+        "source": one["source"],
+        "received_at": datetime.fromisoformat(one["received_at"]),
+        "derivation": orjson.dumps(one["derivation"]).decode() if one["derivation"] else None,
+    }
+    mine = (instance.c.sop_instance_uid == one["uid"]) & (instance.c.digest == one["digest"])
+    conn.execute(update(instance).where(mine).values(said))
+    its = select(instance.c.series_pk).where(mine).scalar_subquery()
+    later = series.c.created_at > said["received_at"]
+    conn.execute(update(series).where(series.c.pk == its, later).values(created_at=said["received_at"]))
 
 
 def _add_original(conn: Connection, study_pk: int, one: Mapping[str, Any], part: Mapping[str, Any]) -> int:

@@ -90,10 +90,11 @@ def _finish(conn: Connection, *, id: str, uid: str, aside: Sequence[int], at: da
     if study_pk is not None and not _drop_study(conn, study_pk, uid):
         return False
     _close_work(conn, id, uid, whole=_is_gone(conn, uid), at=at)
-    paper = orjson.loads(row.certificate) | {"finished_at": at.isoformat()}
-    conn.execute(
-        update(purge).where(purge.c.id == id).values(state="done", done_at=at, certificate=orjson.dumps(paper).decode())
-    )
+    paper = orjson.loads(row.certificate)
+    # what an older database still knew of is dropped once more: the certificate stays what it was (archive.rebuild)
+    finished = paper.setdefault("finished_at", at.isoformat())
+    said = {"state": "done", "done_at": datetime.fromisoformat(finished), "certificate": orjson.dumps(paper).decode()}
+    conn.execute(update(purge).where(purge.c.id == id).values(said))
     note_purge(conn, id, at=at)
     return True
 

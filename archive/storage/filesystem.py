@@ -18,6 +18,7 @@ from pathlib import Path
 from archive.commit import flush_directory
 from archive.dicom.file_meta import FileMeta
 from archive.errors import StorageFailed, StorageFull
+from archive.storage import marker
 from archive.storage.incoming import Incoming, failure
 
 # Why a good file may not be opened: rights, or a limit of this process or host.
@@ -92,7 +93,7 @@ class Tier:
         """What is wrong with a stored file, read to its end; "" when it is what was stored.
 
         Raises:
-            StorageFailed: it cannot be looked at, which says nothing about it.
+            StorageFailed: it cannot be looked at, or its volume is away, which says nothing about it.
         """
         sha = hashlib.sha256()
         try:
@@ -104,6 +105,7 @@ class Tier:
         except OSError as error:
             if error.errno in _NOT_OF_THE_FILE:
                 raise StorageFailed(f"a stored file cannot be looked at: {error.strerror}") from error
+            marker.need(self.root)
             return f"cannot be read: {error.strerror}"
         if length != file_bytes:
             return f"{length} bytes instead of {file_bytes}"
