@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +31,7 @@ from archive.policy import (
     local_day,
     span,
 )
+from archive.sections import QUALITY
 
 
 @cache
@@ -318,6 +321,16 @@ def test_the_version_stays_when_nothing_changes_that_a_date_depends_on() -> None
 )
 def test_a_date_spans_what_it_can_mean(text: str, days: tuple[str, str] | None) -> None:
     assert span(text) == (None if days is None else tuple(map(date.fromisoformat, days)))
+
+
+def test_the_page_has_every_rule_and_the_defaults_of_the_gate() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "retention.md").read_text(encoding="utf-8")
+    assert {rule for rule in Rule if f"| `{rule}` |" in page} == set(Rule)
+    rows = re.findall(r"^\| ([A-Z]{2}) \| (.+) \|$", page, re.M)
+    assert rows == [
+        (name, f"{one.codec} | {one.ratio:g} | {one.min_psnr_db:g} | {one.min_ssim:g} | {one.max_error}")
+        for name, one in QUALITY.items()
+    ]
 
 
 # -- whatever the facts are -----------------------------------------------------------------------------------------
