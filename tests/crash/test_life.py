@@ -1,0 +1,203 @@
+"""`kill -9` of the retention tick: while it copies, while it switches, while it purges.
+
+No image is lost before its day, none is migrated or purged twice, and what was begun is finished by the next tick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import Engine, create_engine, text
+
+from archive.access import EVERYTHING, Actor, Door
+from archive.config import Settings
+from archive.core import open_archive
+from archive.heartbeat import follow
+from archive.ingest import ingest
+from archive.integrity import fsck, verify
+from archive.lifecycle.holds import add_hold
+from archive.storage.part10 import Part10
+from tests.builders import ct_slice, new_uid, part10
+from tests.crash.test_kill import ROUNDS, SEED
+from tests.server import Server
+
+ACTOR = Actor(user="tester", source="local", door=Door.SYSTEM, may=EVERYTHING)
+STUDIES = ROUNDS * 2
+SLICES = 2
+HELD = new_uid("life 0")  # the study that a hold keeps
+
+
+def smooth(number: int) -> bytes:
+    """Pixels that a lossy codec makes much smaller, and well."""
+    rows, columns = np.mgrid[0:256, 0:256]
+    noise = np.random.default_rng(number).integers(0, 12, (256, 256))
+    return (1000 + 900 * np.sin(rows / 40 + number) * np.cos(columns / 50) + noise).astype("<u2").tobytes()
+
+
+def settings_of(server: Server) -> Settings:
+    return Settings.model_validate(
+        {
+            "data_dir": server.data_dir,
+            "database": {"url": server.database_url},
+            "storage": {"reserve_bytes": 0},
+            "test_mode": True,
+        }
+    )
+
+
+def to(server: Server, when: str) -> None:
+    assert server.command("testbed", "clock", "set", when).returncode == 0
+
+
+def fill(settings: Settings) -> set[str]:
+    """Studies of 2026; the digests that were taken."""
+    digests = set()
+    with open_archive(settings, process="test") as archive:
+        follow(archive)
+        for study in range(STUDIES):
+            for number in range(1, SLICES + 1):
+                ds = ct_slice(
+                    rows=256,
+                    columns=256,
+                    number=number,
+                    StudyInstanceUID=new_uid(f"life {study}"),
+                    SeriesInstanceUID=new_uid(f"life series {study}"),
+                    PatientID=f"P{study}",
+                    SliceThickness="5",
+                )
+                ds.PixelData = smooth(study * SLICES + number)
+                file = Part10(archive.hot, at=archive.clock())
+                file.feed(part10(ds))
+                incoming = file.finish()
+                digests.add(incoming.digest)
+                ingest(archive, incoming, actor=ACTOR)
+        add_hold(archive, HELD, reason="litige", until=None, actor=ACTOR)
+    return digests
+
+
+def count(engine: Engine, query: str) -> int:
+    with engine.connect() as conn:
+        return int(conn.execute(text(query)).scalar_one())
+
+
+def ticks_killed(server: Server, rounds: int, progress: Callable[[], int], rng: random.Random) -> int:
+    """Ticks, each killed soon after it got something done; how many were."""
+    killed = 0
+    for _ in range(rounds):
+        before = progress()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "minipacs", "retention", "run"],
+            env=server.variables(),
+            cwd=server.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while process.poll() is None and progress() == before:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.05))
+        killed += process.poll() is None
+        process.kill()
+        process.wait(30)
+    return killed
+
+
+def finished(server: Server) -> dict[str, Any]:
+    """A tick that nobody disturbs."""
+    done = server.command("retention", "run", "--json")
+    assert done.returncode == 0, done.stderr
+    counts: dict[str, Any] = json.loads(done.stdout)
+    return counts
+
+
+def files(server: Server, tier: str) -> dict[str, str]:
+    """Digests of the data sets of a tier's files, by path."""
+    root = server.data_dir / tier
+    found = {}
+    for path in root.rglob("*.dcm"):
+        if path.relative_to(root).parts[0].isdigit():
+            raw = path.read_bytes()
+            found[str(path)] = hashlib.sha256(raw[144 + int.from_bytes(raw[140:144], "little") :]).hexdigest()
+    return found
+
+
+def sound(settings: Settings) -> None:
+    """Rows have their bytes, and every byte is the one that was written."""
+    with open_archive(settings, process="check") as archive:
+        assert [one for one in fsck(archive).findings if one.sop_instance_uid] == []
+        assert verify(archive, everything=True).findings == []
+
+
+@pytest.mark.req("REQ-CDC-08", "REQ-DCM-83", "REQ-DCM-86")
+def test_a_tick_that_is_killed_loses_nothing_and_does_nothing_twice(
+    tmp_path: Path, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(SEED)
+    server = Server(tmp_path / "server", database_url, {"MINIPACS_TEST_MODE": "true"})
+    server.folder.mkdir()
+    assert server.command("migrate").returncode == 0
+    settings = settings_of(server)
+    engine = create_engine(database_url)
+    to(server, "2026-01-05T09:00:00+01:00")
+    originals = fill(settings)
+    images = STUDIES * SLICES
+
+    # copying to cold storage
+    to(server, "2029-01-06T09:00:00+01:00")
+    copied = "SELECT count(*) FROM location WHERE tier = 'cold'"
+    killed = ticks_killed(server, ROUNDS, lambda: count(engine, copied), rng)
+    assert set(files(server, "hot").values()) == originals  # nobody may have lost one yet
+    finished(server)
+    sound(settings)
+    derived = "SELECT count(*) FROM instance WHERE state = 'pending'"
+    assert count(engine, derived) == images - SLICES  # all but those on hold
+    assert count(engine, f"{derived} AND derived_from_pk IS NOT NULL") == images - SLICES
+    assert count(engine, "SELECT count(DISTINCT derived_from_pk) FROM instance") == images - SLICES
+    assert set(files(server, "hot").values()) == originals
+
+    # the switch, after grace
+    to(server, "2029-02-08T09:00:00+01:00")
+    ticks_killed(
+        server, ROUNDS // 4, lambda: count(engine, "SELECT count(*) FROM instance WHERE state = 'replaced'"), rng
+    )
+    finished(server)
+    sound(settings)
+    assert count(engine, "SELECT count(*) FROM instance WHERE state = 'replaced'") == images - SLICES
+    assert count(engine, "SELECT count(*) FROM instance WHERE state = 'stored'") == images
+    assert len(files(server, "hot")) == SLICES
+    assert len(set(files(server, "cold").values())) == images - SLICES
+
+    # the purge, after its notice
+    to(server, "2031-01-06T09:00:00+01:00")
+    assert finished(server)["announced"] == STUDIES - 1
+    to(server, "2031-02-08T09:00:00+01:00")
+    purged = ticks_killed(server, ROUNDS, lambda: count(engine, "SELECT count(*) FROM tombstone"), rng)
+    finished(server)
+    sound(settings)
+    assert count(engine, "SELECT count(*) FROM purge WHERE state = 'done'") == STUDIES - 1
+    assert count(engine, "SELECT count(*) FROM purge") == STUDIES - 1
+    assert count(engine, "SELECT count(DISTINCT study_instance_uid) FROM purge") == STUDIES - 1
+    assert count(engine, "SELECT count(*) FROM audit WHERE event = '110105'") == STUDIES - 1
+    assert count(engine, "SELECT count(*) FROM study") == 1
+    held = files(server, "hot")
+    assert len(held) == SLICES
+    assert set(held.values()) <= originals
+    assert files(server, "cold") == {}
+    with capsys.disabled():
+        print(
+            f"\nticks: seed {SEED}, {killed} killed while copying, {purged} while purging, nothing lost, nothing twice"
+        )
+    assert killed > ROUNDS // 2, "the ticks were hardly disturbed: the test proves nothing"
+    assert purged > ROUNDS // 2
+    engine.dispose()
+    done = server.command("verify-audit")
+    assert done.returncode == 0, done.stdout
