@@ -5,42 +5,60 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import structlog
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, Select, bindparam, select
 
 from archive.access import Actor, Door
 from archive.audit.accesses import Access
-from archive.audit.record import Event
+from archive.audit.record import Event, refused
 from archive.core import Archive
 from archive.dicom.header import Header, read_header
-from archive.errors import Rejected, UidMismatch, Unavailable
-from archive.index.write import Arrival, add_instance, quarantine, repair_instance
-from archive.instance import CopyState, Outcome
+from archive.errors import Conflict, Gone, Rejected, UidMismatch, Unavailable
+from archive.index.arrival import Arrival
+from archive.index.copies import add_cold_copy
+from archive.index.write import add_instance, quarantine, repair_instance
+from archive.instance import CopyState, Outcome, State
 from archive.schema import instance, location
 from archive.schema.types import AnyRow
 from archive.storage.incoming import Incoming
 from archive.storage.part10 import HEAD_BYTES, read_meta
 
-__all__ = ["Outcome", "adopt", "ingest"]
+__all__ = ["Outcome", "adopt", "adopt_cold", "arrival_of", "ingest"]
 
 log = structlog.get_logger(__name__)
 
+_COPY = (
+    location.c.pk,
+    location.c.tier,
+    location.c.path,
+    location.c.transfer_syntax_uid,
+    location.c.digest,
+    location.c.file_bytes,
+    location.c.data_set_offset,
+)
 _COPIES = (
-    select(
-        location.c.pk,
-        location.c.path,
-        location.c.transfer_syntax_uid,
-        location.c.digest,
-        location.c.file_bytes,
-        location.c.data_set_offset,
-    )
+    select(*_COPY)
     .join_from(location, instance)
+    .where(instance.c.sop_instance_uid == bindparam("sop_instance_uid"), location.c.state == CopyState.OK)
+    .order_by(location.c.tier.desc(), location.c.pk)  # hot before cold
+)
+_original = instance.alias("original")
+_IN_ITS_STEAD = (  # of an original that was replaced: the copies of its derived instance
+    select(*_COPY)
+    .select_from(
+        location.join(instance, instance.c.pk == location.c.instance_pk).join(
+            _original, _original.c.pk == instance.c.derived_from_pk
+        )
+    )
     .where(
-        instance.c.sop_instance_uid == bindparam("sop_instance_uid"),
+        _original.c.sop_instance_uid == bindparam("sop_instance_uid"),
+        _original.c.state == State.REPLACED,
+        instance.c.state == State.STORED,
         location.c.state == CopyState.OK,
-        location.c.tier == "hot",
     )
 )
 _SOURCES = {Door.DICOM: "network", Door.COMMAND: "media"}
@@ -56,6 +74,7 @@ def ingest(archive: Archive, incoming: Incoming, *, actor: Actor, scope: str = "
     Raises:
         UnreadableInstance: the header up to Pixel Data cannot be parsed.
         UidMismatch: a UID is missing, illegal, or not the one that was announced (REQ-DCM-16).
+        Gone: it was purged; the refusal is audited (C0F2).
         Unavailable: nothing was promised; sending again may help.
     """
     try:
@@ -77,8 +96,9 @@ def ingest(archive: Archive, incoming: Incoming, *, actor: Actor, scope: str = "
             data_set_offset=incoming.data_set_offset,
             digest=incoming.digest,
             source=f"{_SOURCES.get(actor.door, 'web')}:{actor.user}",
-            default_issuer=archive.settings.dicom.default_issuer,
+            authorities=archive.authorities,
             at=archive.clock(),
+            roots=_roots(archive),
         )
         return _record(archive, arrival, actor, scope)
     finally:
@@ -90,9 +110,50 @@ def adopt(archive: Archive, path: str, *, actor: Actor) -> Outcome:
     database is older than the files. `path` is relative to the tier.
 
     Raises:
+        Gone: it was purged, and the file is removed.
         Rejected: it is not an instance that can be filed; it stays where it is.
     """
-    absolute = archive.hot.path(path)
+    return _record(archive, arrival_of(archive, path), actor, "")
+
+
+def adopt_cold(archive: Archive, path: str) -> Outcome:
+    """Take in a finished file that lies in the cold tier without a row: as one more copy of an instance that is known,
+    or as the only one. `path` is relative to the tier.
+
+    Raises:
+        Gone: it was purged, and the file is removed.
+        Rejected: it is not an instance, or other content under a known SOP Instance UID; it stays where it is.
+    """
+    from archive.dicom.compare import Copy, same_meaning
+
+    arrival = arrival_of(archive, path, tier="cold")
+    directories = [os.path.dirname(arrival.absolute_path)]
+    try:
+        outcome = archive.commit.run(partial(add_cold_copy, arrival=arrival), directories=directories)
+    except Gone:
+        archive.cold.unlink(path)
+        raise
+    if outcome is not Outcome.SAME_UID:
+        return outcome
+    new, charset = (
+        Copy(arrival.absolute_path, arrival.header.transfer_syntax_uid),
+        archive.settings.dicom.default_charset,
+    )
+    for row in _held(archive, arrival, _COPIES):
+        if same_meaning(Copy(archive.tier(row.tier).path(row.path), row.transfer_syntax_uid), new, fallback=charset):
+            return archive.commit.run(partial(add_cold_copy, arrival=arrival, recoded=True), directories=directories)
+    raise Conflict("other content under a SOP Instance UID that is known")
+
+
+def arrival_of(archive: Archive, path: str, *, tier: str = "hot") -> Arrival:
+    """Read a finished file to its end: what is to be said of it when it is filed. It was received when the name of its
+    folder says: retention counts from there.
+
+    Raises:
+        Rejected: it is not an instance that can be filed.
+        OSError: it cannot be read.
+    """
+    absolute = archive.tier(tier).path(path)
     sha = hashlib.sha256()
     with open(absolute, "rb") as file:
         meta, offset = read_meta(file.read(HEAD_BYTES))
@@ -107,7 +168,7 @@ def adopt(archive: Archive, path: str, *, actor: Actor) -> Outcome:
             transfer_syntax_uid=meta.transfer_syntax_uid,
             default_charset=archive.settings.dicom.default_charset,
         )
-    arrival = Arrival(
+    return Arrival(
         header=header,
         path=path,
         absolute_path=absolute,
@@ -115,10 +176,19 @@ def adopt(archive: Archive, path: str, *, actor: Actor) -> Outcome:
         data_set_offset=offset,
         digest=sha.hexdigest(),
         source=f"recovered:{meta.source_ae}",
-        default_issuer=archive.settings.dicom.default_issuer,
-        at=archive.clock(),
+        authorities=archive.authorities,
+        at=named_minute(path) or archive.clock(),
+        roots=_roots(archive),
+        tier=tier,
     )
-    return _record(archive, arrival, actor, "")
+
+
+def named_minute(path: str) -> datetime | None:
+    """When a file was received: the minute (UTC) of its folder, `2025/11/22/1405/…`; None for another folder."""
+    try:
+        return datetime.strptime(path.rpartition("/")[0], "%Y/%m/%d/%H%M").replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 def _record(archive: Archive, arrival: Arrival, actor: Actor, scope: str) -> Outcome:
@@ -132,17 +202,40 @@ def _record(archive: Archive, arrival: Arrival, actor: Actor, scope: str) -> Out
         scope=scope,
     )
     directories = [os.path.dirname(arrival.absolute_path)]
-    outcome = archive.commit.run(partial(_file, arrival, access), directories=directories)
-    if outcome is Outcome.ALREADY_STORED and (damaged := _damaged(archive, arrival)):
-        outcome = archive.commit.run(
-            partial(repair_instance, arrival=arrival, damaged=damaged), directories=directories
-        )
+    try:
+        outcome = archive.commit.run(partial(_file, arrival, access), directories=directories)
+        if outcome is Outcome.ALREADY_STORED and (damaged := _damaged(archive, arrival)):
+            outcome = archive.commit.run(
+                partial(repair_instance, arrival=arrival, damaged=damaged), directories=directories
+            )
+    except Gone as error:
+        _refuse(archive, arrival, actor, error)
+        raise
     if outcome is Outcome.SAME_UID:  # other bytes: compare the meaning, outside the commit thread
         outcome = _settle_same_uid(archive, arrival)
     if outcome is Outcome.ALREADY_STORED:
         archive.hot.unlink(arrival.path)
     access.count(instances=1, bytes=arrival.file_bytes - arrival.data_set_offset)
     return outcome
+
+
+def _refuse(archive: Archive, arrival: Arrival, actor: Actor, error: Gone) -> None:
+    """What was purged stays so: the refusal is written down, then the file goes (REQ-DCM-15)."""
+    refused(
+        archive.commit,
+        actor,
+        Event.INSTANCES_TRANSFERRED,
+        "C",
+        reason=str(error),
+        patient=arrival.patient_cx or None,
+        study=arrival.header.study_instance_uid,
+        detail={"sop_instance_uid": arrival.header.sop_instance_uid},
+    )
+    archive.hot.unlink(arrival.path)
+
+
+def _roots(archive: Archive) -> dict[str, str]:
+    return {tier.name: str(tier.root) for tier in (archive.hot, archive.cold)}
 
 
 def _header(archive: Archive, incoming: Incoming) -> Header:
@@ -170,8 +263,8 @@ def _file(arrival: Arrival, access: Access, conn: Connection) -> Outcome:
 def _damaged(archive: Archive, arrival: Arrival) -> list[int]:
     """The held copies that are not what was stored, until the first good one (law 7: it is read, not believed)."""
     damaged: list[int] = []
-    for row in _held(archive, arrival):
-        reason = archive.hot.damage(
+    for row in _held(archive, arrival, _COPIES) or _held(archive, arrival, _IN_ITS_STEAD):
+        reason = archive.tier(row.tier).damage(
             row.path, digest=row.digest, file_bytes=row.file_bytes, data_set_offset=row.data_set_offset
         )
         if not reason:
@@ -181,9 +274,9 @@ def _damaged(archive: Archive, arrival: Arrival) -> list[int]:
     return damaged
 
 
-def _held(archive: Archive, arrival: Arrival) -> Sequence[AnyRow]:
+def _held(archive: Archive, arrival: Arrival, statement: Select[Any]) -> Sequence[AnyRow]:
     with archive.reading() as conn:
-        return conn.execute(_COPIES, {"sop_instance_uid": arrival.header.sop_instance_uid}).all()
+        return conn.execute(statement, {"sop_instance_uid": arrival.header.sop_instance_uid}).all()
 
 
 def _settle_same_uid(archive: Archive, arrival: Arrival) -> Outcome:
@@ -191,9 +284,12 @@ def _settle_same_uid(archive: Archive, arrival: Arrival) -> Outcome:
     from archive.dicom.compare import Copy, same_meaning
 
     uid = arrival.header.sop_instance_uid
-    new = Copy(arrival.absolute_path, arrival.header.transfer_syntax_uid)
-    for row in _held(archive, arrival):
-        if same_meaning(Copy(archive.hot.path(row.path), row.transfer_syntax_uid), new):
+    new, charset = (
+        Copy(arrival.absolute_path, arrival.header.transfer_syntax_uid),
+        archive.settings.dicom.default_charset,
+    )
+    for row in _held(archive, arrival, _COPIES):
+        if same_meaning(Copy(archive.tier(row.tier).path(row.path), row.transfer_syntax_uid), new, fallback=charset):
             return Outcome.ALREADY_STORED
     kept = archive.commit.run(partial(quarantine, arrival=arrival))
     log.warning("other content under a known SOP Instance UID is kept aside", sop_instance_uid=uid)

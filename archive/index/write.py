@@ -4,59 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
-from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import orjson
 from sqlalchemy import Connection, bindparam, literal, null, select, union_all, update
 
 from archive.dicom.attributes import Level
+from archive.dicom.corrections import identity
 from archive.dicom.header import Header
-from archive.dicom.patient_id import cx
 from archive.errors import Gone
+from archive.index.arrival import Arrival
+from archive.index.correct import facts_changed
+from archive.index.patients import contradiction as contradiction_of
+from archive.index.patients import patient_of
+from archive.index.replaced import bring_back, derived_of
 from archive.instance import CopyState, Outcome, State
 from archive.schema import instance, location, patient, quarantined, series, study, tombstone
 from archive.schema.types import AnyRow
 from archive.schema.upsert import insert
+from archive.storage import marker
 from archive.work_items import Kind, open_item
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A file that is durable and named, and what is to be said of it."""
-
-    header: Header
-    path: str  # relative to the hot tier
-    absolute_path: str
-    file_bytes: int
-    data_set_offset: int
-    digest: str
-    source: str
-    default_issuer: str  # of Patient IDs that come without one
-    at: datetime
-
-    @property
-    def patient_id(self) -> str:
-        return str(self.header.keys[Level.PATIENT].get("patient_id") or "")
-
-    @property
-    def issuer(self) -> str:
-        return str(self.header.keys[Level.PATIENT].get("issuer") or self.default_issuer)
-
-    @property
-    def patient_cx(self) -> str:
-        """The patient as an audit row names it."""
-        return cx(self.patient_id, self.issuer)
-
-    @property
-    def identity_key(self) -> str:
-        """What makes two headers the same patient; without an ID, everyone in one study (REQ-DCM-17)."""
-        if not self.patient_id:
-            return f"study:{self.header.study_instance_uid}"
-        # the length says where the issuer ends, whatever characters either holds
-        return f"id:{len(self.issuer)}:{self.issuer}:{self.patient_id}"
-
 
 # What is known of a SOP Instance UID: an instance, or what a purge left of one (pk NULL).
 _INSTANCE = union_all(
@@ -64,10 +32,11 @@ _INSTANCE = union_all(
     select(null(), tombstone.c.digest, literal("purged")).where(tombstone.c.sop_instance_uid == bindparam("uid")),
 )
 _COPIES = (
-    select(location.c.pk, location.c.path, location.c.file_bytes, location.c.state)
-    .where(location.c.instance_pk == bindparam("instance_pk"))
+    select(location.c.pk, location.c.tier, location.c.path, location.c.file_bytes, location.c.state)
+    .where(location.c.instance_pk == bindparam("instance_pk"), location.c.state != CopyState.PURGING)
     .order_by(location.c.pk)
 )
+_STATE = select(instance.c.state).where(instance.c.pk == bindparam("instance_pk")).with_for_update()
 _PARENTS = (
     select(
         series.c.pk.label("series_pk"),
@@ -81,10 +50,10 @@ _PARENTS = (
     .join_from(series, study)
     .join(patient)
     .where(series.c.series_instance_uid == bindparam("uid"))
+    .with_for_update(read=True, key_share=True, of=[study, patient])  # see archive.lifecycle.compute
 )
 _FACT_CHANGED = update(study).where(study.c.pk == bindparam("of_study_pk")).values(policy_version=None)
 _STUDY_PK = select(study.c.pk).where(study.c.study_instance_uid == bindparam("uid"))
-_PATIENT_PK = select(patient.c.pk).where(patient.c.identity_key == bindparam("key"))
 _ADD_INSTANCE = instance.insert().returning(instance.c.pk)
 _ADD_LOCATION = location.insert()
 _DAMAGED = update(location).where(location.c.pk == bindparam("location_pk")).values(state=CopyState.DAMAGED)
@@ -119,9 +88,10 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
             "source": arrival.source,
             "received_at": arrival.at,
             "attributes": _json(header.levels[Level.IMAGE]),
+            "identity": identity(header.levels),
         },
     ).scalar_one()
-    _add_copy(conn, arrival, instance_pk)
+    add_copy(conn, arrival, instance_pk)
     if header.truncated:
         open_item(
             conn,
@@ -154,20 +124,45 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
 
 
 def _again(conn: Connection, arrival: Arrival, known: AnyRow) -> Outcome:
-    """The SOP Instance UID is taken (REQ-DCM-15)."""
+    """The SOP Instance UID is taken (REQ-DCM-15). An original that was replaced is held as its derived copy; when that
+    is lost, the resend is the original again (law 7)."""
+    if known.state == State.PURGING:
+        raise Gone("it is being removed: nothing of it is taken now")
     if known.digest != arrival.digest:
         return Outcome.SAME_UID
     copies = conn.execute(_COPIES, {"instance_pk": known.pk}).all()
-    root = arrival.absolute_path.removesuffix(arrival.path)
-    for copy in copies:
-        if copy.path == arrival.path:
-            return Outcome.STORED  # this very file was filed by an earlier try
-        if copy.state == CopyState.OK and _stands(root + copy.path, copy.file_bytes):
+    if any((copy.tier, copy.path) == (arrival.tier, arrival.path) for copy in copies):
+        return Outcome.STORED  # this very file was filed by an earlier try
+    if _stands(conn, arrival, known.pk):
+        return Outcome.ALREADY_STORED
+    state = conn.execute(_STATE, {"instance_pk": known.pk}).scalar()  # locked: migration may be about to switch it
+    if state != known.state:
+        return add_instance(conn, arrival)
+    if state == State.REPLACED:
+        if any(_stands(conn, arrival, copy_pk) for copy_pk in derived_of(conn, known.pk)):
             return Outcome.ALREADY_STORED
-        if copy.state == CopyState.OK:
-            conn.execute(_DAMAGED, {"location_pk": copy.pk})
-    _add_copy(conn, arrival, known.pk)
+        bring_back(conn, known.pk, at=arrival.at)
+    add_copy(conn, arrival, known.pk)
     return Outcome.REPAIRED
+
+
+def _stands(conn: Connection, arrival: Arrival, instance_pk: int) -> bool:
+    """Whether a copy of this instance, other than the file that arrived, is there and as long as it should be; those
+    that are not are marked. Whether its bytes are the right ones takes longer to tell.
+
+    Raises:
+        StorageFailed: the volume of such a copy is away, which says nothing about it.
+    """
+    hot = arrival.absolute_path.removesuffix(arrival.path)
+    for copy in conn.execute(_COPIES, {"instance_pk": instance_pk}).all():
+        if copy.state != CopyState.OK:
+            continue
+        root = arrival.roots.get(copy.tier, hot)
+        if _is_long(os.path.join(root, copy.path), copy.file_bytes):
+            return True
+        marker.need(Path(root))
+        conn.execute(_DAMAGED, {"location_pk": copy.pk})
+    return False
 
 
 def repair_instance(conn: Connection, arrival: Arrival, *, damaged: Collection[int]) -> Outcome:
@@ -178,8 +173,7 @@ def repair_instance(conn: Connection, arrival: Arrival, *, damaged: Collection[i
     return add_instance(conn, arrival)
 
 
-def _stands(path: str, file_bytes: int) -> bool:
-    """The copy is there and as long as it should be; whether its bytes are the right ones takes longer to tell."""
+def _is_long(path: str, file_bytes: int) -> bool:
     try:
         return os.stat(path).st_size == file_bytes
     except OSError:
@@ -193,62 +187,18 @@ def _place(conn: Connection, arrival: Arrival) -> tuple[int, str, int]:
     if parents is None:
         study_pk = conn.execute(_STUDY_PK, {"uid": header.study_instance_uid}).scalar()
         if study_pk is None:
-            _add_study(conn, arrival, _patient(conn, arrival))
+            _add_study(conn, arrival, patient_of(conn, arrival))
             study_pk = conn.execute(_STUDY_PK, {"uid": header.study_instance_uid}).scalar_one()
         _add_series(conn, arrival, study_pk)
         # read, not assumed: another process may have been quicker, with another study or another patient
         parents = conn.execute(_PARENTS, {"uid": header.series_instance_uid}).one()
+        facts_changed(conn, parents.patient_pk)  # a visit: hospitals count from the patient's last one
     if parents.policy_version is not None:  # kept until retention has thought again (sheet 00 §8)
         conn.execute(_FACT_CHANGED, {"of_study_pk": parents.study_pk})
-    contradiction = _contradiction(arrival, parents)
+    contradiction = contradiction_of(conn, arrival, parents)
     if parents.study_instance_uid != header.study_instance_uid:
         contradiction = "the Series Instance UID belongs to another study"
     return parents.series_pk, contradiction, parents.patient_pk
-
-
-def _contradiction(arrival: Arrival, filed: AnyRow) -> str:
-    """REQ-DCM-19: the same study under two patients. What is absent on one side contradicts nothing."""
-    if not arrival.patient_id or not filed.patient_id:
-        return ""
-    if arrival.patient_id != filed.patient_id:
-        return "the Study Instance UID belongs to another Patient ID"
-    if arrival.issuer and filed.issuer and arrival.issuer != filed.issuer:
-        return "the Study Instance UID belongs to another Issuer of Patient ID"
-    return ""
-
-
-def _patient(conn: Connection, arrival: Arrival) -> int:
-    key = arrival.identity_key
-    pk = conn.execute(_PATIENT_PK, {"key": key}).scalar()
-    if pk is not None:
-        return int(pk)
-    header = arrival.header
-    keys = header.keys[Level.PATIENT]
-    conn.execute(
-        insert(conn, patient).on_conflict_do_nothing(index_elements=["identity_key"]),
-        {
-            "identity_key": key,
-            "patient_id": arrival.patient_id,
-            "issuer": arrival.issuer,
-            "patient_name": keys.get("patient_name") or "",
-            "birth_date": keys.get("birth_date"),
-            "sex": keys.get("sex"),
-            "provisional": 0 if arrival.patient_id else 1,
-            "attributes": _json(header.levels[Level.PATIENT]),
-            "created_at": arrival.at,
-        },
-    )
-    pk = conn.execute(_PATIENT_PK, {"key": key}).scalar_one()
-    open_item(
-        conn,
-        Kind.UNKNOWN_PATIENT,
-        key,
-        at=arrival.at,
-        patient_pk=pk,
-        study_instance_uid=header.study_instance_uid,
-        evidence={"patient_id_missing": not arrival.patient_id, "source": arrival.source},
-    )
-    return int(pk)
 
 
 def _add_study(conn: Connection, arrival: Arrival, patient_pk: int) -> None:
@@ -284,12 +234,13 @@ def _columns(header: Header, level: Level) -> dict[str, str | int | None]:
     return {name: value for name, value in header.keys[level].items() if name in table.c}
 
 
-def _add_copy(conn: Connection, arrival: Arrival, instance_pk: int) -> None:
+def add_copy(conn: Connection, arrival: Arrival, instance_pk: int) -> None:
+    """File the file that arrived as a copy of an instance."""
     conn.execute(
         _ADD_LOCATION,
         {
             "instance_pk": instance_pk,
-            "tier": "hot",
+            "tier": arrival.tier,
             "path": arrival.path,
             "state": CopyState.OK,
             "transfer_syntax_uid": arrival.header.transfer_syntax_uid,

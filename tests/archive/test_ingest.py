@@ -20,7 +20,8 @@ from archive.core import Archive
 from archive.dicom.file_meta import FileMeta
 from archive.dicom.header import read_header
 from archive.errors import StorageFailed, StorageFull, UidMismatch, UnreadableInstance
-from archive.index.write import Arrival, add_instance
+from archive.index.arrival import Arrival
+from archive.index.write import add_instance
 from archive.ingest import Outcome, ingest
 from archive.schema import audit, instance, location, patient, quarantined, work_item
 from archive.storage.incoming import Incoming
@@ -192,7 +193,7 @@ def arrival(archive: Archive, ds: Dataset) -> Arrival:
         data_set_offset=incoming.data_set_offset,
         digest=incoming.digest,
         source="network:CT1",
-        default_issuer="",
+        authorities=archive.authorities,
         at=archive.clock(),
     )
 
