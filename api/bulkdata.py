@@ -15,6 +15,7 @@ from api.wado import INSTANCE, address_of, begin, demand_copy, read, selected, w
 from archive.access import Action
 from archive.dicom.bulk import bulk_data, bulk_frames
 from archive.errors import InvalidRequest, NotAcceptable, NotFound, Unsupported
+from archive.outgoing import outgoing
 from archive.retrieve import Stored
 
 _BULK_PATH = re.compile(r"[0-9A-Fa-f]{8}(/[0-9]{1,9}/[0-9A-Fa-f]{8}){0,32}", re.ASCII)
@@ -28,6 +29,9 @@ def retrieve_bulk_data(request: Request) -> Response:
     if not _BULK_PATH.fullmatch(path):
         raise InvalidRequest("the address names no element")
     demand_copy(one)
+    changes = outgoing(auth.archive_of(request), one).changes
+    if changes is not None and int(path[:8], 16) in changes.attributes:
+        raise NotFound("this value was corrected: the metadata have it")  # REQ-DCM-70: at no door as it was
     stored = one.transfer_syntax_uid
     try:
         octets: Iterator[bytes] | None = read(

@@ -1,14 +1,15 @@
 """WADO-RS: studies, series and instances, and their metadata (PS3.18 10.4, REQ-DCM-90).
 
-What can be given as it lies is streamed as it lies, a mebibyte at a time. Nothing leaves before the opening row of the
-access is committed (law 4); nothing is ever given with a new loss (REQ-DCM-41).
+What can be given as it lies is streamed as it lies, a mebibyte at a time; what was corrected leaves corrected
+(REQ-DCM-70). Nothing leaves before the opening row of the access is committed (law 4); nothing is ever given with a new
+loss (REQ-DCM-41).
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import orjson
 import structlog
@@ -18,12 +19,12 @@ from starlette.routing import Route
 
 from api import accept, auth, multipart
 from archive.access import Action, Actor
-from archive.dicom.file_meta import FileMeta
-from archive.dicom.json import metadata
+from archive.core import Archive
 from archive.dicom.syntaxes import EXPLICIT_BE, EXPLICIT_LE, LOSSY
-from archive.dicom.transcode import targets, transcode
-from archive.errors import InvalidRequest, NotAcceptable, NotFound, StorageFailed, UnreadableInstance
-from archive.retrieve import Access, Stored, open_access, select
+from archive.dicom.transcode import targets
+from archive.errors import Gone, InvalidRequest, NotAcceptable, NotFound, StorageFailed, UnreadableInstance
+from archive.outgoing import outgoing
+from archive.retrieve import Access, Stored, open_access, select, was_purged
 
 log = structlog.get_logger(__name__)
 
@@ -39,17 +40,54 @@ def uid_of(request: Request, name: str) -> str:
 
 
 def selected(request: Request) -> list[Stored]:
-    """The current instances that the address means. Raises NotFound when there is none."""
-    given = {name: [uid_of(request, name)] for name in ("study", "series", "instance") if name in request.path_params}
-    found = select(
-        auth.archive_of(request),
-        study_uids=given["study"],
-        series_uids=given.get("series", ()),
-        instance_uids=given.get("instance", ()),
+    """The current instances that the address means.
+
+    Raises:
+        Gone: it was replaced, and by what; or purged (REQ-DCM-84, 92).
+        NotFound: there is none.
+    """
+    given: dict[str, str] = {
+        name: uid_of(request, name) for name in ("study", "series", "instance") if name in request.path_params
+    }
+    archive = auth.archive_of(request)
+    found = _select(archive, given)
+    if not all(
+        one.stands() for one in found if not one.replaced
+    ):  # moved to the other tier, or replaced, since the index was read
+        found = _select(archive, given)
+    current = [one for one in found if not one.replaced]
+    if current:
+        return current
+    if found:
+        raise _replaced(found)
+    if was_purged(
+        archive,
+        study_uid=given["study"],
+        series_uid=given.get("series", ""),
+        instance_uid=given.get("instance", ""),
+    ):
+        raise Gone(f"this {list(given)[-1]} was removed at the end of its retention")
+    raise NotFound(f"no such {list(given)[-1]}")
+
+
+def _select(archive: Archive, given: Mapping[str, str]) -> list[Stored]:
+    """Originals that were replaced come too, where something smaller than a study is meant."""
+    return select(
+        archive,
+        study_uids=[given["study"]],
+        series_uids=[given[name] for name in ("series",) if name in given],
+        instance_uids=[given[name] for name in ("instance",) if name in given],
+        replaced="series" in given,
     )
-    if not found:
-        raise NotFound(f"no such {list(given)[-1]}")
-    return found
+
+
+def _replaced(found: Sequence[Stored]) -> Gone:
+    """Of one instance; of a series, whose copies lie in one series too."""
+    if len(found) == 1:
+        return found[0].gone
+    parts = {one.alternate_series for one in found}
+    place = (found[0].study_instance_uid, *parts) if len(parts) == 1 and all(parts) else ()
+    return Gone("only lossy copies of these instances are left, under UIDs of their own", place=place)
 
 
 def wish_of(request: Request) -> accept.Wish:
@@ -130,9 +168,10 @@ class _Form:
     def __init__(self, request: Request, one: Stored, chosen: accept.Representation, wish: accept.Wish) -> None:
         self._one = one
         self._address = address_of(request, one)
+        leaving = outgoing(auth.archive_of(request), one)
         syntax = chosen.transfer_syntax or ""
         try:
-            self._pieces = _pieces_of(one, syntax)
+            self._pieces = leaving.file(syntax)
             self._first = next(self._pieces)
         except (NotAcceptable, UnreadableInstance) as error:
             stored = one.transfer_syntax_uid
@@ -141,7 +180,7 @@ class _Form:
             if stored in (syntax, EXPLICIT_BE) or again is None or again.multipart != chosen.multipart:
                 raise NotAcceptable(f"an instance can be given only as it is stored: {error}") from error
             syntax = stored
-            self._pieces = file_pieces(one)
+            self._pieces = leaving.file(stored)
             self._first = next(self._pieces)
         self.content_type = accept.content_type(accept.Representation(accept.DICOM, syntax))
 
@@ -159,22 +198,6 @@ class _Form:
         return multipart.Part(self.content_type, self.counted(access), self._address)
 
 
-def _pieces_of(one: Stored, syntax: str) -> Iterator[bytes]:
-    """The PS3.10 file of an instance: as it lies, else transcoded without loss."""
-    if syntax == one.transfer_syntax_uid:
-        return file_pieces(one)
-    meta = FileMeta(one.sop_class_uid, one.sop_instance_uid, syntax)
-    return read(
-        transcode(
-            one.path,
-            data_set_offset=one.data_set_offset,
-            source_syntax=one.transfer_syntax_uid,
-            target_syntax=syntax,
-            meta=meta,
-        )
-    )
-
-
 def read(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """The pieces; a file that cannot be read is StorageFailed. The head comes together with what follows it."""
     try:
@@ -187,12 +210,7 @@ def read(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 def is_there(one: Stored) -> bool:
     """Whether a good copy lies where the index says, as long as it was stored."""
-    if not one.path:
-        return False
-    try:
-        return os.stat(one.path).st_size == one.file_bytes
-    except OSError:
-        return False
+    return one.stands()
 
 
 def demand_copy(one: Stored) -> None:
@@ -214,22 +232,6 @@ def _offers(one: Stored, *, single: bool) -> tuple[accept.Representation, ...]:
     if EXPLICIT_LE not in syntaxes or stored in LOSSY:
         as_default = stored
     return accept.of_objects(stored, syntaxes, as_default=as_default, single=single)
-
-
-def file_pieces(one: Stored) -> Iterator[bytes]:
-    """The file of an instance as it lies."""
-    fd = one.open()
-    try:
-        at = 0
-        while piece := os.pread(fd, multipart.PIECE_BYTES, at):
-            at += len(piece)
-            yield piece
-    except OSError as error:
-        raise StorageFailed(f"the copy cannot be read: {error.strerror}") from error
-    finally:
-        os.close(fd)
-    if at != one.file_bytes:
-        raise StorageFailed("the copy is not as long as it was stored")
 
 
 def retrieve_metadata(request: Request) -> Response:
@@ -259,13 +261,9 @@ def _metadata(request: Request, found: Sequence[Stored]) -> Iterator[bytes]:
 
 def _metadata_of(request: Request, one: Stored) -> dict[str, object]:
     address = address_of(request, one)
+    leaving = outgoing(auth.archive_of(request), one)
     try:
-        return metadata(
-            one.path,
-            data_set_offset=one.data_set_offset,
-            transfer_syntax_uid=one.transfer_syntax_uid,
-            bulk_uri=lambda path: f"{address}/bulkdata/{path}",
-        )
+        return leaving.metadata(lambda path: f"{address}/bulkdata/{path}")
     except UnreadableInstance:  # it is there and can be had; of its elements only these are known
         log.warning("the metadata of an instance cannot be read", sop_instance_uid=one.sop_instance_uid)
         known = {
@@ -275,8 +273,6 @@ def _metadata_of(request: Request, one: Stored) -> dict[str, object]:
             "0020000E": one.series_instance_uid,
         }
         return {key: {"vr": "UI", "Value": [uid]} for key, uid in known.items()}
-    except OSError as error:
-        raise StorageFailed(f"the copy cannot be read: {error.strerror}") from error
 
 
 STUDY = "/studies/{study}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 from pynetdicom.status import code_to_category
@@ -15,8 +16,9 @@ from pynetdicom.status import code_to_category
 from archive.clock import monotonic
 from archive.core import Archive
 from archive.dicom.syntaxes import IMPLICIT_LE
-from archive.errors import ArchiveError, Unavailable
-from archive.retrieve import Access, Stored, open_access
+from archive.errors import ArchiveError, StorageFailed, Unavailable
+from archive.outgoing import outgoing
+from archive.retrieve import Access, Stored, again, open_access
 from archive.sections import Peer
 from dicom_scp import dimse
 from dicom_scp.dimse import Counts, Field
@@ -34,6 +36,7 @@ log = structlog.get_logger(__name__)
 _PENDING_SECONDS = 0.5  # between two pending responses
 _MOST_BREAKS = 3  # associations lost in a row, without an instance taken, before the rest counts as failed
 _UI_LIMIT = 0xFFFE  # bytes of a UI in explicit little endian
+_LO_LIMIT = 64  # characters of an Error Comment (0000,0902)
 
 
 class _CallerEnded(Exception):
@@ -53,6 +56,7 @@ class _Retrieval:
         self.stored = stored
         self._place = 0
         self._failed: list[str] = []
+        self._replaced: list[Stored] = []  # of those that failed
         self._told = 0.0
         self.counts = Counts(remaining=len(stored))
         self.cancelled = False
@@ -84,6 +88,10 @@ class _Retrieval:
             self.counts.failed += 1
             self._failed.append(one.sop_instance_uid)
 
+    def replaced(self, now: Stored) -> None:
+        """The current instance is an original that only a lossy copy is left of: it will fail (REQ-DCM-84)."""
+        self._replaced.append(now)
+
     def tell(self) -> None:
         """A pending response, if the last one was long enough ago."""
         now = monotonic()
@@ -105,7 +113,16 @@ class _Retrieval:
         identifier = None
         if self._failed:
             identifier = _failed_list(self._failed, self._message.context.transfer_syntax)
+            comment = comment or self._alternates()
         self._answer(Answer(status, data_set=identifier, comment=comment), remaining=status is Status.CANCELLED)
+
+    def _alternates(self) -> str:
+        """What to ask for instead of what was replaced."""
+        if not self._replaced:
+            return ""
+        one = f"see {self._replaced[0].alternate}"
+        named = len(self._replaced) == 1 and self._replaced[0].alternate and len(one) <= _LO_LIMIT
+        return one if named else "replaced, query alternates"
 
     def _answer(self, answer: Answer, *, remaining: bool = True) -> None:
         command = dimse.response(self._message.command, answer, counts=self.counts, remaining=remaining)
@@ -130,9 +147,9 @@ def get(request: RetrieveRequest, archive: Archive, exchange: Exchange, message:
             if Exchange.is_cancel(received, message.command.message_id):
                 retrieval.cancelled = True
 
-    sender = Sender(exchange, answered=answered)
+    sender = Sender(exchange, leaving=partial(outgoing, archive), answered=answered)
     while (one := retrieval.current) is not None and not retrieval.look():
-        retrieval.done(_send(sender, one, request.scope), access)
+        retrieval.done(_send(archive, sender, retrieval, one, request.scope), access)
         retrieval.tell()
     retrieval.finish()
 
@@ -181,14 +198,14 @@ def _transfer(
 ) -> None:
     """Send all that is left. A lost association is opened again, and what was on its way is sent once more: storing
     is idempotent. Raises AssociationEnd when the destination is given up."""
-    proposed = propose(retrieval.stored)
+    proposed = propose(one for one in retrieval.stored if not one.replaced)
     caller = _Caller(retrieval)
     breaks, taken, retried = 0, 0, None
     while retrieval.current is not None:
         requestor = Requestor.open(archive.settings.dicom, request.destination, peer, proposed, opened=attach)
         try:
             with requestor:
-                _feed(requestor, caller, exchange, message, request=request, access=access)
+                _feed(requestor, caller, exchange, message, request=request, archive=archive, access=access)
         except AssociationEnd as error:
             counts = retrieval.counts
             breaks = breaks + 1 if counts.completed + counts.warning == taken else 1
@@ -209,6 +226,7 @@ def _feed(
     message: Message,
     *,
     request: RetrieveRequest,
+    archive: Archive,
     access: Access,
 ) -> None:
     """Send what is left on one association, looking at the caller's in between."""
@@ -220,13 +238,14 @@ def _feed(
 
     sender = Sender(
         requestor.exchange,
+        leaving=partial(outgoing, archive),
         answered=answered,
         between=caller.look_and_tell,
         originator=(request.calling_ae, message.command.message_id),
     )
     retrieval = caller.retrieval
     while (one := retrieval.current) is not None and not caller.look():
-        retrieval.done(_send(sender, one, request.scope), access)
+        retrieval.done(_send(archive, sender, retrieval, one, request.scope), access)
         caller.tell()
 
 
@@ -265,29 +284,49 @@ def _begin(
         _refuse(exchange, message, Answer(Status.CANNOT_COUNT_MATCHES, comment=str(error)))
         return None
     retrieval = _Retrieval(exchange, message, stored)
-    if not stored:
+    while (one := retrieval.current) is not None and one.replaced:
+        _not_sent(one.gone, one, request.scope)
+        retrieval.replaced(one)
+        retrieval.done(None, access)
+    if retrieval.current is None:
         retrieval.finish()
         return None
     return retrieval, access
 
 
-def _send(sender: Sender, stored: Stored, scope: str) -> int | None:
-    """Send one instance; the peer's status, or None when it could not be sent and the association goes on."""
+def _send(archive: Archive, sender: Sender, retrieval: _Retrieval, stored: Stored, scope: str) -> int | None:
+    """Send one instance; the peer's status, or None when it could not be sent and the association goes on.
+
+    A file that is gone since the selection may lie in the other tier now, the same bytes: it is sent from there. An
+    original that was replaced meanwhile fails; its copy is never sent in its stead.
+    """
     try:
-        status = sender.send(stored)
+        try:
+            status = sender.send(stored)
+        except StorageFailed:
+            now = again(archive, stored)
+            if now is None:
+                raise
+            if now.replaced:
+                retrieval.replaced(now)
+            status = sender.send(now)
     except ArchiveError as error:
-        tell = log.error if isinstance(error, Unavailable) else log.warning
-        tell(
-            "an instance was not sent",
-            error=type(error).__name__,
-            why=str(error),
-            sop_instance_uid=stored.sop_instance_uid,
-            scope=scope,
-        )
+        _not_sent(error, stored, scope)
         return None
     if status != Status.SUCCESS:
         log.warning("a peer did not take an instance", status=f"{status:04X}", scope=scope)
     return status
+
+
+def _not_sent(error: ArchiveError, stored: Stored, scope: str) -> None:
+    tell = log.error if isinstance(error, Unavailable) else log.warning
+    tell(
+        "an instance was not sent",
+        error=type(error).__name__,
+        why=str(error),
+        sop_instance_uid=stored.sop_instance_uid,
+        scope=scope,
+    )
 
 
 def _refuse(exchange: Exchange, message: Message, answer: Answer) -> None:

@@ -1,7 +1,8 @@
 """Sending stored instances, for C-GET on the caller's association and for C-MOVE on one of ours.
 
-An instance leaves as it lies: heads, and ranges of its file. Only a peer that does not take its syntax gets it
-re-encoded, without loss, in little endian (REQ-DCM-41).
+An instance leaves as it lies: heads, and ranges of its file. Where the RIS or a person has corrected what its header
+says, it leaves corrected (REQ-DCM-70); a peer that does not take its syntax gets it re-encoded, without loss, in little
+endian (REQ-DCM-41).
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 
 from archive.clock import monotonic
-from archive.dicom import transcode
 from archive.dicom.syntaxes import EXPLICIT_BE
 from archive.errors import NotAcceptable, StorageFailed
+from archive.outgoing import Outgoing
 from archive.retrieve import Stored
 from dicom_scp import dimse
 from dicom_scp.associate import Proposed
@@ -53,6 +54,7 @@ class Sender:
     """Sub-operations on one association, one after the other.
 
     Args:
+        leaving: an instance as it leaves (`archive.outgoing`).
         answered: waits for the response to a sub-operation with this Message ID, and returns its status.
         between: called from time to time while a long instance is being sent.
         originator: who asked for the C-MOVE, and the Message ID of that request.
@@ -62,11 +64,13 @@ class Sender:
         self,
         exchange: Exchange,
         *,
+        leaving: Callable[[Stored], Outgoing],
         answered: Callable[[int], int],
         between: Callable[[], None] = lambda: None,
         originator: tuple[str, int] | None = None,
     ) -> None:
         self._exchange = exchange
+        self._leaving = leaving
         self._answered = answered
         self._between = between
         self._originator = originator
@@ -78,6 +82,7 @@ class Sender:
 
         Raises:
             NotAcceptable: the peer takes its class in no syntax that costs nothing; it was not sent.
+            UnreadableInstance: it is to leave corrected, and its elements cannot be followed; it was not sent.
             StorageFailed: its file is missing or has another length; it was not sent.
             AssociationEnd: in its kinds, CopyEnded when the file failed on the way.
         """
@@ -86,30 +91,28 @@ class Sender:
         command = dimse.store_request(
             self._message_id, stored.sop_class_uid, stored.sop_instance_uid, originator=self._originator
         )
+        leaving = self._leaving(stored)
+        if leaving.intact(syntax):
+            self._send_file(context_id, command, stored)
+        else:
+            self._exchange.send_pieces(context_id, command, leaving.data_set(syntax), between=self._between)
+        return self._answered(self._message_id)
+
+    def _send_file(self, context_id: int, command: bytes, stored: Stored) -> None:
         fd = stored.open()
         try:
-            if syntax == stored.transfer_syntax_uid:
-                self._exchange.send_file(
-                    context_id,
-                    command,
-                    fd,
-                    offset=stored.data_set_offset,
-                    length=stored.data_set_bytes,
-                    between=self._between,
-                )
-            else:
-                pieces = transcode.native_pieces(
-                    stored.path,
-                    data_set_offset=stored.data_set_offset,
-                    source_syntax=stored.transfer_syntax_uid,
-                    target_syntax=syntax,
-                )
-                self._exchange.send_pieces(context_id, command, pieces, between=self._between)
+            self._exchange.send_file(
+                context_id,
+                command,
+                fd,
+                offset=stored.data_set_offset,
+                length=stored.data_set_bytes,
+                between=self._between,
+            )
         except OSError as error:
             raise StorageFailed(f"the copy cannot be read: {error.strerror}") from error
         finally:
             os.close(fd)
-        return self._answered(self._message_id)
 
     def _route(self, stored: Stored) -> tuple[int, str]:
         by_syntax = self._routes.get(stored.sop_class_uid, {})

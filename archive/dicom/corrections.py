@@ -85,7 +85,7 @@ def changes(said: Json, *corrections: str) -> Changes | None:
             changed[int(key, 16)] = element
             counts = counts or (key in _COMPARED and (bool(then) or key not in _MAY_BE_ABSENT))
             when = datetime.fromisoformat(_parsed(text)["at"])
-            if at is None or when > at:
+            if at is None or when >= at:
                 at, reason = when, str(_parsed(text)["reason"])
     return Changes(changed, at, reason) if at is not None and counts else None
 

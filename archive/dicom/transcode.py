@@ -12,7 +12,6 @@ from itertools import chain
 from archive.dicom import encode, pixels, syntaxes, values
 from archive.dicom.charset import SPECIFIC_CHARACTER_SET, decode, terms
 from archive.dicom.elements import EXPLICIT_LE, IMPLICIT_LE, UNDEFINED, Encoding, encoding_of, opened
-from archive.dicom.file_meta import FileMeta, file_head
 from archive.dicom.frames import Frames, image_in
 from archive.dicom.json import ambiguous, pixel_representation
 from archive.dicom.source import Source
@@ -39,16 +38,6 @@ def targets(transfer_syntax_uid: str) -> tuple[str, ...]:
     if not pixels.can_decode(transfer_syntax_uid):
         return ()
     return tuple(syntax for syntax in _TARGETS if syntax != transfer_syntax_uid)
-
-
-def transcode(
-    path: str, *, data_set_offset: int, source_syntax: str, target_syntax: str, meta: FileMeta
-) -> Iterator[bytes]:
-    """The PS3.10 file of a stored instance in `target_syntax`, in pieces. `meta` announces it in that syntax."""
-    pieces = native_pieces(
-        path, data_set_offset=data_set_offset, source_syntax=source_syntax, target_syntax=target_syntax
-    )
-    return chain([file_head(meta)], pieces)
 
 
 def native_pieces(path: str, *, data_set_offset: int, source_syntax: str, target_syntax: str) -> Iterator[bytes]:

@@ -10,11 +10,15 @@ from typing import Any
 import orjson
 import pydicom
 from pydicom.dataset import Dataset
+from sqlalchemy import Connection, select
 
+from archive.core import Archive
 from archive.dicom.coerce import Coercion, pieces
 from archive.dicom.corrections import Changes, changes, said
 from archive.dicom.file_meta import FileMeta, data_set_offset, file_head
 from archive.dicom.header import read_header
+from archive.index.correct import correct_patient, correct_study
+from archive.schema import patient, study
 from tests.archive.dicom.reading import read
 
 AT = datetime(2026, 3, 1, 8, 30, tzinfo=UTC)
@@ -94,3 +98,16 @@ def body(file: bytes) -> bytes:
 def leaving(folder: Path, ds: Dataset, attributes: dict[str, Any], **how: Any) -> Dataset:
     """A data set as it leaves."""
     return read(coerced(put(folder, ds), str(ds.file_meta.TransferSyntaxUID), attributes, **how))
+
+
+def correct(archive: Archive, patient_id: str, attributes: dict[str, Any], *, accession: str = "") -> None:
+    """Have the RIS say this of a patient, and of all their studies when `accession` is given."""
+
+    def write(conn: Connection) -> None:
+        pk = conn.execute(select(patient.c.pk).where(patient.c.patient_id == patient_id)).scalar_one()
+        correct_patient(conn, pk, attributes, reason="COERCE", at=AT)
+        if accession:
+            for one in conn.execute(select(study.c.pk).where(study.c.patient_pk == pk)).scalars().all():
+                correct_study(conn, one, {"00080050": element("SH", accession)}, reason="CORRECT", at=AT)
+
+    archive.commit.run(write)

@@ -27,7 +27,7 @@ from archive.dicom.file_meta import FileMeta, file_head
 from archive.dicom.pixels import can_decode
 from archive.dicom.syntaxes import EXPLICIT_LE as EXPLICIT
 from archive.dicom.syntaxes import IMPLICIT_LE as IMPLICIT
-from archive.dicom.transcode import native_pieces, targets, transcode
+from archive.dicom.transcode import native_pieces, targets
 from archive.errors import NotAcceptable, UnreadableInstance
 from tests.archive.dicom.reading import real_files
 from tests.builders import ct_slice, data_set, part10
@@ -119,15 +119,6 @@ def test_compressed_pixels_come_back_bit_for_bit(
     turned = read(to_native(path, offset, source, target_syntax=target), target)
     assert turned.PixelData == plain + b"\0" * (len(plain) % 2)
     assert values(turned) == values(ds)
-
-
-def test_the_file_announces_the_syntax_it_is_in(tmp_path: Path) -> None:
-    ds = rich(ImplicitVRLittleEndian)
-    path, offset = put(tmp_path, ds)
-    meta = FileMeta(str(ds.SOPClassUID), str(ds.SOPInstanceUID), EXPLICIT)
-    raw = b"".join(transcode(path, data_set_offset=offset, source_syntax=IMPLICIT, target_syntax=EXPLICIT, meta=meta))
-    assert pydicom.dcmread(io.BytesIO(raw)).file_meta.TransferSyntaxUID == EXPLICIT
-    assert pydicom.dcmread(io.BytesIO(raw)).PatientName == ds.PatientName
 
 
 def test_what_cannot_be_decoded_is_refused(tmp_path: Path) -> None:
