@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, bindparam, or_, select, update
 
 from archive.access import Action, Actor, demand
-from archive.audit.record import Event, record, refused
+from archive.audit.record import Event, Outcome, record, refused
 from archive.core import Archive
 from archive.errors import Gone, InvalidRequest, NotAllowed, NotFound
 from archive.index.asked import audit_query
@@ -222,7 +222,18 @@ def _tell(conn: Connection, one: Hold, known: Terms | None, actor: Actor, *, act
 
 
 def _refused(archive: Archive, actor: Actor, error: Exception, *, study: str | None, act: str) -> None:
-    refused(archive.commit, actor, Event.INSTANCES_ACCESSED, "U", reason=str(error), study=study, detail={"hold": act})
+    outcome = Outcome.SERIOUS_FAILURE if isinstance(error, NotAllowed) else Outcome.MINOR_FAILURE
+    said = {"hold": act}
+    refused(
+        archive.commit,
+        actor,
+        Event.INSTANCES_ACCESSED,
+        "U",
+        reason=str(error),
+        outcome=outcome,
+        study=study,
+        detail=said,
+    )
 
 
 def _row(one: Hold) -> dict[str, Any]:

@@ -28,6 +28,8 @@ SYSTEM = {"radiologist", "secretary", "it_admin", "auditor", "quality", "service
 TESTBED = {"it_admin", "service"}
 RETENTION = {"radiologist", "quality"}
 PURGES = {"radiologist", "it_admin", "auditor", "quality", "service"}
+HOLD = {"radiologist", "quality"}
+FORESEE = {*HOLD, "service"}  # which may read every resource of /api/v1
 
 STUDY = "/dicom-web/studies/1.2.3"
 SERIES = f"{STUDY}/series/1.2.3"
@@ -61,6 +63,10 @@ TABLE = {
     "PUT /api/v1/testbed/clock": TESTBED,
     **{f"POST /api/v1/retention/{act}": RETENTION for act in ("run", "approve", "resume")},
     **{f"GET /api/v1/retention/purges{end}": PURGES for end in ("", "/{purge}", "/{purge}/certificate")},
+    "GET /api/v1/holds": FORESEE,
+    "POST /api/v1/holds": HOLD,
+    "DELETE /api/v1/holds/{id}": HOLD,
+    "GET /api/v1/retention/preview": FORESEE,
     f"GET {PAGE}": FIND,
     f"GET {PAGE}/series/1.2.3": SEE,
     f"GET {PAGE}/images/1.2.3": SEE,
