@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
 
 import typer
 
@@ -14,13 +13,12 @@ app = typer.Typer()
 
 @app.command("rebuild-index")
 def rebuild_index(
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Make the index of an empty database from the files of both tiers and the journal of facts.
 
-    Stop the server first. Accounts and the audit come back from a backup only (docs/operations.md); removal stays
+    An index that is not empty is refused, so nothing is asked. Stop the server first. Accounts and the audit come back from a backup only (docs/operations.md); removal stays
     suspended until `minipacs retention resume`. Killed? Run it again. Exit 1 when something could not be taken in.
     """
     import migrations
@@ -28,8 +26,6 @@ def rebuild_index(
     from archive.rebuild import rebuild
 
     settings = load(config)
-    if not yes:
-        typer.confirm(f"Make the index anew from {settings.hot_dir} and {settings.cold_dir}?", abort=True, err=True)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     if migrations.current(settings.database_url) is None:
         migrations.upgrade(settings.database_url)
