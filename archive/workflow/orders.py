@@ -17,7 +17,7 @@ from sqlalchemy import Connection, select, update
 from archive.audit.record import Event, record
 from archive.errors import Conflict, IdentifierInUse, NotFound
 from archive.identity import patients
-from archive.identity.acts import Act
+from archive.identity.acts import Act, lock_identities
 from archive.journal import Kind as Fact
 from archive.journal import note
 from archive.schema import imaging_order, patient, study
@@ -77,6 +77,7 @@ def apply(conn: Connection, group: Group, *, patient_pk: int, act: Act) -> None:
         IdentifierInUse: `order`: placer or accession number are of another patient's; `study`: the UID is.
         Conflict: the order is another patient's.
     """
+    lock_identities(conn)  # whose order, and whose study, is asked before it is said
     if group.control is Control.NEW:
         _place(conn, group, patient_pk, act)
     elif group.control is Control.CHANGE:

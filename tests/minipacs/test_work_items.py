@@ -1,0 +1,29 @@
+"""`minipacs work-items settle`: a person closes what waited for one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.builders import ct_slice, part10
+from tests.server import Server
+
+
+def test_an_item_is_settled_once_with_a_reason(tmp_path: Path) -> None:
+    server = Server(tmp_path / "server")
+    server.folder.mkdir()
+    assert server.command("migrate").returncode == 0
+    file = tmp_path / "one.dcm"
+    file.write_bytes(part10(ct_slice(PatientID=None)))
+    assert server.command("import", str(file)).returncode == 0
+    [item] = json.loads(server.command("work-items", "list", "--json").stdout)["items"]
+    settle = ("work-items", "settle", str(item["id"]), "--reason", "identified by phone")
+    assert server.command(*settle).returncode == 2, "--as is missing"
+    assert server.command(*settle, "--as", "nothing").returncode == 2
+    done = server.command(*settle, "--as", "accepted", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["state"] == "closed"
+    assert server.command(*settle, "--as", "accepted").returncode == 1
+    [closed] = json.loads(server.command("work-items", "list", "--state", "closed", "--json").stdout)["items"]
+    assert closed["resolution"] == "accepted: identified by phone"
+    assert closed["closed_by"]
