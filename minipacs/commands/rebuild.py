@@ -12,14 +12,12 @@ app = typer.Typer()
 
 
 @app.command("rebuild-index")
-def rebuild_index(
-    config: Config = None,
-    as_json: Json = False,
-) -> None:
+def rebuild_index(config: Config = None, as_json: Json = False) -> None:
     """Make the index of an empty database from the files of both tiers and the journal of facts.
 
-    An index that is not empty is refused, so nothing is asked. Stop the server first. Accounts and the audit come back from a backup only (docs/operations.md); removal stays
-    suspended until `minipacs retention resume`. Killed? Run it again. Exit 1 when something could not be taken in.
+    An index that is not empty is refused, so nothing is asked. Stop the server first. Accounts and the audit come back
+    from a backup only (docs/operations.md); removal stays suspended until `minipacs retention resume`. Killed? Run it
+    again. Exit 1 when something could not be taken in.
     """
     import migrations
     from archive.config import load

@@ -20,7 +20,9 @@ app = typer.Typer()
 
 @app.command()
 def serve(
-    only: Annotated[str, typer.Option(help="Edges to run, separated by commas: dicom, hl7, api, retention. Default: all.")] = "",
+    only: Annotated[
+        str, typer.Option(help="Edges to run, separated by commas: dicom, hl7, api, retention. Default: all.")
+    ] = "",
     config: Config = None,
     log: Annotated[logs.Form, typer.Option(help="How log lines are written, on stderr.")] = logs.Form.TEXT,
 ) -> None:
