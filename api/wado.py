@@ -7,7 +7,6 @@ loss (REQ-DCM-41).
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
