@@ -13,6 +13,7 @@ from hl7_listener.context import Warning
 from hl7_listener.encoding import Delimiters, escape
 from hl7_listener.message import MEANINGS, HL7Error, Segment
 
+_SIGNS = Delimiters()
 _OLD = ("2.1", "2.2", "2.3", "2.3.1", "2.4")  # their ERR has one field
 _BUG_TEXT = "internal error, see the log of the archive; the message can be sent again"
 
@@ -91,16 +92,16 @@ def refusal(error: HL7Error | ArchiveError) -> Verdict:
 def build(msh: Segment | None, verdict: Verdict, *, at: datetime) -> bytes:
     """The ACK to a message whose MSH is `msh` (None: it has none), without framing. One ERR a problem.
 
-    Sender and receiver are swapped; MSH-11, 12, 17 and 18 come back as they came, and so do character set and
-    delimiters. A warning (severity W) is told to those whose version of HL7 has severities.
+    Sender and receiver are swapped; MSH-11, 12, 17 and 18 come back as they came, in the character set of the message.
+    The delimiters are the usual ones: not every receiver looks for others. A warning (severity W) is told to those
+    whose version of HL7 has severities.
     """
-    signs = _complete(Delimiters() if msh is None else msh.grammar.delimiters)
     version = "2.5" if msh is None else msh.value(12) or ""
-    segments = [_head(msh, signs, at), _join(signs, "MSA", verdict.code, _raw(msh, 10))]
+    segments = [_head(msh, at), _join("MSA", verdict.code, _same(msh, 10))]
     if version in _OLD:
-        segments += [_old_err(one, signs) for one in verdict.problems if one.severity == "E"]
+        segments += [_old_err(one) for one in verdict.problems if one.severity == "E"]
     else:
-        segments += [_err(one, signs) for one in verdict.problems]
+        segments += [_err(one) for one in verdict.problems]
     codec = "ascii" if msh is None else msh.grammar.codec
     return "".join(f"{segment}\r" for segment in segments).encode(codec, "replace")
 
@@ -111,52 +112,52 @@ def repeat(msh: Segment | None, ack: bytes, *, at: datetime) -> bytes:
     return fresh[: fresh.index(b"\r") + 1] + ack[ack.index(b"\r") + 1 :]
 
 
-def _head(msh: Segment | None, signs: Delimiters, at: datetime) -> str:
+def _head(msh: Segment | None, at: datetime) -> str:
     event = "" if msh is None else msh.value(9, 2) or ""
-    kind = signs.component.join(("ACK", escape(event, signs), "ACK")) if event else "ACK"
+    kind = _SIGNS.component.join(("ACK", escape(event, _SIGNS), "ACK")) if event else "ACK"
     fields = {
-        3: _raw(msh, 5),
-        4: _raw(msh, 6),
-        5: _raw(msh, 3),
-        6: _raw(msh, 4),
+        3: _same(msh, 5),
+        4: _same(msh, 6),
+        5: _same(msh, 3),
+        6: _same(msh, 4),
         7: f"{at:%Y%m%d%H%M%S%z}",
         9: kind,
         10: uuid.uuid4().hex[:20],  # the longest that every version allows
-        11: _raw(msh, 11) or "P",
-        12: _raw(msh, 12) or "2.5",
-        17: _raw(msh, 17),
-        18: _raw(msh, 18),
+        11: _same(msh, 11) or "P",
+        12: _same(msh, 12) or "2.5",
+        17: _same(msh, 17),
+        18: _same(msh, 18),
     }
-    return _join(signs, "MSH", str(signs), *(fields.get(n, "") for n in range(3, 19)))
+    return _join("MSH", str(_SIGNS), *(fields.get(n, "") for n in range(3, 19)))
 
 
-def _err(problem: Problem, signs: Delimiters) -> str:
+def _err(problem: Problem) -> str:
     """HL7 2.5 2.15.5."""
-    code = signs.component.join((str(problem.code), MEANINGS[problem.code][1], "HL70357"))
-    place = problem.location.replace("^", signs.component)
-    return _join(signs, "ERR", "", place, code, problem.severity, "", "", "", escape(problem.text, signs))
+    code = _SIGNS.component.join((str(problem.code), MEANINGS[problem.code][1], "HL70357"))
+    place = problem.location
+    return _join("ERR", "", place, code, problem.severity, "", "", "", escape(problem.text, _SIGNS))
 
 
-def _old_err(problem: Problem, signs: Delimiters) -> str:
+def _old_err(problem: Problem) -> str:
     """HL7 2.4 2.16.5: segment, sequence, field, and code with its subcomponents."""
     place = [*problem.location.split("^"), "", "", ""][:3]
-    code = signs.sub.join((str(problem.code), MEANINGS[problem.code][1], "HL70357"))
-    return _join(signs, "ERR", signs.component.join((*place, code)))
+    code = _SIGNS.sub.join((str(problem.code), MEANINGS[problem.code][1], "HL70357"))
+    return _join("ERR", _SIGNS.component.join((*place, code)))
 
 
-def _raw(msh: Segment | None, n: int) -> str:
-    """A field of the message's MSH as it stands there."""
+def _same(msh: Segment | None, n: int) -> str:
+    """A field of the message's MSH, as it stands there; said with the usual delimiters where the message has others."""
     if msh is None or n > len(msh.raw_fields):
         return ""
-    return msh.raw_fields[n - 1]
+    if msh.grammar.delimiters == _SIGNS:
+        return msh.raw_fields[n - 1]
+    return _SIGNS.repetition.join(
+        _SIGNS.component.join(
+            _SIGNS.sub.join(escape(value or "", _SIGNS) for value in component) for component in one.components
+        )
+        for one in msh.field(n)
+    )
 
 
-def _join(signs: Delimiters, *fields: str) -> str:
-    return signs.field.join(fields).rstrip(signs.field)
-
-
-def _complete(signs: Delimiters) -> Delimiters:
-    """The delimiters of a message; those that it does without are chosen among the usual."""
-    taken = [one for one in (signs.field, signs.component, signs.repetition, signs.escape, signs.sub) if one]
-    free = iter([sign for sign in "^~\\&#!%" if sign not in taken])
-    return Delimiters(*taken, *(next(free) for _ in range(5 - len(taken))))
+def _join(*fields: str) -> str:
+    return _SIGNS.field.join(fields).rstrip(_SIGNS.field)

@@ -93,6 +93,11 @@ class Delimiters:
             return None
         return cls(*signs, *[""] * (5 - len(signs)))
 
+    @property
+    def inner(self) -> tuple[str, ...]:
+        """Those that cut a field."""
+        return tuple(sign for sign in (self.component, self.repetition, self.sub) if sign)
+
     def __str__(self) -> str:
         """MSH-2."""
         return f"{self.component}{self.repetition}{self.escape}{self.sub}"

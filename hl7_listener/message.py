@@ -117,7 +117,7 @@ class Segment:
         if self.name == "MSH" and n <= 2:
             return (Repetition(((text,),)),)
         signs = self.grammar.delimiters
-        if sum(text.count(sign) for sign in (signs.repetition, signs.component, signs.sub) if sign) > _MAX_PARTS:
+        if sum(text.count(sign) for sign in signs.inner) > _MAX_PARTS:
             raise HL7Error(102, self.at(n), "too many parts")
         formatted = n in self.formatted
         return tuple(
@@ -237,7 +237,7 @@ def head(raw: bytes) -> Segment | None:
     line = found[1] if found is not None else b""
     text = line.decode("latin-1")
     delimiters = Delimiters.of(text)
-    if delimiters is None:
+    if delimiters is None or sum(text.count(sign) for sign in {*delimiters.field, *delimiters.inner}) > _MAX_PARTS:
         return None
     declared = _msh(text, delimiters, "latin_1").value(18) or ""
     try:
@@ -357,14 +357,13 @@ def _shown(lines: list[str], delimiters: Delimiters, version: str) -> Iterator[s
     free = iter("\x01\x02\x03\x04")
     signs = "".join(sign or next(free) for sign in _four(delimiters))
     sign = delimiters.field
-    inner = [one for one in _four(delimiters) if one]
     room = _SHOWN_PARTS
     for number, line in enumerate(lines):
         if not _has_tables(line[:3], version) or line[3:4] not in ("", sign):
             continue
         fields = line[4:].split(sign, _MAX_FIELDS)
         for position, field in enumerate(fields):
-            parts = sum(field.count(one) for one in inner)
+            parts = sum(field.count(one) for one in delimiters.inner)
             if len(field) > _SHOWN_IN_A_FIELD or parts > _SHOWN_PARTS_IN_A_FIELD:
                 fields[position], parts = "", 0
             room -= parts + 1

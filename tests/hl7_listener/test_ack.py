@@ -76,21 +76,21 @@ def test_there_is_an_err_for_each_problem() -> None:
 
 
 @pytest.mark.req("REQ-HL7-10", "REQ-HL7-21")
-def test_the_answer_has_the_delimiters_and_the_charset_of_the_message() -> None:
-    raw = lines("MSH#*@!%#RIS*1.2*ISO#É#PACS#P#2026##ADT*A28#é1#P#2.5######8859/1", codec="latin-1")
-    found = said(raw, refusal(HL7Error(102, "PID^1^7", "a # in 50%")), "latin-1")
-    assert found[0].startswith("MSH#*@!%#PACS#P#RIS*1.2*ISO#É#20260105083000+0000##ACK*A28*ACK#")
-    assert found[0].endswith("#P#2.5######8859/1")
-    assert found[1] == "MSA#AE#é1"
-    assert found[2] == "ERR##PID*1*7#102*Data type error*HL70357#E####a !F! in 50!T!"
+def test_the_answer_has_the_usual_delimiters_and_the_charset_of_the_message() -> None:
+    raw = lines("MSH#*@!%#RIS*1.2*ISO#É|^~#PACS%1#P!F!#2026##ADT*A28#é1\\#P#2.5*FRA######8859/1@ASCII", codec="latin-1")
+    found = said(raw, refusal(HL7Error(102, "PID^1^7", "a # in 50% | more")), "latin-1")
+    head_of = found[0].split("|")
+    assert head_of[1:6] == ["^~\\&", "PACS&1", "P#", "RIS^1.2^ISO", r"É\F\\S\\R\ ".rstrip()]
+    assert (head_of[8], head_of[10], head_of[11], head_of[17]) == ("ACK^A28^ACK", "P", "2.5^FRA", "8859/1~ASCII")
+    assert found[1] == r"MSA|AE|é1\E\ ".rstrip()
+    assert found[2] == r"ERR||PID^1^7|102^Data type error^HL70357|E||||a # in 50% \F\ more"
 
 
-def test_delimiters_that_the_message_does_without_are_chosen() -> None:
-    found = said(lines("MSH|^|R|F|P|P|2026||ADT^A28|1|P|2.3"), refusal(HL7Error(101, "PID^1^3")))
-    signs = found[0].split("|")[1]
-    assert signs[0] == "^"
-    assert len(set(signs)) == 4
-    assert found[2] == f"ERR|PID^1^3^101{signs[3]}Required field missing{signs[3]}HL70357"
+def test_delimiters_that_the_message_does_without_are_the_usual() -> None:
+    found = said(lines("MSH|^|R~1|F|P|P|2026||ADT^A28|1|P|2.3"), refusal(HL7Error(101, "PID^1^3")))
+    assert found[0].split("|")[1] == "^~\\&"
+    assert found[0].split("|")[4] == r"R\R\1"
+    assert found[2] == "ERR|PID^1^3^101&Required field missing&HL70357"
 
 
 @pytest.mark.parametrize("raw", [b"", b"garbage", b"MSH", b"\xff\x00", "MSH".encode("utf-16")])
