@@ -123,6 +123,8 @@ class Writer:
         self._charsets = charsets_of(self._source, elements) or self._charsets
         if self._decode and any(element.tag == _PIXEL_DATA and element.undefined for element in elements):
             parts = self._with_decoded(elements, _Decoded(self._source, elements, self._syntax))
+        elif edits and self._alike and not self._decode and not self.recode:
+            parts = self._runs(elements, edits)
         else:
             parts = ((element.tag, self.element(element)) for element in elements)
         for _, pieces in edited(parts, edits) if edits else parts:
@@ -143,6 +145,29 @@ class Writer:
                 yield element.tag, chain((self.head(_PIXEL_DATA, decoded.vr, decoded.length),), decoded.frames())
             elif element.tag not in _OFFSET_TABLES and not (decoded.lossy and element.tag == _LOSSY):
                 yield element.tag, self.element(element)
+
+    def _runs(self, elements: list[Element], edits: Edits) -> Iterator[Part]:
+        """Elements that are copied, those between two edits in one piece; an edited one is an empty part."""
+        places = sorted(edits)
+        reached, first, start, end = 0, -1, 0, 0
+        for element in elements:
+            tag = element.tag
+            if not tag & 0xFFFF:
+                continue
+            before = reached
+            while reached < len(places) and places[reached] <= tag:
+                reached += 1
+            if first >= 0 and (reached > before or tag in edits or element.start != end):
+                yield first, self.copy(start, end)
+                first = -1
+            if tag in edits:
+                yield tag, iter(())
+                continue
+            if first < 0:
+                first, start = tag, element.start
+            end = element.end
+        if first >= 0:
+            yield first, self.copy(start, end)
 
     def head(self, tag: int, vr: str, length: int) -> bytes:
         return encode.head(tag, vr, length, self.encoding)
