@@ -98,7 +98,12 @@ def catch_up(archive: Archive) -> int:
     for one in rebuilt.not_taken:
         log.error("not taken in while the database was brought up to date", path=one.path, error=one.reason)
     if rebuilt.facts:
-        log.warning(_OLDER, **rebuilt.counts())
+        log.warning(
+            "the database was older than the journal of facts",
+            facts=rebuilt.facts,
+            stored=rebuilt.stored,
+            cold=rebuilt.cold_copies,
+        )
     return rebuilt.facts
 
 
