@@ -145,7 +145,7 @@ class Run:
         if not isinstance(step["ack"], str):
             raise Failed("cannot be checked: several acknowledgements")
         ack = Ack.read(raw)
-        control_id = message.split(b"\r")[0].split(b"|")[9].decode("ascii", "replace")
+        control_id = message.split(b"\r")[0].split(message[3:4])[9].decode("ascii", "replace")
         if ack.control_id != control_id:
             raise Failed(f"{step['send']}: MSA-2 is {ack.control_id!r}, MSH-10 was {control_id!r}")
         if ack.code != step["ack"]:
