@@ -35,6 +35,7 @@ from api import (
     retention,
     stow,
     wado,
+    work,
 )
 from archive.clock import monotonic
 from archive.core import Archive
@@ -87,6 +88,7 @@ def create_app(archive: Archive) -> FastAPI:
     app.include_router(probes.router)
     app.include_router(pages.router)
     app.include_router(keeping.router)
+    app.include_router(work.router)
     return app
 
 

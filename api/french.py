@@ -65,6 +65,11 @@ def moment(at: datetime) -> str:
     return f"{at.astimezone(_PARIS):%d/%m/%Y à %H:%M}"
 
 
+def instant(text: str) -> str:
+    """An instant in ISO 8601, on the clock of the practice."""
+    return moment(datetime.fromisoformat(text))
+
+
 def day(at: Date) -> str:
     """A day as 05/01/2026."""
     return f"{at:%d/%m/%Y}"
@@ -89,6 +94,7 @@ def _environment() -> Environment:
         "date": date,
         "time": time,
         "moment": moment,
+        "instant": instant,
         "day": day,
         "size": size,
         "modality": lambda code: MODALITIES.get(code, code),

@@ -18,6 +18,7 @@ from api.layout import page_of
 from api.studies import StudyLine, lines
 from archive.access import Action, Actor
 from archive.core import Archive
+from archive.errors import InvalidRequest
 from archive.index.asked import audit_query
 from archive.lifecycle.approvals import NEEDED, approve
 from archive.lifecycle.compute import explain
@@ -43,6 +44,8 @@ _SUSPENDED = {
 }
 
 Foreseer = Annotated[Actor, Depends(auth.Right(Action.FORESEE))]
+Holder = Annotated[Actor, Depends(auth.Right(Action.HOLD))]
+Decider = Annotated[Actor, Depends(auth.Right(Action.RETENTION))]
 Reason = Annotated[str, Form(max_length=500)]
 
 
@@ -101,34 +104,35 @@ def keeping(
 
 
 @router.post("/conservation/reprise")
-def resume_removal(request: Request, raison: Reason) -> Response:
+def resume_removal(request: Request, actor: Decider, raison: Reason) -> Response:
     """Confirm that removal may go on."""
-    actor = auth.demand_right(request, Action.RETENTION)
     resume(auth.archive_of(request), reason=raison, actor=actor)
     return RedirectResponse("/conservation", 303)
 
 
 @router.post("/etudes/{study}/conservation")
-def keep(request: Request, study: str, raison: Reason, jusque: Annotated[str, Form(max_length=10)] = "") -> Response:
+def keep(
+    request: Request, study: str, actor: Holder, raison: Reason, jusque: Annotated[str, Form(max_length=10)] = ""
+) -> Response:
     """Put a study on hold."""
-    actor = auth.demand_right(request, Action.HOLD)
-    until = date.fromisoformat(jusque) if jusque else None
+    try:
+        until = date.fromisoformat(jusque) if jusque else None
+    except ValueError:
+        raise InvalidRequest("this date does not exist") from None
     add_hold(auth.archive_of(request), study, reason=raison, until=until, actor=actor)
     return RedirectResponse(f"/etudes/{quote(study)}#conservation", 303)
 
 
 @router.post("/conservation/retenues/{hold}/fin")
-def let_go(request: Request, hold: str) -> Response:
+def let_go(request: Request, hold: str, actor: Holder) -> Response:
     """End a hold."""
-    actor = auth.demand_right(request, Action.HOLD)
     ended = remove_hold(auth.archive_of(request), hold, actor=actor)
     return RedirectResponse(f"/etudes/{quote(ended.study_instance_uid)}#conservation", 303)
 
 
 @router.post("/etudes/{study}/accord")
-def agree(request: Request, study: str, raison: Reason) -> Response:
+def agree(request: Request, study: str, actor: Decider, raison: Reason) -> Response:
     """Approve the announced purge of a study."""
-    actor = auth.demand_right(request, Action.RETENTION)
     approve(auth.archive_of(request), study, reason=raison, actor=actor)
     return RedirectResponse("/conservation", 303)
 

@@ -36,7 +36,7 @@ class Kind(StrEnum):
 
 
 # Closing these by itself would leave bytes held back that nobody waits for any more.
-_HOLDING = frozenset({Kind.UID_CONFLICT, Kind.IDENTITY_CONFLICT})
+HOLDING = frozenset({Kind.UID_CONFLICT, Kind.IDENTITY_CONFLICT})
 
 
 def open_item(
@@ -104,7 +104,7 @@ def settle_item(conn: Connection, item: int, *, how: How, reason: str, at: datet
     row = conn.execute(_ONE, {"item": item}).first()
     if row is None:
         raise NotFound("no such work item")
-    if row.kind in _HOLDING:
+    if row.kind in HOLDING:
         raise Conflict("bytes are held back because of this work item: to close it would let them be forgotten")
     values = {"state": "closed", "closed_at": at, "closed_by": by, "resolution": f"{how}: {reason}"}
     mine = (work_item.c.pk == item) & (work_item.c.state == "open")

@@ -72,7 +72,7 @@ class Ticked:
             "announced": self.announced,
             "purged": self.purged,
             "blocked": self.blocked,
-            "reasons": dict(sorted((+self.reasons).items())),
+            "reasons": {str(why): count for why, count in sorted((+self.reasons).items())},
         }
 
 

@@ -1,0 +1,79 @@
+"""The desk's page of what waits for a person: why, about whom, and how it is settled."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Form, Path, Query
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from api import auth
+from api.layout import page_of
+from api.studies import lines
+from archive.access import Action, Actor
+from archive.index.asked import audit_query
+from archive.work_items import HOLDING, How, Kind, list_items
+from archive.workflow.settle import MAX_REASON, settle
+
+router = APIRouter(include_in_schema=False, max_body_size=64 << 10)
+
+ITEMS = 50  # on one page
+KINDS = {
+    Kind.UID_CONFLICT: "Deux contenus différents sous le même numéro d’image : le second est mis de côté",
+    Kind.IDENTITY_CONFLICT: "Une image contredit l’identité de l’étude : elle est retenue, invisible",
+    Kind.TRUNCATED: "Une image est arrivée incomplète",
+    Kind.UNKNOWN_PATIENT: "Des images d’un patient que le RIS n’a pas encore envoyé",
+    Kind.INS_REFUSED: "Un INS reçu ne peut pas être utilisé",
+    Kind.INS_COLLISION: "Le même INS chez deux patients : doublon possible",
+    Kind.MERGE_CONFLICT: "Une fusion contredit une fusion précédente",
+    Kind.MERGED_ID_USED: "Un message concerne un identifiant qui a été fusionné",
+    Kind.STALE_UPDATE: "Une mise à jour d’identité plus ancienne que celle connue",
+    Kind.ORDER_CLOSED_WITH_IMAGES: "Une demande annulée alors que des images existent",
+    Kind.STUDY_UID_CHANGED: "Une demande a changé de numéro d’étude après les images",
+    Kind.ORDER_UNMATCHED: "Une demande désigne une étude rangée chez un autre patient",
+}
+WAYS = {
+    How.DONE: "corrigé à la source",
+    How.ACCEPTED: "accepté tel quel",
+    How.UNFOUNDED: "sans objet",
+}
+
+Finder = Annotated[Actor, Depends(auth.Right(Action.FIND))]
+Settler = Annotated[Actor, Depends(auth.Right(Action.SETTLE))]
+
+
+@router.get("/travail")
+def waiting(request: Request, actor: Finder, apres: Annotated[int, Query(ge=0)] = 0) -> Response:
+    """What is open, the oldest first."""
+    archive = auth.archive_of(request)
+    with archive.reading() as conn:
+        found = list_items(conn, state="open", after=apres, limit=ITEMS + 1)
+    audit_query(archive.commit, actor, parameters={"query": {"work_items": "all", "state": "open"}})
+    items = found[:ITEMS]
+    studies = lines(archive, list(dict.fromkeys(one["study"] for one in items if one["study"])))
+    known = {one.study: one for one in studies}
+    return page_of(
+        request,
+        "work.html",
+        items=[(one, KINDS.get(one["kind"], one["kind"]), known.get(one["study"])) for one in items],
+        next=f"/travail?apres={items[-1]['id']}" if len(found) > ITEMS else None,
+        ways=list(WAYS.items()),
+        holding={str(kind) for kind in HOLDING},
+        may_settle=Action.SETTLE in actor.may,
+    )
+
+
+@router.post("/travail/{item}")
+def settled(
+    request: Request,
+    item: Annotated[int, Path(ge=0, lt=1 << 63)],
+    actor: Settler,
+    comment: Annotated[str, Form(max_length=32)],
+    raison: Annotated[str, Form(max_length=MAX_REASON)],
+) -> Response:
+    """A person has dealt with it."""
+    archive = auth.archive_of(request)
+    archive.commit.run(partial(settle, item=item, how=comment, reason=raison, actor=actor, at=archive.clock()))
+    return RedirectResponse("/travail", 303)
