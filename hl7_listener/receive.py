@@ -122,7 +122,10 @@ def _answer(archive: Archive, arrival: Arrival, pk: int) -> bytes:
             tolerated = structure.check(message)
             context = Context(archive.settings, archive.authorities, arrival.at, arrival.actor, pk)
             act = partial(_apply, handler=handler, message=message, context=context, tolerated=tolerated)
-        return archive.commit.run(partial(_settle, arrival=arrival, pk=pk, act=act))
+        answer = archive.commit.run(partial(_settle, arrival=arrival, pk=pk, act=act))
+        if archive.journal.behind:  # the answer may repeat what was said of facts that still have no line
+            raise CommitInDoubt("the journal of facts is not complete")
+        return answer
     except CommitInDoubt as error:  # perhaps it was applied: nothing is said of it but that
         return ack.build(arrival.msh, _verdict(error, arrival), at=arrival.at)
     except Exception as error:

@@ -106,6 +106,20 @@ def test_the_same_message_again_has_the_same_answer_and_no_effect(archive: Archi
 
 
 @pytest.mark.req("REQ-HL7-24")
+def test_a_message_in_doubt_is_not_accepted_before_its_fact_stands_in_the_journal(archive: Archive) -> None:
+    """Its rows are committed, and it comes again: the same answer, once the file can be written."""
+    folder = archive.journal.folder
+    folder.rename(folder.with_name("away"))
+    folder.write_bytes(b"")  # no file can be made in it
+    for _ in range(2):
+        assert send(archive, a28("D1")).code == "AR"
+    folder.unlink()
+    folder.with_name("away").rename(folder)
+    assert send(archive, a28("D1")).code == "AA"
+    assert [one.kind for one in archive.journal.read()] == ["patient"]
+    assert patients(archive) == 1
+
+
 def test_the_control_id_of_another_message_is_refused(archive: Archive) -> None:
     assert send(archive, a28("M1", pid="P1")).code == "AA"
     answer = send(archive, a28("M1", pid="P2"))
