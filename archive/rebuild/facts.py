@@ -42,10 +42,11 @@ RESTORE: dict[str, Restore] = {
 BEFORE_FILES = (Kind.PATIENT, Kind.ORDER, Kind.PURGE, Kind.RESTORED)  # files are filed by these; the rest tells of them
 
 _WAITING = fact.c.journaled > 1  # see archive.schema.operations
+_FAILED = update(fact).where(fact.c.journaled == 3).values(journaled=2)
 _SUBJECTS = select(fact.c.pk, fact.c.kind, fact.c.subject).where(fact.c.pk.in_(bindparam("numbers", expanding=True)))
 _NEXT = (
     select(fact.c.pk, fact.c.at, fact.c.kind, fact.c.subject, fact.c.body)
-    .where(_WAITING, fact.c.pk > bindparam("after"))
+    .where(fact.c.journaled == 2, fact.c.pk > bindparam("after"))  # in the order of the index, too
     .order_by(fact.c.pk)
     .limit(CHUNK)
 )
@@ -63,7 +64,9 @@ def waiting(conn: Connection) -> int:
 
 
 def read_journal(archive: Archive, rebuilt: Rebuilt) -> None:
-    """Every fact that the database does not know becomes a row that waits to be applied, under its own number."""
+    """Every fact that the database does not know becomes a row that waits to be applied, under its own number; those
+    that could not be applied wait again."""
+    archive.commit.run(lambda conn: conn.execute(_FAILED))
     for lines in chunks(archive.journal.lines()):
         facts = {}
         for line in lines:
