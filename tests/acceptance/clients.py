@@ -70,7 +70,7 @@ def receiver(folder: Path, port: int) -> Iterator[None]:
         process.wait(10)
 
 
-def find(server: Server, model: str, **keys: str) -> list[Dataset]:
+def find(server: Server, model: str, **keys: object) -> list[Dataset]:
     """A C-FIND by pynetdicom; every status must be a pending one or success."""
     query = Dataset()
     for keyword, value in keys.items():
