@@ -36,7 +36,7 @@ STEPS = {
     Step.MIGRATE: "passe en archive froide",
     Step.ANNOUNCE: "destruction annoncée",
     Step.PURGE: "détruite",
-    Step.BLOCKED: "retenue",
+    Step.BLOCKED: "empêché",
 }
 _SUSPENDED = {
     "clock": "l’horloge du serveur a fait un saut",
@@ -123,7 +123,7 @@ def keep(
     return RedirectResponse(f"/etudes/{quote(study)}#conservation", 303)
 
 
-@router.post("/conservation/retenues/{hold}/fin")
+@router.post("/conservation/mises/{hold}/fin")
 def let_go(request: Request, hold: str, actor: Holder) -> Response:
     """End a hold."""
     ended = remove_hold(auth.archive_of(request), hold, actor=actor)

@@ -58,13 +58,13 @@ def test_a_hold_is_placed_shown_and_lifted_by_form(
     anne = enter("anne")
     answer = anne.post(f"/etudes/{STUDY}/conservation", data={"raison": "expertise", "jusque": "2040-01-31"})
     assert (answer.status_code, answer.headers["location"]) == (303, f"/etudes/{STUDY}#conservation")
-    assert "Retenue jusqu’au 31/01/2040 : expertise" in anne.get(f"/etudes/{STUDY}").text
+    assert "Mise sous conservation jusqu’au 31/01/2040 : expertise" in anne.get(f"/etudes/{STUDY}").text
     listed = anne.get("/conservation").text
     assert "expertise" in listed
     form = anne.get(f"/etudes/{STUDY}").text
-    action = form.split('action="/conservation/retenues/')[1].split('"')[0]
-    assert anne.post(f"/conservation/retenues/{action}").status_code == 303
-    assert "Retenue" not in anne.get(f"/etudes/{STUDY}").text
+    action = form.split('action="/conservation/mises/')[1].split('"')[0]
+    assert anne.post(f"/conservation/mises/{action}").status_code == 303
+    assert "expertise" not in anne.get(f"/etudes/{STUDY}").text
 
 
 def test_a_suspension_is_said_and_lifted_with_a_reason(
@@ -85,6 +85,6 @@ def test_those_who_may_not_see_it_are_refused(
     assert sophie.get("/conservation").status_code == 403
     assert 'href="/conservation"' not in sophie.get("/").text
     page = sophie.get(f"/etudes/{STUDY}").text
-    assert "Retenue : litige" in page
-    assert "Lever la retenue" not in page
+    assert "Mise sous conservation : litige" in page
+    assert "Lever<" not in page
     assert sophie.post(f"/etudes/{STUDY}/conservation", data={"raison": "x"}).status_code == 403

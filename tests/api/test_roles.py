@@ -71,7 +71,7 @@ TABLE = {
     "POST /travail/{item}": SETTLE,
     "GET /conservation": FORESEE,
     "POST /conservation/reprise": RETENTION,
-    "POST /conservation/retenues/{hold}/fin": HOLD,
+    "POST /conservation/mises/{hold}/fin": HOLD,
     f"POST {PAGE}/conservation": HOLD,
     f"POST {PAGE}/accord": RETENTION,
     f"GET {PAGE}": FIND,
