@@ -64,7 +64,7 @@ def test_a_hold_is_placed_shown_and_lifted_by_form(
     form = anne.get(f"/etudes/{STUDY}").text
     action = form.split('action="/conservation/mises/')[1].split('"')[0]
     assert anne.post(f"/conservation/mises/{action}").status_code == 303
-    assert "expertise" not in anne.get(f"/etudes/{STUDY}").text
+    assert "31/01/2040" not in anne.get(f"/etudes/{STUDY}").text
 
 
 def test_a_suspension_is_said_and_lifted_with_a_reason(
