@@ -17,7 +17,7 @@ from sqlalchemy import Connection, bindparam, delete, exists, insert, or_, selec
 
 from archive.access import SYSTEM
 from archive.core import Archive
-from archive.errors import StorageFailed
+from archive.errors import Busy, IndexUnavailable, StorageFailed
 from archive.instance import State
 from archive.journal import Kind, note
 from archive.lifecycle.remove import finish_removals
@@ -48,8 +48,12 @@ def finish_purges(archive: Archive) -> int:
     for id in ids:
         try:
             done += finish_purge(archive, id)
+        except (Busy, IndexUnavailable):
+            raise
         except StorageFailed as error:
             log.error("a purge cannot be finished, its files stay for the next tick", purge=id, why=str(error))
+        except Exception:  # a bug
+            log.exception("a purge cannot be finished", purge=id)
     return done
 
 

@@ -97,21 +97,33 @@ def finish_removals(archive: Archive, *, study_pk: int | None = None) -> Removed
     The names are gone for good, folders flushed, before the rows are dropped: no file comes back without its row.
 
     Raises:
-        StorageFailed: a volume is away, or a file cannot be removed; its row stays, and the next call tries again.
+        StorageFailed: a volume is away, or a file cannot be removed; its row stays, the others went, and the next call
+            tries again.
         Unavailable: the index cannot be read or written.
     """
     removed = Removed()
+    stays: StorageFailed | None = None
     for rows in _pages(archive, _MARKED, _IN_STUDY, study_pk):
-        for name in {row.tier for row in rows}:
-            marker.need(archive.tier(name).root)  # where a volume is away, nothing is known to be gone
-        folders = {folder for row in rows if (folder := _unlink(archive, row))}
-        archive.commit.run(partial(_drop_copies, pks=[row.pk for row in rows]), directories=sorted(folders))
-        removed.copies += len(rows)
+        gone: list[int] = []
+        folders: set[str] = set()
+        for row in rows:
+            try:
+                folder = _unlink(archive, row)
+            except StorageFailed as error:
+                stays = stays or error
+            else:
+                gone.append(row.pk)
+                folders.update((folder,) if folder else ())
+        if gone:
+            archive.commit.run(partial(_drop_copies, pks=gone), directories=sorted(folders))
+        removed.copies += len(gone)
     for rows in _pages(archive, _EMPTY, _OF_STUDY, study_pk):
         archive.commit.run(
             partial(_drop_instances, pks=[row.pk for row in rows], series_pks={row.series_pk for row in rows})
         )
         removed.instances += len(rows)
+    if stays is not None:
+        raise stays
     return removed
 
 
@@ -132,6 +144,7 @@ def _pages(archive: Archive, statement: Select[Any], narrow: Any, study_pk: int 
 def _unlink(archive: Archive, row: AnyRow) -> str:
     """Remove the file; the folder whose names changed, "" when it is not there at all."""
     tier = archive.tier(row.tier)
+    marker.need(tier.root)  # where a volume is away, nothing is known to be gone
     try:
         tier.unlink(row.path)
     except OSError as error:

@@ -13,11 +13,11 @@ from typing import Any
 import pydicom
 import pytest
 from pydicom.uid import EnhancedXRayRadiationDoseSRStorage, XRayRadiationDoseSRStorage
-from sqlalchemy import delete, event, select
+from sqlalchemy import delete, event, select, update
 
 from archive.access import Actor
 from archive.core import Archive
-from archive.errors import Conflict, InvalidRequest, NotAllowed, NotFound
+from archive.errors import Conflict, InvalidRequest, NotAllowed, NotFound, StorageFailed
 from archive.ingest import Outcome
 from archive.instance import State
 from archive.lifecycle.approvals import approve
@@ -25,6 +25,7 @@ from archive.lifecycle.finish import finish_purges, restore_purge
 from archive.lifecycle.holds import add_hold, remove_hold
 from archive.lifecycle.purge import purge_study
 from archive.lifecycle.purged import find_purge, list_purges
+from archive.lifecycle.remove import finish_removals, mark_instances
 from archive.lifecycle.tombstones import purged
 from archive.schema import (
     audit,
@@ -238,6 +239,50 @@ def test_a_slice_that_comes_while_it_goes_stays(archive: Archive, monkeypatch: p
     assert study_row(archive, UID).announced_at is None
     assert tick(archive).purged == 0
     assert finish_purges(archive) == 0
+
+
+def test_a_file_that_cannot_be_removed_keeps_no_other_from_going(archive: Archive) -> None:
+    """Neither of its own study nor of others, on a tick that has to finish them (FIELD, pain 3)."""
+    for name in ("first", "second"):
+        receive_exam(archive, study=name)
+    paths = image_files(archive)
+    with archive.reading() as conn:
+        pks = list(conn.execute(select(instance.c.pk).order_by(instance.c.pk)).scalars())
+        stuck = Path(archive.hot.path(conn.execute(select(location.c.path).order_by(location.c.pk)).scalars().first()))
+    archive.commit.run(lambda conn: mark_instances(conn, pks))
+    stuck.unlink()
+    stuck.mkdir()  # what cannot be unlinked
+    with pytest.raises(StorageFailed):
+        finish_removals(archive)
+    assert [path for path in paths if path.exists()] == [stuck]
+    assert (rows(archive, location), rows(archive, instance), rows(archive, series)) == (1, 1, 1)
+    stuck.rmdir()
+    finish_removals(archive)
+    assert rows(archive, instance) == 0
+
+
+def test_a_purge_that_cannot_be_finished_keeps_no_other_from_it(archive: Archive) -> None:
+    for name in ("first", "second"):
+        receive_exam(archive, study=name, images=1)
+    put_clock(archive, DUE)
+    assert tick(archive).announced == 2
+    put_clock(archive, NOTICE_OVER)
+    stuck = [Path(path) for path in image_files(archive)]
+    for path in stuck:
+        path.rename(path.with_suffix(".away"))
+        path.mkdir()
+    assert tick(archive).reasons == {"a step failed": 2}
+    archive.commit.run(
+        lambda conn: conn.execute(
+            update(purge).where(purge.c.study_instance_uid == new_uid("first")).values(certificate="{")
+        )
+    )
+    for path in stuck:
+        path.rmdir()
+    assert finish_purges(archive) == 1
+    with archive.reading() as conn:
+        states = dict(conn.execute(select(purge.c.study_instance_uid, purge.c.state)).tuples())
+    assert states == {new_uid("first"): "purging", new_uid("second"): "done"}
 
 
 def test_a_purge_is_made_again_from_its_fact(archive: Archive) -> None:
