@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Select, bindparam, delete, exists, select, up
 
 from archive.core import Archive
 from archive.errors import StorageFailed
+from archive.index.conditions import constant
 from archive.instance import CopyState, State
 from archive.schema import instance, location, series
 from archive.schema.types import AnyRow
@@ -34,9 +35,9 @@ _MARK_TIER = _MARK_ALL.where(location.c.tier == bindparam("of_tier"))
 _MARK_INSTANCES = (
     update(instance).where(instance.c.pk.in_(bindparam("pks", expanding=True))).values(state=State.PURGING)
 )
-_MARKED: Select[Any] = (
+MARKED: Select[Any] = (
     select(location.c.pk, location.c.tier, location.c.path)
-    .where(location.c.state == CopyState.PURGING, location.c.pk > bindparam("after"))
+    .where(location.c.state == constant(str(CopyState.PURGING)), location.c.pk > bindparam("after"))
     .order_by(location.c.pk)
     .limit(_BATCH)
 )
@@ -44,10 +45,10 @@ _IN_STUDY = location.c.instance_pk.in_(
     select(instance.c.pk).join_from(instance, series).where(series.c.study_pk == bindparam("study_pk"))
 )
 _DROP_COPIES = delete(location).where(_BY_PK, location.c.state == CopyState.PURGING)
-_EMPTY: Select[Any] = (
+EMPTY: Select[Any] = (
     select(instance.c.pk, instance.c.series_pk)
     .where(
-        instance.c.state == State.PURGING,
+        instance.c.state == constant(str(State.PURGING)),
         ~exists().where(location.c.instance_pk == instance.c.pk),
         instance.c.pk > bindparam("after"),
     )
@@ -103,7 +104,7 @@ def finish_removals(archive: Archive, *, study_pk: int | None = None) -> Removed
     """
     removed = Removed()
     stays: StorageFailed | None = None
-    for rows in _pages(archive, _MARKED, _IN_STUDY, study_pk):
+    for rows in _pages(archive, MARKED, _IN_STUDY, study_pk):
         gone: list[int] = []
         folders: set[str] = set()
         for row in rows:
@@ -117,7 +118,7 @@ def finish_removals(archive: Archive, *, study_pk: int | None = None) -> Removed
         if gone:
             archive.commit.run(partial(_drop_copies, pks=gone), directories=sorted(folders))
         removed.copies += len(gone)
-    for rows in _pages(archive, _EMPTY, _OF_STUDY, study_pk):
+    for rows in _pages(archive, EMPTY, _OF_STUDY, study_pk):
         archive.commit.run(
             partial(_drop_instances, pks=[row.pk for row in rows], series_pks={row.series_pk for row in rows})
         )

@@ -8,9 +8,11 @@ first image, and `corrections` what every way out applies (docs/identity.md).
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, String, Table, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, String, Table, Text, UniqueConstraint, text
 
 from archive.schema.types import METADATA, Key, Text_C, UtcDateTime
+
+_PURGING = text("state = 'purging'")  # few of many, looked for by every tick (archive.lifecycle.remove)
 
 patient = Table(
     "patient",
@@ -95,6 +97,7 @@ instance = Table(
     Column("derived_from_pk", BigInteger, index=True),  # the original of a lossy copy
     Column("derivation", Text),  # JSON: codec, settings, policy version, figures of the gate (REQ-DCM-86)
     Index("ix_instance_series_pk_state", "series_pk", "state"),
+    Index("ix_instance_purging", "pk", sqlite_where=_PURGING, postgresql_where=_PURGING),
 )
 
 location = Table(
@@ -112,4 +115,5 @@ location = Table(
     Column("pixel_offset", BigInteger),  # of the Pixel Data element, from the start of the data set
     Column("verified_at", UtcDateTime),
     UniqueConstraint("tier", "path"),
+    Index("ix_location_purging", "pk", sqlite_where=_PURGING, postgresql_where=_PURGING),
 )

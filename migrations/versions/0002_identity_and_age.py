@@ -58,6 +58,7 @@ INDEXED = {
     "study": ("policy_version", "keep_until", "online_until", "grace_until", "purge_on"),
     "instance": ("derived_from_pk",),
 }
+PURGING = ("instance", "location")  # each with an index of its rows that are being removed
 NEW = (
     "patient_revision",
     "imaging_order",
@@ -99,6 +100,9 @@ def upgrade() -> None:
     for table, names in INDEXED.items():
         for name in names:
             _index(table, name)
+    where = sa.text("state = 'purging'")
+    for table in PURGING:
+        op.create_index(f"ix_{table}_purging", table, ["pk"], sqlite_where=where, postgresql_where=where)
     _identity()
     _messages()
     _life()
@@ -297,6 +301,8 @@ def downgrade() -> None:
     """Back to 0001: what the RIS said and what was purged is forgotten by the database, not by the journal."""
     for table in NEW:
         op.drop_table(table)
+    for table in PURGING:
+        op.drop_index(f"ix_{table}_purging", table_name=table)
     for table, names in INDEXED.items():
         for name in names:
             op.drop_index(f"ix_{table}_{name}", table_name=table)

@@ -281,7 +281,7 @@ def test_a_purge_that_cannot_be_finished_keeps_no_other_from_it(archive: Archive
         path.rmdir()
     assert finish_purges(archive) == 1
     with archive.reading() as conn:
-        states = dict(conn.execute(select(purge.c.study_instance_uid, purge.c.state)).tuples())
+        states = {row.study_instance_uid: row.state for row in conn.execute(select(purge))}
     assert states == {new_uid("first"): "purging", new_uid("second"): "done"}
 
 
