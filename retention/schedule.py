@@ -58,6 +58,8 @@ class Schedule:
                 self._do(job)
         except ArchiveError as error:
             log.error("jobs cannot be taken", error=type(error).__name__)
+        except Exception:  # a bug: whoever asked waits in vain, others need not
+            log.exception("a job broke down")
 
     def _do(self, job: Job) -> None:
         """Do one job; whoever asked waits for it, so it is not tried again later."""

@@ -72,7 +72,7 @@ class Ticked:
             "announced": self.announced,
             "purged": self.purged,
             "blocked": self.blocked,
-            "reasons": {str(why): count for why, count in sorted((+self.reasons).items())},
+            "reasons": {str(why): count for why, count in sorted(self.reasons.items())},
         }
 
 
@@ -105,6 +105,7 @@ class _Tick:
         self._stop = stop
         self._progress = progress
         self._done = self._found = 0
+        self._blocked: dict[int, str] = {}  # studies that are due and stay, and the last reason
         self.did = Ticked()
 
     def run(self) -> Ticked:
@@ -117,6 +118,7 @@ class _Tick:
         self._migrate()
         self._announce()
         self._purge()
+        self.did.reasons = Counter(self._blocked.values())
         return self.did
 
     def _finish_removals(self) -> None:
@@ -142,7 +144,7 @@ class _Tick:
         def act(pk: int) -> None:
             done = switch(self._archive, pk, proceed=self._goes_on)
             if done.stays in (Stays.SUSPENDED, Stays.HOLD):
-                self.did.reasons[done.stays] += 1
+                self._blocked[pk] = done.stays
 
         with self._archive.reading() as conn:
             now = self._archive.clock()
@@ -150,6 +152,10 @@ class _Tick:
         self._each("switch", pks, act)
 
     def _migrate(self) -> None:
+        """Not while the clock is in doubt: the grace period would count from a wrong day."""
+        if self._clock_in_doubt():
+            return
+
         def act(pk: int) -> None:
             done = migrate(self._archive, pk, proceed=self._goes_on)
             self.did.migrated += done.grace_until is not None
@@ -162,16 +168,15 @@ class _Tick:
         """Not while the clock is in doubt: the notice would be counted from a wrong day."""
         version = self._policy.version
         withdraw_stale(self._archive, policy_version=version)
-        with self._archive.reading() as conn:
-            if any(one.kind == Kind.CLOCK for one in suspensions(conn)):
-                return
+        if self._clock_in_doubt():
+            return
 
         def act(pk: int) -> None:
             blocker = announce(self._archive, pk, policy_version=version)
             if blocker is None:
                 self.did.announced += 1
             elif blocker is not Blocker.CHANGED:
-                self.did.reasons[blocker] += 1
+                self._blocked[pk] = blocker
 
         self._each("announce", self._due(due_for_announcement), act)
 
@@ -183,11 +188,15 @@ class _Tick:
             if blocker is None:
                 self.did.purged += 1
             else:
-                self.did.reasons[blocker] += 1
+                self._blocked[pk] = blocker
 
         self._each("purge", self._due(due_for_purge), act)
         with self._archive.reading() as conn:
-            self.did.reasons.update(overdue(conn, self._policy, today=self._today()))
+            self._blocked.update(overdue(conn, self._policy, today=self._today()))
+
+    def _clock_in_doubt(self) -> bool:
+        with self._archive.reading() as conn:
+            return any(one.kind == Kind.CLOCK for one in suspensions(conn))
 
     @property
     def _policy(self) -> Policy:
@@ -209,7 +218,7 @@ class _Tick:
         """One study after the other; what fails for one does not keep the others (FIELD, pain 3)."""
         with self._archive.reading() as conn:
             limping = failures.limping(conn, step, now=self._archive.real_clock())
-        self.did.reasons[Blocker.FAILED] += sum(limping.values())
+        self._blocked.update({pk: Blocker.FAILED for pk, rests in limping.items() if rests})
         tried = [pk for pk in pks if not limping.get(pk)]
         self._found += len(tried)
         for pk in tried:
@@ -223,7 +232,7 @@ class _Tick:
                 raise
             except Exception as error:
                 failures.failed(self._archive, pk, step, error)
-                self.did.reasons[Blocker.FAILED] += 1
+                self._blocked[pk] = Blocker.FAILED
             else:
                 if pk in limping:
                     failures.worked(self._archive, pk, step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from datetime import date
 
 import orjson
@@ -15,9 +14,9 @@ from archive.schema import study
 _PAGE = 1000
 
 
-def overdue(conn: Connection, policy: Policy, *, today: date) -> Counter[str]:
-    """How many studies would go today, by the rule that keeps them."""
-    found: Counter[str] = Counter()
+def overdue(conn: Connection, policy: Policy, *, today: date) -> dict[int, str]:
+    """The studies (keys) that would go today, and the rule that keeps each."""
+    found: dict[int, str] = {}
     after = 0
     kept = select(study.c.pk, study.c.keep_reasons).where(
         study.c.policy_version == policy.version, or_(study.c.keep_until.is_(None), on_hold(today))
@@ -25,7 +24,7 @@ def overdue(conn: Connection, policy: Policy, *, today: date) -> Counter[str]:
     while rows := conn.execute(kept.where(study.c.pk > after).order_by(study.c.pk).limit(_PAGE)).all():
         for row in rows:
             if rule := _blocks(orjson.loads(row.keep_reasons or "[]"), today.isoformat()):
-                found[rule] += 1
+                found[row.pk] = rule
         after = rows[-1].pk
     return found
 

@@ -34,7 +34,7 @@ def run(config: Config = None, as_json: Json = False) -> None:
         f"migrated {ticked.migrated} (lossy copies {ticked.derived}, kept lossless {ticked.kept_lossless}), "
         f"announced {ticked.announced}, purged {ticked.purged}, blocked {ticked.blocked}"
     )
-    for reason, studies in sorted(ticked.reasons.items()):
+    for reason, studies in ticked.counts()["reasons"].items():
         say(f"  blocked {studies}: {reason}")
 
 
@@ -76,6 +76,35 @@ def resume(reason: Reason, config: Config = None, as_json: Json = False) -> None
         say(f"lifted: {one.kind}, since {one.since:%Y-%m-%d %H:%M} UTC: {one.detail}")
     if not lifted:
         say("removal was not suspended")
+
+
+@app.command()
+def quality(
+    sample: Annotated[int, typer.Option(min=1, max=10_000, help="Images of each modality.")] = 20,
+    modality: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Try the lossy gate (`retention.quality`) on images of this archive: how many pass, how well, what it saves.
+
+    Nothing is stored.
+    """
+    from archive.lifecycle.trial import trial
+
+    with opened(config, process="retention") as (archive, _actor), progress("quality") as bar:
+        found = trial(archive, sample, modalities=modality or (), progress=bar)
+    if as_json:
+        say_json({"items": [one.shape() for one in found], "next": None})
+        return
+    for one in found:
+        shape = one.shape()
+        say(f"{one.modality}: {one.passed} of {one.tried} pass, ratio {shape['ratio'] or '-'}")
+        if (worst := shape["worst_passed"]) is not None:
+            say("  worst of these  " + ", ".join(f"{name} {value}" for name, value in worst.items()))
+        for reason, images in one.kept.items():
+            say(f"  stay lossless   {images}: {reason}")
+    if not found:
+        say("no image on the hot tier has a gate")
 
 
 @app.command()

@@ -73,10 +73,14 @@ def test_a_tick_that_is_asked_for_is_waited_for(archive: Archive, may: Callable[
         assert quality.post("/api/v1/retention/run").json()["blocked"] == 0  # after the one that it starts with
         put_clock(archive, "2031-01-05T09:00:00")
         answer = quality.post("/api/v1/retention/run")
-    assert answer.status_code == 200
-    counts = answer.json()
-    assert (counts["announced"], counts["kept_lossless"], counts["purged"], counts["blocked"]) == (1, 2, 0, 0)
-    assert [row["event"] for row in rows(archive, user="quality")] == ["110100", "110100"]
+        assert answer.status_code == 200
+        counts = answer.json()
+        assert (counts["announced"], counts["kept_lossless"], counts["purged"], counts["blocked"]) == (1, 2, 0, 0)
+        move_clock(archive, 31)
+        archive.commit.run(lambda conn: suspend(conn, Kind.REBUILT, "no journal", at=archive.clock()))
+        counts = quality.post("/api/v1/retention/run").json()
+    assert (counts["purged"], counts["blocked"], counts["reasons"]) == (0, 1, {"removal is suspended": 1})
+    assert [row["event"] for row in rows(archive, user="quality")] == ["110100"] * 3
 
 
 def test_without_a_retention_process_it_is_503_at_once(may: Callable[..., httpx.Client]) -> None:

@@ -70,6 +70,10 @@ def image_files(archive: Archive) -> list[Path]:
     return sorted(found)
 
 
+def hot_files(archive: Archive) -> list[Path]:
+    return [path for path in image_files(archive) if path.is_relative_to(archive.hot.root)]
+
+
 def audited(archive: Archive, event: str, **conditions: Any) -> Sequence[Any]:
     statement = select(audit).where(audit.c.event == event).order_by(audit.c.pk)
     for name, value in conditions.items():

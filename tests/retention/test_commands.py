@@ -83,6 +83,17 @@ def test_approvals_are_counted(archive: Archive, run: Run) -> None:
     assert run("retention", "approve", "--study", UID, "--reason", "encore") == (0, f"{UID}: 1 of 2 approvals\n")
 
 
+def test_the_gate_is_tried_on_own_images(archive: Archive, run: Run) -> None:
+    assert run("retention", "quality") == (0, "no image on the hot tier has a gate\n")
+    receive_exam(archive)
+    code, said = run("retention", "quality", "--sample", "5")
+    assert (code, said.startswith("CT: 0 of 2 pass")) == (0, True)  # noise fails it
+    code, said = run("retention", "quality", "--modality", "CT", "--json")
+    (item,) = json.loads(said)["items"]
+    assert (code, item["modality"], item["tried"], item["passed"]) == (0, "CT", 2, 0)
+    assert json.loads(run("retention", "quality", "--modality", "MR", "--json")[1])["items"] == []
+
+
 def test_a_tick_of_another_process_is_waited_for_in_vain(
     archive: Archive, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
