@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from datetime import date, datetime, timedelta
 from functools import partial
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, bindparam, exists, or_, select, update
 
 from archive.access import SYSTEM
 from archive.audit.record import Event, record
 from archive.core import Archive
+from archive.instance import State
 from archive.lifecycle.guard import Blocker, Terms, is_due, keeps, terms
 from archive.policy import local_day
-from archive.schema import study
+from archive.schema import hold, instance, series, study
 
 ANNOUNCED = "announced"
 
@@ -47,20 +48,29 @@ def _announce(
     return None
 
 
-def withdraw_stale(archive: Archive, *, policy_version: str, limit: int = 500) -> int:
+def withdraw_stale(archive: Archive, *, policy_version: str) -> int:
     """Take back the announcements of studies that are not due any more, or on hold; how many."""
     on = local_day(archive.clock())
-    withdrawn = after = 0
-    while True:
-        announced = select(study.c.pk).where(study.c.announced_at.is_not(None), study.c.pk > after)
-        with archive.reading() as conn:
-            pks = list(conn.execute(announced.order_by(study.c.pk).limit(limit)).scalars())
-            doubtful = [pk for pk in pks if (known := terms(conn, pk)) and _why(conn, known, policy_version, on)]
-        if not pks:
-            return withdrawn
-        for pk in doubtful:
-            withdrawn += archive.commit.run(partial(_withdraw, pk=pk, policy_version=policy_version, on=on))
-        after = pks[-1]
+    with archive.reading() as conn:
+        doubtful = list(conn.execute(_DOUBTFUL, {"today": f"{on:%Y%m%d}", "held": str(State.HELD)}).scalars())
+    return sum(archive.commit.run(partial(_withdraw, pk=pk, policy_version=policy_version, on=on)) for pk in doubtful)
+
+
+# Announced, and perhaps not to go: looked at one by one. Those whose date is not computed say nothing yet.
+_DOUBTFUL = select(study.c.pk).where(
+    study.c.purge_on.is_not(None),
+    study.c.policy_version.is_not(None),
+    or_(
+        study.c.keep_until.is_(None),
+        study.c.keep_until > bindparam("today"),
+        study.c.study_instance_uid.in_(select(hold.c.study_instance_uid).where(hold.c.removed_at.is_(None))),
+        exists().where(
+            series.c.study_pk == study.c.pk,
+            instance.c.series_pk == series.c.pk,
+            instance.c.state == bindparam("held"),
+        ),
+    ),
+)
 
 
 def _withdraw(conn: Connection, *, pk: int, policy_version: str, on: date) -> bool:

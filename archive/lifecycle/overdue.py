@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import date
+from typing import Any
 
 import orjson
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import Connection, Select, bindparam, select
 
-from archive.lifecycle.compute import on_hold
 from archive.policy import BLOCKS, Policy
-from archive.schema import study
+from archive.schema import hold, study
+from archive.schema.types import AnyRow
 
 _PAGE = 1000
+_KEPT = select(study.c.pk, study.c.keep_reasons).where(study.c.policy_version == bindparam("version"))
+_FOR_EVER = _KEPT.where(study.c.keep_until.is_(None))
+_HELD = _KEPT.where(
+    study.c.keep_until > bindparam("today"),
+    study.c.study_instance_uid.in_(select(hold.c.study_instance_uid).where(hold.c.removed_at.is_(None))),
+)
 
 
 def overdue(conn: Connection, policy: Policy, *, today: date) -> dict[int, str]:
     """The studies (keys) that would go today, and the rule that keeps each."""
     found: dict[int, str] = {}
-    after = 0
-    kept = select(study.c.pk, study.c.keep_reasons).where(
-        study.c.policy_version == policy.version, or_(study.c.keep_until.is_(None), on_hold(today))
-    )
-    while rows := conn.execute(kept.where(study.c.pk > after).order_by(study.c.pk).limit(_PAGE)).all():
-        for row in rows:
+    where = {"version": policy.version, "today": f"{today:%Y%m%d}"}
+    for statement in (_FOR_EVER, _HELD):
+        for row in _pages(conn, statement, where):
             if rule := _blocks(orjson.loads(row.keep_reasons or "[]"), today.isoformat()):
                 found[row.pk] = rule
-        after = rows[-1].pk
     return found
+
+
+def _pages(conn: Connection, statement: Select[Any], where: dict[str, str]) -> Iterator[AnyRow]:
+    after = 0
+    while rows := conn.execute(statement.where(study.c.pk > after).order_by(study.c.pk).limit(_PAGE), where).all():
+        yield from rows
+        after = rows[-1].pk
 
 
 def _blocks(reasons: list[dict[str, str | None]], today: str) -> str:
