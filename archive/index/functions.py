@@ -77,8 +77,12 @@ class first_value(FunctionElement[str]):
 
 @compiles(first_value, "postgresql")
 def _first_value_postgresql(element: first_value, compiler: SQLCompiler, **kw: Any) -> str:
-    column, key = element.clauses
-    return f"({compiler.process(column, **kw)}::json #>> ARRAY[{compiler.process(key, **kw)}, 'Value', '0'])"
+    """A NUL, with which some equipment pads its values, is legal JSON that PostgreSQL has no text for: it is left out
+    (an escaped backslash before `u0000` is none)."""
+    column, key = (compiler.process(clause, **kw) for clause in element.clauses)
+    sound = rf"regexp_replace({column}, '(?<!\\)((?:\\\\)*)\\u0000', '\1', 'g')"
+    text = rf"CASE WHEN position('\u0000' in {column}) > 0 THEN {sound} ELSE {column} END"
+    return f"(({text})::json #>> ARRAY[{key}, 'Value', '0'])"
 
 
 @compiles(first_value, "sqlite")

@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 import orjson
+import structlog
 from sqlalchemy import (
     BindParameter,
     ColumnElement,
@@ -36,12 +37,15 @@ from sqlalchemy import (
 
 from archive.config import Settings
 from archive.core import Archive
+from archive.errors import Busy, CommitInDoubt
 from archive.instance import State
 from archive.lifecycle.announce import withdraw
 from archive.lifecycle.facts import HOT, Known, gather
 from archive.lifecycle.guard import terms
 from archive.policy import Decision, Policy, decide, dose_until, grace_days, local_day
 from archive.schema import hold, instance, life_failure, patient, series, study
+
+log = structlog.get_logger(__name__)
 
 BATCH = 10  # studies in one transaction: some milliseconds for each, and others wait meanwhile
 _LISTED = 10_000  # studies in one call at most
@@ -78,7 +82,7 @@ def compute_due(archive: Archive, *, batch: int = BATCH) -> int:
 
     A study that is being received or corrected at this moment is left to the next call. Where the date of an announced
     study moves, its announcement is withdrawn in the same transaction. `batch` studies in one transaction, ten
-    thousand in one call.
+    thousand in one call. One that cannot be computed is logged, and kept; the others go on (FIELD, pain 3).
 
     Raises:
         Unavailable: the index cannot be read or written; what was computed stands.
@@ -86,10 +90,21 @@ def compute_due(archive: Archive, *, batch: int = BATCH) -> int:
     version = policy_of(archive.settings).version
     with archive.reading() as conn:
         pks = sorted(conn.execute(_STALE, {"version": version}).scalars())
-    return sum(
-        archive.commit.run(partial(_compute, archive=archive, pks=pks[start : start + batch]))
-        for start in range(0, len(pks), batch)
-    )
+    return sum(_compute_some(archive, pks[start : start + batch]) for start in range(0, len(pks), batch))
+
+
+def _compute_some(archive: Archive, pks: Sequence[int]) -> int:
+    try:
+        return archive.commit.run(partial(_compute, archive=archive, pks=pks))
+    except (Busy, CommitInDoubt):
+        raise
+    except Exception as error:  # one of them, or the database
+        if len(pks) > 1:
+            return sum(_compute_some(archive, [pk]) for pk in pks)
+        with archive.reading() as conn:  # raises when it is the database
+            uid = conn.execute(select(study.c.study_instance_uid).where(study.c.pk == pks[0])).scalar()
+        log.exception("the dates of a study cannot be computed: it is kept", study=uid, error=type(error).__name__)
+        return 0
 
 
 def _compute(conn: Connection, *, archive: Archive, pks: Sequence[int]) -> int:
@@ -133,6 +148,16 @@ def explain(archive: Archive, study_instance_uid: str) -> dict[str, Any]:
         "date": None if decision.keep_until is None else decision.keep_until.isoformat(),
         "reasons": [reason.shape() for reason in decision.reasons],
     }
+
+
+def announced(conn: Connection, study_instance_uid: str) -> dict[str, Any] | None:
+    """The announcement of a study's purge for `/api/v1`: when it was made, and the first day of the purge; None: there
+    is none."""
+    found = select(study.c.announced_at, study.c.purge_on).where(study.c.study_instance_uid == study_instance_uid)
+    row = conn.execute(found).first()
+    if row is None or row.announced_at is None or row.purge_on is None:
+        return None
+    return {"at": row.announced_at.isoformat(), "purge_on": date.fromisoformat(row.purge_on).isoformat()}
 
 
 def dose_reports_until(conn: Connection, settings: Settings, study_pk: int) -> date | None:

@@ -533,6 +533,27 @@ def test_what_is_due_for_announcement_and_for_purge(archive: Archive, actor: Act
     assert due(archive, due_for_purge, "2026-03-31") == [("a", "20260331")]
 
 
+@pytest.mark.parametrize(
+    "station", ["CT\0X", "CT\0\0", "a\\\\u0000b", "\\\0\\"], ids=["inside", "twice", "none", "escaped"]
+)
+def test_nul_characters_in_a_value_keep_no_study_from_its_dates(archive: Archive, station: str) -> None:
+    """Some equipment pads with them; JSON has them as \\u0000, which PostgreSQL makes no text of."""
+    send(archive, "padded", "20260105", AcquisitionDate="20260211")
+    said = {"00081010": {"vr": "SH", "Value": [station]}, "00080021": {"vr": "DA", "Value": ["20260310"]}}
+    archive.commit.run(lambda conn: conn.execute(update(series).values(attributes=orjson.dumps(said).decode())))
+    assert compute_due(archive) == 1
+    assert row_of(archive, "padded").online_until == "20290310"
+
+
+def test_a_study_that_cannot_be_computed_is_kept_and_keeps_no_other_from_its_dates(archive: Archive) -> None:
+    for name in ("bad", "good", "fine"):
+        send(archive, name, "20260105")
+    broken = update(patient).where(patient.c.patient_id == "P-bad").values(attributes="{")
+    archive.commit.run(lambda conn: conn.execute(broken))
+    assert compute_due(archive) == 2
+    assert [row_of(archive, name).policy_version is None for name in ("bad", "good", "fine")] == [True, False, False]
+
+
 def test_dates_are_explained_from_the_facts_of_this_moment(archive: Archive) -> None:
     at(archive, "2021-03-01")
     send(archive, "ct", "20210301")
