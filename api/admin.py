@@ -26,7 +26,7 @@ from archive.clock import Simulation
 from archive.core import Archive
 from archive.errors import InvalidRequest
 from archive.index.asked import audit_query
-from archive.lifecycle.compute import explain
+from archive.lifecycle.compute import announced, explain
 from archive.lifecycle.holds import list_holds
 from archive.policy import local_day
 from archive.schema import REVISION
@@ -123,7 +123,9 @@ def _life(archive: Archive, study: str) -> dict[str, Any]:
     """Until when it is kept, and who forbids that it goes."""
     with archive.reading() as conn:
         standing = list_holds(conn, study_instance_uid=study, today=local_day(archive.clock()))
-    return {"keep_until": explain(archive, study), "holds": [one.shape() for one in standing]}
+        notice = announced(conn, study)
+    held = [one.shape() for one in standing]
+    return {"keep_until": explain(archive, study), "announced": notice, "holds": held}
 
 
 def _study(found: Study) -> dict[str, Any]:

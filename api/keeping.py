@@ -21,7 +21,7 @@ from archive.core import Archive
 from archive.errors import InvalidRequest
 from archive.index.asked import audit_query
 from archive.lifecycle.approvals import NEEDED, approve
-from archive.lifecycle.compute import explain
+from archive.lifecycle.compute import announced, explain
 from archive.lifecycle.holds import add_hold, holds, list_holds, remove_hold
 from archive.lifecycle.preview import Action as Step
 from archive.lifecycle.preview import Item, preview
@@ -142,7 +142,9 @@ def life_of(archive: Archive, study: str, actor: Actor) -> dict[str, Any]:
     kept = explain(archive, study)
     with archive.reading() as conn:
         standing = list_holds(conn, study_instance_uid=study, today=local_day(archive.clock()))
+        notice = announced(conn, study)
     return {
+        "purge_on": date.fromisoformat(notice["purge_on"]) if notice else None,
         "keep_until": date.fromisoformat(kept["date"]) if kept["date"] else None,
         "reasons": [reason["text"] for reason in kept["reasons"]],
         "holds": standing,

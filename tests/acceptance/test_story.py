@@ -50,6 +50,7 @@ class Calendar:
     late_exam: str
     due: str  # the clock, after both are due
     day_before: str  # the clock, on the last day of the notice
+    purge_on: str  # announced: the first day after the notice
     notice_over: str
     after_resume: str
 
@@ -61,6 +62,7 @@ LIBERAL = Calendar(
     late_exam="20320202",
     due="2032-01-02T09:00:00+01:00",
     day_before="2032-01-31T09:00:00+01:00",
+    purge_on="2032-02-01",
     notice_over="2032-02-02T09:00:00+01:00",
     after_resume="2032-03-10T09:00:00+01:00",
 )
@@ -71,6 +73,7 @@ HOSPITAL = Calendar(
     late_exam="20460206",
     due="2046-01-06T09:00:00+01:00",
     day_before="2046-02-04T09:00:00+01:00",
+    purge_on="2046-02-05",
     notice_over="2046-02-06T09:00:00+01:00",
     after_resume="2046-03-14T09:00:00+01:00",
 )
@@ -432,6 +435,7 @@ def the_time_of_keeping_ends(story: Story) -> None:
     story.clock(calendar.due)
     counts = story.tick()
     assert (counts["announced"], counts["purged"]) == (1, 0)
+    assert story.study(CT_STUDY)["announced"]["purge_on"] == calendar.purge_on
 
     story.clock(calendar.day_before)
     assert story.tick()["purged"] == 0
