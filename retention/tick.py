@@ -34,7 +34,7 @@ from archive.lifecycle.migrate import migrate
 from archive.lifecycle.overdue import overdue
 from archive.lifecycle.purge import purge_study
 from archive.lifecycle.remove import finish_removals
-from archive.lifecycle.suspension import Kind, suspensions, watch_clock
+from archive.lifecycle.suspension import SLEW, Kind, suspensions, watch_clock
 from archive.lifecycle.switch import due_for_switch, switch, to_undo, undo_grace
 from archive.policy import Policy, local_day
 
@@ -105,6 +105,7 @@ class _Tick:
         self._stop = stop
         self._progress = progress
         self._done = self._found = 0
+        self._looked = archive.real_clock()  # at the clock itself
         self._blocked: dict[int, str] = {}  # studies that are due and stay, and the last reason
         self.did = Ticked()
 
@@ -194,6 +195,14 @@ class _Tick:
         with self._archive.reading() as conn:
             self._blocked.update(overdue(conn, self._policy, today=self._today()))
 
+    def _clock_jumped(self) -> bool:
+        """Looked at again every minute: a clock may be put wrong inside a tick too, and a tick last longer than a day."""
+        now = self._archive.real_clock()
+        if abs(now - self._looked) < SLEW:
+            return False
+        self._looked = now
+        return bool(watch_clock(self._archive))
+
     def _clock_in_doubt(self) -> bool:
         with self._archive.reading() as conn:
             return any(one.kind == Kind.CLOCK for one in suspensions(conn))
@@ -226,6 +235,8 @@ class _Tick:
                 return
             if not self._lease.held:
                 raise Busy("another process took over the tick")
+            if self._clock_jumped():
+                return
             try:
                 act(pk)
             except (Busy, IndexUnavailable):

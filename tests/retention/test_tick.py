@@ -232,6 +232,44 @@ class TestSuspension:
         ticked = tick(archive)
         assert (ticked.announced, ticked.purged) == (1, 1)
 
+    @quick
+    def test_a_jump_inside_a_tick_suspends_what_is_left_of_it(
+        self, archive: Archive, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        announced(archive)
+        for name in ("second", "third"):
+            receive_exam(archive, study=name, images=1, StudyDate="20200101")
+        put_clock(archive, "2031-01-30T09:00:00")
+        real = archive.time.real
+
+        def jump(_done: int, _found: int) -> None:
+            monkeypatch.setattr(archive.time, "real", lambda: real() + timedelta(days=40))
+            put_clock(archive, "2031-03-11T09:00:00")
+
+        ticked = tick(archive, progress=jump)
+        assert (ticked.migrated + ticked.announced, ticked.purged) == (1, 0)
+        with archive.reading() as conn:
+            assert [one.kind for one in suspensions(conn)] == ["clock"]
+        assert tick(archive).purged == 0
+
+    @quick
+    def test_a_tick_that_lasts_longer_than_a_day_is_no_jump(
+        self, archive: Archive, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for number in range(3):
+            receive_exam(archive, study=f"study {number}", images=1)
+        put_clock(archive, DUE)
+        real, passed = archive.time.real, [timedelta(0)]
+        monkeypatch.setattr(archive.time, "real", lambda: real() + passed[0])
+
+        def work(_done: int, _found: int) -> None:
+            passed[0] += timedelta(hours=13)
+
+        assert tick(archive, progress=work).announced == 3
+        tick(archive)
+        with archive.reading() as conn:
+            assert suspensions(conn) == []
+
     @pytest.mark.parametrize("jump", [timedelta(hours=23), timedelta(seconds=-30)])
     @quick
     def test_a_day_without_ticks_and_the_work_of_ntp_are_no_jumps(
