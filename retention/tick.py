@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from archive.core import Archive
-from archive.errors import Busy, IndexUnavailable
+from archive.errors import Busy, IndexUnavailable, StorageFailed
 from archive.leases import Lease, leased
 from archive.lifecycle import failures
 from archive.lifecycle.announce import announce, withdraw_stale
@@ -138,7 +138,8 @@ class _Tick:
             undo_grace(self._archive, pk, reason="on hold, or kept longer on site")
 
         with self._archive.reading() as conn:
-            pks = to_undo(conn, self._policy, today=self._today(), limit=_HEAVY)
+            real_now = self._archive.real_clock()
+            pks = to_undo(conn, self._policy, today=self._today(), real_now=real_now, limit=_HEAVY)
         self._each("undo", pks, act)
 
     def _switch(self) -> None:
@@ -148,8 +149,8 @@ class _Tick:
                 self._blocked[pk] = done.stays
 
         with self._archive.reading() as conn:
-            now = self._archive.clock()
-            pks = due_for_switch(conn, self._policy, today=self._today(), at=now, limit=_HEAVY)
+            now, real_now = self._archive.clock(), self._archive.real_clock()
+            pks = due_for_switch(conn, self._policy, today=self._today(), at=now, real_now=real_now, limit=_HEAVY)
         self._each("switch", pks, act)
 
     def _migrate(self) -> None:
@@ -159,6 +160,8 @@ class _Tick:
 
         def act(pk: int) -> None:
             done = migrate(self._archive, pk, proceed=self._goes_on)
+            if done.grace_until is None and done.stays is None:
+                raise StorageFailed("its images are damaged: there is nothing to copy")
             self.did.migrated += done.grace_until is not None
             self.did.derived += done.derived
             self.did.kept_lossless += done.kept_lossless
@@ -196,7 +199,7 @@ class _Tick:
             self._blocked.update(overdue(conn, self._policy, today=self._today()))
 
     def _clock_jumped(self) -> bool:
-        """Looked at again every minute: a clock may be put wrong inside a tick too, and a tick last longer than a day."""
+        """Looked at again every minute: a clock may be put wrong inside a tick too; and a tick may last for days."""
         now = self._archive.real_clock()
         if abs(now - self._looked) < SLEW:
             return False

@@ -185,20 +185,20 @@ def due_for_migration(conn: Connection, policy: Policy, *, today: date, real_now
     """Studies whose images may leave the hot tier, those first that could longest. Neither those on hold, nor those
     in grace, nor those whose last try (`life_failure`, step `migrate`) is to be repeated later."""
     ready = (study.c.online_until <= f"{today:%Y%m%d}", study.c.grace_until.is_(None), ~on_hold(today), HOT)
-    return _due(conn, policy, study.c.online_until, *ready, _may_try("migrate", real_now), limit=limit)
+    return _due(conn, policy, study.c.online_until, *ready, may_try("migrate", real_now), limit=limit)
 
 
 def due_for_announcement(conn: Connection, policy: Policy, *, today: date, real_now: datetime, limit: int) -> list[Due]:
     """Studies that may go and whose purge is not announced yet (step `announce`)."""
     ready = (study.c.keep_until <= f"{today:%Y%m%d}", study.c.announced_at.is_(None), _has_instances())
-    return _due(conn, policy, study.c.keep_until, *ready, _may_try("announce", real_now), limit=limit)
+    return _due(conn, policy, study.c.keep_until, *ready, may_try("announce", real_now), limit=limit)
 
 
 def due_for_purge(conn: Connection, policy: Policy, *, today: date, real_now: datetime, limit: int) -> list[Due]:
     """Studies whose notice is over (step `purge`). Whoever purges checks again inside its transaction."""
     day = f"{today:%Y%m%d}"
     ready = (study.c.purge_on <= day, study.c.keep_until <= day, study.c.announced_at.is_not(None), ~on_hold(today))
-    return _due(conn, policy, study.c.purge_on, *ready, _may_try("purge", real_now), limit=limit)
+    return _due(conn, policy, study.c.purge_on, *ready, may_try("purge", real_now), limit=limit)
 
 
 def on_hold(today: date) -> ColumnElement[bool]:
@@ -227,6 +227,7 @@ def _has_instances() -> ColumnElement[bool]:
     )
 
 
-def _may_try(step: str, real_now: datetime) -> ColumnElement[bool]:
+def may_try(step: str, real_now: datetime) -> ColumnElement[bool]:
+    """A condition on `study`: `step` did not fail for it, or rests no longer."""
     later = (life_failure.c.study_pk == study.c.pk, life_failure.c.step == step, life_failure.c.retry_at > real_now)
     return ~exists().where(*later)

@@ -23,7 +23,7 @@ from archive.dicom.patient_id import cx
 from archive.index.replaced import note_replaced, restore_replaced
 from archive.instance import CopyState, State
 from archive.lifecycle.cold import FORMS, Aged, Stays, aged, damage, derived, has_hot, over
-from archive.lifecycle.compute import on_hold
+from archive.lifecycle.compute import may_try, on_hold
 from archive.lifecycle.migrate import drop_derived
 from archive.lifecycle.remove import finish_removals, mark_copies, mark_copies_of
 from archive.policy import Policy, local_day
@@ -58,17 +58,23 @@ class _Form:
     location_pk: int
 
 
-def due_for_switch(conn: Connection, policy: Policy, *, today: date, at: datetime, limit: int) -> list[int]:
-    """Studies (keys) whose grace is over, the longest first; `switch` asks all again."""
-    ready = (study.c.policy_version == policy.version, study.c.online_until <= f"{today:%Y%m%d}", ~on_hold(today))
+def due_for_switch(
+    conn: Connection, policy: Policy, *, today: date, at: datetime, real_now: datetime, limit: int
+) -> list[int]:
+    """Studies (keys) whose grace is over, the longest first, but those that rest (`life_failure`); `switch` asks all
+    again."""
+    old = (study.c.policy_version == policy.version, study.c.online_until <= f"{today:%Y%m%d}")
+    ready = (*old, ~on_hold(today), may_try("switch", real_now))
     found = select(study.c.pk).where(study.c.grace_until <= at, *ready).order_by(study.c.grace_until, study.c.pk)
     return list(conn.execute(found.limit(limit)).scalars())
 
 
-def to_undo(conn: Connection, policy: Policy, *, today: date, limit: int) -> list[int]:
-    """Studies (keys) in grace that somebody holds, or whose images may not leave the hot tier any more."""
+def to_undo(conn: Connection, policy: Policy, *, today: date, real_now: datetime, limit: int) -> list[int]:
+    """Studies (keys) in grace that somebody holds, or whose images may not leave the hot tier any more; but those that
+    rest (`life_failure`)."""
     later = (study.c.policy_version == policy.version) & (study.c.online_until > f"{today:%Y%m%d}")
-    found = select(study.c.pk).where(study.c.grace_until.is_not(None), or_(on_hold(today), later))
+    ready = (study.c.grace_until.is_not(None), or_(on_hold(today), later), may_try("undo", real_now))
+    found = select(study.c.pk).where(*ready)
     return list(conn.execute(found.order_by(study.c.pk).limit(limit)).scalars())
 
 

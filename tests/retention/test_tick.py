@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
@@ -14,12 +15,13 @@ from archive.access import Actor
 from archive.core import Archive
 from archive.errors import Busy
 from archive.instance import State
+from archive.integrity import verify
 from archive.leases import leased
 from archive.lifecycle import failures, suspension
 from archive.lifecycle.approvals import approve
 from archive.lifecycle.holds import add_hold, remove_hold
 from archive.lifecycle.suspension import Kind, resume, suspensions
-from archive.schema import hold, instance, last_tick, life_failure, purge, study
+from archive.schema import hold, instance, last_tick, life_failure, location, purge, study
 from retention.tick import LEASE, tick
 from tests.builders import ct_slice, new_uid
 from tests.retention.life import (
@@ -316,6 +318,36 @@ class TestFailures:
         archive.commit.run(lambda conn: conn.execute(broken.values(attributes=kept)))
         assert counts(archive) == (0, 1, 0)
         assert rows(archive, life_failure) == 0
+
+    @quick
+    def test_studies_that_rest_take_no_place_of_others(
+        self, archive: Archive, actor: Actor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("retention.tick._HEAVY", 1)  # of each step in one tick
+        for name in ("bad", "good"):
+            receive_exam(archive, study=name, images=1)
+        with archive.reading() as conn:
+            lies = select(location.c.path).join_from(location, instance).order_by(instance.c.pk)
+            path = Path(archive.hot.path(conn.execute(lies).scalars().first()))
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + b"?")
+        put_clock(archive, "2029-01-06T09:00:00")
+        assert tick(archive).reasons == {"a step failed": 1}  # nothing of it can be copied
+        assert tick(archive).migrated == 1
+        path.write_bytes(content)
+        verify(archive, everything=True)
+        real = archive.time.real
+        monkeypatch.setattr(archive.time, "real", lambda: real() + timedelta(seconds=61))
+        assert tick(archive).migrated == 1
+
+        bad, good = (study_row(archive, new_uid(name)) for name in ("bad", "good"))
+        assert bad.grace_until is not None
+        assert good.grace_until is not None
+        archive.commit.run(lambda conn: conn.execute(update(study).values(grace_until=bad.grace_until)))
+        failures.failed(archive, bad.pk, "switch", OSError())
+        put_clock(archive, "2029-03-06T09:00:00")
+        tick(archive)
+        assert [study_row(archive, new_uid(name)).grace_until is None for name in ("bad", "good")] == [False, True]
 
     def test_what_was_left_half_done_is_finished_by_the_next_tick(
         self, archive: Archive, monkeypatch: pytest.MonkeyPatch

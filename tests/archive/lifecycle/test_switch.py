@@ -167,8 +167,8 @@ def test_the_tick_is_told_which_studies_are_due(archive: Archive, actor: Actor) 
     def due() -> tuple[list[int], list[int]]:
         on = local_day(archive.clock())
         with archive.reading() as conn:
-            ready = due_for_switch(conn, policy, today=on, at=archive.clock(), limit=10)
-            return ready, to_undo(conn, policy, today=on, limit=10)
+            ready = due_for_switch(conn, policy, today=on, at=archive.clock(), real_now=archive.real_clock(), limit=10)
+            return ready, to_undo(conn, policy, today=on, real_now=archive.real_clock(), limit=10)
 
     assert due() == ([], [])
     at(archive, OVER)
