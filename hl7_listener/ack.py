@@ -14,6 +14,7 @@ from hl7_listener.encoding import Delimiters, escape
 from hl7_listener.message import MEANINGS, HL7Error, Segment
 
 _SIGNS = Delimiters()
+_UNFRAMED = {0x0B: " ", 0x1C: " "}  # what would begin or end the frame of the answer, in a field that comes back
 _OLD = ("2.1", "2.2", "2.3", "2.3.1", "2.4")  # their ERR has one field
 _BUG_TEXT = "internal error, see the log of the archive; the message can be sent again"
 
@@ -103,7 +104,7 @@ def build(msh: Segment | None, verdict: Verdict, *, at: datetime) -> bytes:
     else:
         segments += [_err(one) for one in verdict.problems]
     codec = "ascii" if msh is None else msh.grammar.codec
-    return "".join(f"{segment}\r" for segment in segments).encode(codec, "replace")
+    return "".join(f"{segment.translate(_UNFRAMED)}\r" for segment in segments).encode(codec, "replace")
 
 
 def repeat(msh: Segment | None, ack: bytes, *, at: datetime) -> bytes:

@@ -150,3 +150,12 @@ def test_an_error_of_the_archive_is_said_in_its_own_words() -> None:
 def test_the_journal_is_told_the_code_and_the_place_alone() -> None:
     assert REFUSED.error == "101 PID^1^3"
     assert accepted([Warning(103, "PID^1^32", "x")]).error is None
+
+
+@pytest.mark.req("REQ-HL7-01", "REQ-HL7-21")
+@pytest.mark.parametrize("field", ["RIS", "MSG-1"])
+def test_nothing_that_comes_back_ends_or_begins_the_frame_of_the_answer(field: str) -> None:
+    raw = a28("MSG-1").replace(field.encode(), field.encode() + b"\x1c\x0b")
+    answer = build(head(raw), accepted([]), at=AT)
+    assert not {0x0B, 0x1C} & set(answer)
+    assert Answer.of(answer).of_message.strip() == "MSG-1"
