@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterator
 
 import structlog
@@ -10,6 +11,7 @@ log = structlog.get_logger(__name__)
 
 START, END, CR = 0x0B, 0x1C, 0x0D
 _BEGINNING = 1 << 16
+_ENDING = re.compile(rb"\x1c(?=[\r\x0b]|\Z)")  # with anything else behind it, it is part of the message
 SETTLE_SECONDS = 1.0  # patience for the CR behind the end of a message
 
 
@@ -84,9 +86,9 @@ class Framing:
 
     def _inside(self, data: bytes, position: int) -> int:
         """Take content up to the next end or start; returns the position behind it."""
-        end = data.find(END, position)
-        end = len(data) if end < 0 else end
-        start = data.find(START, position, end)
+        found = _ENDING.search(data, position)
+        end = len(data) if found is None else found.start()
+        start = data.rfind(START, position, end)  # the last of them: floods of starts cost and are told once
         if start >= 0:
             if self._buffer or start > position:
                 log.warning("an HL7 message begins inside another: the first is dropped")

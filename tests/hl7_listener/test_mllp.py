@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from hl7_listener.mllp import Framing, TooLong, frame
 
@@ -101,3 +102,10 @@ def test_the_limit_counts_over_pieces() -> None:
     assert framing.pending_bytes == 9
     with pytest.raises(TooLong):
         list(framing.feed(b"67"))
+
+
+@pytest.mark.req("REQ-HL7-03")
+def test_a_flood_of_starts_is_told_once() -> None:
+    with capture_logs() as logs:
+        assert fed(b"\x0b" + b"x\x0b" * 1_000 + b"MSH|a\r\x1c\r") == [b"MSH|a\r"]
+    assert len(logs) == 1
