@@ -274,9 +274,9 @@ def parse(raw: bytes, *, default_charset: str) -> Message:
         log.info("MSH-18 is empty and the bytes are UTF-8: read as such", sender=msh.value(3))
     delimiters = msh.grammar.delimiters
     grammar = _Grammar(delimiters, codec)
-    lines = list(_lines(text))
-    if len(lines) > _MAX_SEGMENTS:
+    if text.count("\r" if "\r" in text else "\n") > _MAX_SEGMENTS:  # before they are cut
         raise HL7Error(100, "MSH^1", "too many segments")
+    lines = list(_lines(text))
     formatted = _formatted_fields(lines, delimiters, msh.value(12) or "")
     segments: list[Segment] = []
     seen: dict[str, int] = {}
@@ -285,7 +285,8 @@ def parse(raw: bytes, *, default_charset: str) -> Message:
         name = name[:_SHOWN_IN_A_FIELD]
         seen[name] = seen.get(name, 0) + 1
         if rest.count(delimiters.field) >= _MAX_FIELDS:
-            raise HL7Error(100, f"{name[:3]}^{seen[name]}", "too many fields")
+            place = f"{name}^{seen[name]}" if _NAME.fullmatch(name) else ""  # any characters may stand there
+            raise HL7Error(100, place, "too many fields")
         fields = tuple(rest.split(delimiters.field))
         texts = formatted.get(name, frozenset())
         if name == "MSH":

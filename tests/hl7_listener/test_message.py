@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from time import monotonic
 
@@ -258,6 +259,21 @@ def test_forty_megabytes_in_one_field_are_read_in_seconds() -> None:
 )
 def test_what_would_fill_the_memory_is_refused(body: bytes) -> None:
     assert refused(lines(MSH.format(id=1)) + body)[0] == 100
+
+
+def test_segments_without_number_are_counted_before_they_are_cut() -> None:
+    raw = lines(MSH.format(id=1)) + b"A\r" * 5_000_000
+    tracemalloc.start()
+    try:
+        assert refused(raw)[0] == 100
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(raw)  # a list of them would be of eight bytes each
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_segment_of_any_name_has_a_place_only_when_it_could_be_one() -> None:
+    for name, place in (("ZZZ", "ZZZ^1"), ("A\0B", ""), ("^\x1c&", ""), ("ZZZZ", "")):
+        assert refused(lines(MSH.format(id=1), name + "|" * 1_001)) == (100, place)
 
 
 def test_a_field_of_countless_parts_is_refused_when_it_is_asked_for() -> None:
