@@ -53,28 +53,25 @@ def _patient(message: Message, *, several: bool = False) -> None:
 
 def _pairs(message: Message) -> None:
     """Each PID is followed by its MRG, each MRG has its PID (HL7 2.5 3.3.40, 3.3.47)."""
-    relevant = [one for one in message.segments if one.name in ("PID", "PD1", "MRG")]
     waiting: Segment | None = None
-    for one in relevant:
+    between = False  # something that never stands behind PID and before its MRG
+    for one in message.segments:
         if one.name == "PID":
             if waiting is not None:
                 break
-            waiting = one
+            waiting, between = one, False
         elif one.name == "MRG":
             if waiting is None:
                 raise HL7Error(100, f"MRG^{one.seq}", "MRG without its PID")
-            _follows(message, waiting, one)
+            if between:
+                raise HL7Error(100, f"MRG^{one.seq}", "MRG does not follow its PID")
             waiting = None
+        else:
+            between = between or one.name in _NEVER_BETWEEN
     if waiting is not None:
         raise HL7Error(100, f"MRG^{waiting.seq}", "MRG is missing behind its PID")
     if message.event == "A47" and len(message.all("PID")) > 1:
         raise HL7Error(100, "PID^2", "one PID is expected")
-
-
-def _follows(message: Message, pid: Segment, mrg: Segment) -> None:
-    start, end = message.segments.index(pid), message.segments.index(mrg)
-    if any(one.name in _NEVER_BETWEEN for one in message.segments[start + 1 : end]):
-        raise HL7Error(100, f"MRG^{mrg.seq}", "MRG does not follow its PID")
 
 
 def _order(message: Message) -> list[Warning]:

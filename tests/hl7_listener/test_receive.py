@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -23,8 +24,9 @@ from archive.schema import hl7_answer, hl7_message, patient
 from archive.work_items import Kind, list_items, open_item
 from hl7_listener import dispatch
 from hl7_listener.context import Context, Warning
-from hl7_listener.message import HL7Error, Message
+from hl7_listener.message import HL7Error, Message, parse
 from hl7_listener.receive import arrival_of, receive, replay, sender_of, unread
+from hl7_listener.structure import check
 from tests.hl7_listener.conftest import EVN, MSH, PID, Answer, a28, lines
 
 
@@ -281,6 +283,20 @@ def test_in_a_merge_each_pid_is_followed_by_its_mrg(
     msh = MSH.replace("A28^ADT_A05", "A40^ADT_A39")
     answer = send(archive, lines(msh.format(id=1), EVN, *segments))
     assert (answer.code, [found[:2] for found in answer.errors]) == ("AE", [error])
+
+
+def test_the_pairs_of_a_long_merge_are_each_looked_at_once(archive: Archive) -> None:
+    msh = MSH.replace("A28^ADT_A05", "A40^ADT_A39")
+    message = parse(lines(msh.format(id=1), EVN, *["PID|1", "MRG|1"] * 8_000), default_charset="8859/15")
+    start = monotonic()
+    assert check(message) == []
+    assert monotonic() - start < 10  # minutes when each pair is looked for from the beginning
+
+
+def test_what_cannot_be_kept_as_text_is_refused_for_good(archive: Archive) -> None:
+    """A database that does not take it would have the sender send it for ever."""
+    answer = send(archive, a28("1") + b"A\0B" + b"|" * 1_001)
+    assert (answer.code, answer.errors) == ("AE", [("100", "", "E")])
 
 
 def test_pd1_and_unknown_segments_may_stand_between_pid_and_mrg(archive: Archive) -> None:
