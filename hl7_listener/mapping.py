@@ -16,6 +16,7 @@ from hl7_listener.message import Message, Repetition, Segment
 from hl7_listener.values import short, text, timestamp
 
 SH, LO = 16, 64  # characters (PS3.5 §6.2)
+MAX_NAMESPACE = 199  # characters: the longest part of an EI (HL7 2.5 2.A.28)
 
 PRIORITIES = {"S": "STAT", "A": "HIGH", "P": "HIGH", "C": "HIGH", "R": "ROUTINE", "T": "MEDIUM"}
 
@@ -97,6 +98,7 @@ def number_of(parts: Parts, field: int) -> str:
             place = parts.place(segment.name, field)
             short(value, place, characters=LO)
             namespace = text(segment.value(field, 2)) or text(segment.value(field, 3))
+            short(namespace, place, characters=MAX_NAMESPACE)
             return f"{value}^{namespace}" if namespace else value
     return ""
 

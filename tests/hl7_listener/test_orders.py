@@ -188,6 +188,8 @@ def test_an_order_is_changed_and_closed(archive: Archive, control: str, status: 
         ("R1", group(uid="2.25." + "1" * 60), 102, "ZDS^1^1^1"),
         ("R1", group(uid="2.25.x"), 102, "ZDS^1^1^1"),
         ("R1", [*group(), *group(accession="", number=2, uid=None)], 101, "OBR^2^18"),
+        ("R1", group(placer="PL9^N\0"), 102, "ORC^1^2"),
+        ("R1", group(placer=f"PL9^{'N' * 200}"), 102, "ORC^1^2"),
     ],
 )
 def test_what_is_wrong_with_an_order_is_refused_and_nothing_is_applied(
