@@ -208,11 +208,11 @@ def _record(archive: Archive, arrival: Arrival, actor: Actor, scope: str) -> Out
             outcome = archive.commit.run(
                 partial(repair_instance, arrival=arrival, damaged=damaged), directories=directories
             )
+        if outcome is Outcome.SAME_UID:  # other bytes: compare the meaning, outside the commit thread
+            outcome = _settle_same_uid(archive, arrival)
     except Gone as error:
         _refuse(archive, arrival, actor, error)
         raise
-    if outcome is Outcome.SAME_UID:  # other bytes: compare the meaning, outside the commit thread
-        outcome = _settle_same_uid(archive, arrival)
     if outcome is Outcome.ALREADY_STORED:
         archive.hot.unlink(arrival.path)
     access.count(instances=1, bytes=arrival.file_bytes - arrival.data_set_offset)

@@ -13,8 +13,10 @@ from archive.instance import CopyState, Outcome, State
 from archive.schema import instance, location
 from archive.schema.types import AnyRow
 
-_INSTANCE = select(instance.c.pk, instance.c.digest, instance.c.state).where(
-    instance.c.sop_instance_uid == bindparam("uid")
+_INSTANCE = (  # locked: a purge may be about to take it
+    select(instance.c.pk, instance.c.digest, instance.c.state)
+    .where(instance.c.sop_instance_uid == bindparam("uid"))
+    .with_for_update()
 )
 _FILED = select(location.c.pk).where(location.c.tier == bindparam("tier"), location.c.path == bindparam("path"))
 _GOOD = (

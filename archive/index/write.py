@@ -253,8 +253,16 @@ def add_copy(conn: Connection, arrival: Arrival, instance_pk: int) -> None:
 
 
 def quarantine(conn: Connection, arrival: Arrival) -> bool:
-    """Keep other content of a known UID aside (REQ-DCM-15). False: the very same was kept before, drop the file."""
+    """Keep other content of a known UID aside (REQ-DCM-15). False: the very same was kept before, drop the file.
+
+    Raises:
+        Gone: the known one was purged meanwhile.
+    """
     header = arrival.header
+    taken = conn.execute(_INSTANCE, {"uid": header.sop_instance_uid}).first()
+    state = taken and taken.pk and conn.execute(_STATE, {"instance_pk": taken.pk}).scalar()
+    if taken is not None and state in (None, State.PURGING):
+        raise Gone("it was purged at the end of its retention, or is being removed")
     where = (quarantined.c.sop_instance_uid == header.sop_instance_uid) & (quarantined.c.digest == arrival.digest)
     known = conn.execute(select(quarantined.c.path, quarantined.c.times).where(where)).first()
     if known is not None and known.path != arrival.path:

@@ -6,7 +6,10 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,9 @@ from sqlalchemy import delete, event, select, update
 
 from archive.access import Actor
 from archive.core import Archive
-from archive.errors import Conflict, InvalidRequest, NotAllowed, NotFound, StorageFailed
-from archive.ingest import Outcome
+from archive.errors import Conflict, Gone, InvalidRequest, NotAllowed, NotFound, StorageFailed
+from archive.index.write import quarantine
+from archive.ingest import Outcome, adopt_cold, arrival_of
 from archive.instance import State
 from archive.lifecycle.approvals import approve
 from archive.lifecycle.finish import finish_purges, restore_purge
@@ -283,6 +287,39 @@ def test_a_purge_that_cannot_be_finished_keeps_no_other_from_it(archive: Archive
     with archive.reading() as conn:
         states = {row.study_instance_uid: row.state for row in conn.execute(select(purge))}
     assert states == {new_uid("first"): "purging", new_uid("second"): "done"}
+
+
+def test_a_copy_that_is_found_while_it_goes_is_not_filed(archive: Archive) -> None:
+    """Filed beside the copies that were marked, it would keep the purge from its end for ever."""
+    receive_exam(archive, images=1)
+    (path,) = image_files(archive)
+    found = "2026/01/05/0900/found.dcm"
+    archive.cold.make_ready(os.path.dirname(archive.cold.path(found)))
+    shutil.copy(path, archive.cold.path(found))
+    with ThreadPoolExecutor(1) as pool, archive.engine.connect() as conn:
+        going = conn.execution_options(minipacs_write=True)
+        pk = going.execute(select(instance.c.pk)).scalar_one()
+        mark_instances(going, [pk])
+        filing = pool.submit(adopt_cold, archive, found)
+        wait([filing], timeout=1)  # for the transaction that removes
+        going.commit()
+        with pytest.raises(Gone):
+            filing.result()
+    finish_removals(archive)
+    assert (rows(archive, instance), rows(archive, location)) == (0, 0)
+
+
+def test_other_content_that_was_compared_while_it_went_is_not_kept_aside(archive: Archive) -> None:
+    receive_exam(archive, images=1)
+    (path,) = image_files(archive)
+    arrival = arrival_of(archive, str(path.relative_to(archive.hot.root)))
+    put_clock(archive, DUE)
+    tick(archive)
+    put_clock(archive, NOTICE_OVER)
+    assert tick(archive).purged == 1
+    with pytest.raises(Gone):
+        archive.commit.run(partial(quarantine, arrival=arrival))
+    assert rows(archive, quarantined) == 0
 
 
 def test_a_purge_is_made_again_from_its_fact(archive: Archive) -> None:
