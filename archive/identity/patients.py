@@ -69,11 +69,12 @@ def record_of(row: AnyRow) -> Record | None:
 
 
 def active(conn: Connection, key: PatientKey) -> AnyRow | None:
-    """The row of an identifier that is in use, locked; None when it was never heard of.
+    """The row of an identifier that is in use, locked, as are identities; None when it was never heard of.
 
     Raises:
         MergedAway: it was merged into another one (REQ-HL7-P11).
     """
+    lock_identities(conn)  # before the row, as a merge does: else they would wait for each other
     row = conn.execute(_LOCKED, {"key": key.identity_key}).first()
     if row is not None and row.merged_into_pk is not None:
         survivor = survivor_of(conn, row)
@@ -87,7 +88,6 @@ def say(conn: Connection, key: PatientKey, said: Statement, *, act: Act) -> Said
     Raises:
         MergedAway: the identifier was merged into another one; nothing is applied.
     """
-    lock_identities(conn)
     row = active(conn, key)
     known = record_of(row) if row is not None else None
     if row is not None and known is not None and _is_stale(known, said):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 
 import orjson
 import pytest
 from pydicom.dataset import Dataset
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, text
 
 from archive.access import Actor
 from archive.audit.read import list_rows
 from archive.config import Settings
 from archive.core import Archive, open_archive
-from archive.identity.acts import Connection
+from archive.identity.acts import Connection, lock_identities
 from archive.identity.restore import restore_study
 from archive.index.ordered import patient_for_images
 from archive.journal import Kind
@@ -341,6 +342,25 @@ def test_an_order_for_somebody_merged_away_is_refused(archive: Archive) -> None:
     say(archive, "A40", pid("B"), f"MRG|{cx('A')}")
     assert refused(archive, pid("A"), *group()) == (204, "PID^1^3")
     assert items(archive).keys() == {"merged_id_used"}
+
+
+@pytest.mark.req("REQ-HL7-05")
+def test_an_order_waits_for_who_changes_identities_before_it_holds_a_patient(archive: Archive) -> None:
+    """The other way round, an order and a merge of its patient would wait for each other."""
+    if archive.engine.dialect.name != "postgresql":
+        return  # one writer anyway
+    say(archive, "A28", pid("R1"))
+    waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    placing = threading.Thread(target=order, args=(archive, pid("R1"), *group()))
+    with archive.engine.begin() as conn:
+        lock_identities(conn)
+        placing.start()
+        while placing.is_alive() and not conn.execute(waiting).scalar_one():
+            pass
+        held = select(patient.c.pk).where(patient.c.patient_id == "R1").with_for_update(nowait=True)
+        assert conn.execute(held).all()
+    placing.join()
+    assert orders(archive)
 
 
 def test_images_without_issuer_belong_to_the_patient_they_were_ordered_for(archive: Archive) -> None:
