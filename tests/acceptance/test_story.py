@@ -47,11 +47,13 @@ class Calendar:
     profile: str
     ct_until: str  # the first day the CT may be purged
     mr_until: str
+    held_from: str  # the clock, when the MR is put on hold
     late_exam: str
     due: str  # the clock, after both are due
     day_before: str  # the clock, on the last day of the notice
     purge_on: str  # announced: the first day after the notice
     notice_over: str
+    lifted: str  # the clock, when the MR is due although the hold stopped the clocks of CSP R.1112-7
     after_resume: str
 
 
@@ -59,23 +61,27 @@ LIBERAL = Calendar(
     profile="liberal",
     ct_until="2031-01-05",
     mr_until="2032-01-01",  # MRI: the five years that follow the exam's year
+    held_from="2031-12-01T09:00:00+01:00",
     late_exam="20320202",
     due="2032-01-02T09:00:00+01:00",
     day_before="2032-01-31T09:00:00+01:00",
     purge_on="2032-02-01",
     notice_over="2032-02-02T09:00:00+01:00",
+    lifted="2032-02-03T09:00:00+01:00",
     after_resume="2032-03-10T09:00:00+01:00",
 )
 HOSPITAL = Calendar(
     profile="hospital",
     ct_until="2046-01-05",
     mr_until="2046-01-05",
+    held_from="2045-12-01T09:00:00+01:00",
     late_exam="20460206",
     due="2046-01-06T09:00:00+01:00",
     day_before="2046-02-04T09:00:00+01:00",
     purge_on="2046-02-05",
     notice_over="2046-02-06T09:00:00+01:00",
-    after_resume="2046-03-14T09:00:00+01:00",
+    lifted="2046-04-15T09:00:00+02:00",
+    after_resume="2046-05-20T09:00:00+02:00",
 )
 
 
@@ -427,6 +433,7 @@ def the_time_of_keeping_ends(story: Story) -> None:
     assert story.study(MR_STUDY)["keep_until"]["date"] == calendar.mr_until
     ahead = story.get("quality", "/api/v1/retention/preview", on=calendar.ct_until)["items"]
     assert (CT_STUDY, "announce") in {(item["study"], item["action"]) for item in ahead}
+    story.clock(calendar.held_from)
     held = story.ask("quality", "POST", "/api/v1/holds", json={"study": MR_STUDY, "reason": "expertise judiciaire"})
     assert held.status_code == 201, held.text
     denied = story.ask("it_admin", "POST", "/api/v1/holds", json={"study": CT_STUDY, "reason": "x"})
@@ -572,6 +579,7 @@ def the_index_is_lost(story: Story) -> None:
     # nothing is removed until somebody has looked
     lifted = story.ask("quality", "DELETE", f"/api/v1/holds/{holds[0]['id']}")
     assert lifted.status_code == 204, lifted.text
+    story.clock(story.calendar.lifted)
     assert story.tick()["announced"] == 1
     story.clock(story.calendar.after_resume)
     counts = story.tick()
