@@ -49,7 +49,7 @@ class Tier:
         try:
             return shutil.disk_usage(self.root).free - self._reserve_bytes
         except OSError as error:
-            raise failure(error) from error
+            raise failure(error, self.name) from error
 
     def receive(self, meta: FileMeta, *, at: datetime, expected_bytes: int = 0) -> Incoming:
         """Begin a file; `at` names the folder it will be settled in.
@@ -64,7 +64,7 @@ class Tier:
                 raise StorageFull(f"the free space of the {self.name} volume is below storage.reserve_bytes")
             return Incoming(self, name, f"{at:%Y/%m/%d/%H%M}/{name}", meta)
         except OSError as error:
-            raise failure(error) from error
+            raise failure(error, self.name) from error
 
     def path(self, name: str) -> str:
         """The absolute path of a stored file."""

@@ -62,7 +62,7 @@ class Incoming:
                 while rest:
                     rest = rest[os.write(self.fd, rest) :]
         except OSError as error:
-            raise failure(error) from error
+            raise failure(error, self.tier.name) from error
 
     @property
     def digest(self) -> str:
@@ -83,7 +83,7 @@ class Incoming:
         try:
             os.fdatasync(self.fd)
         except OSError as error:
-            raise failure(error) from error
+            raise failure(error, self.tier.name) from error
 
     def name(self) -> None:
         """Give the file its place in the tier; its folder still has to be flushed."""
@@ -92,7 +92,7 @@ class Incoming:
             self.tier.make_ready(directory)
             os.rename(self._path, self.tier.path(self.final))
         except OSError as error:
-            raise failure(error) from error
+            raise failure(error, self.tier.name) from error
         self.settled = True
 
     def settle(self) -> None:
@@ -118,8 +118,8 @@ class Incoming:
             os.unlink(self.path)
 
 
-def failure(error: OSError) -> StorageFull | StorageFailed:
-    """What the hot volume's refusal means."""
+def failure(error: OSError, tier: str = "hot") -> StorageFull | StorageFailed:
+    """What the refusal of the volume of a tier means."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageFull("the hot volume is full")
-    return StorageFailed(f"the hot volume failed: {error.strerror}")
+        return StorageFull(f"the {tier} volume is full")
+    return StorageFailed(f"the {tier} volume failed: {error.strerror}")

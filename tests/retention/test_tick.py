@@ -373,6 +373,22 @@ class TestFailures:
         with archive.reading() as conn:
             assert conn.execute(select(purge.c.state)).scalar_one() == "done"
 
+    @quick
+    def test_a_cold_volume_that_is_away_is_named_and_nothing_is_built_in_its_place(self, archive: Archive) -> None:
+        receive_exam(archive, images=1)
+        put_clock(archive, "2029-01-06T09:00:00")
+        away = archive.cold.root.with_name("away")
+        archive.cold.root.rename(away)
+        archive.cold.root.mkdir()  # a mount point
+        assert tick(archive).reasons == {"a step failed": 1}
+        assert list(archive.cold.root.iterdir()) == []
+        with archive.reading() as conn:
+            assert "the cold volume failed" in conn.execute(select(life_failure.c.error)).scalar_one()
+        archive.cold.root.rmdir()
+        away.rename(archive.cold.root)
+        archive.commit.run(lambda conn: conn.execute(life_failure.delete()))
+        assert tick(archive).migrated == 1
+
     def test_two_ticks_at_once_are_one(self, archive: Archive) -> None:
         with leased(archive, LEASE), pytest.raises(Busy):
             tick(archive)
