@@ -2,8 +2,9 @@
 
 `GroupCommit.run` returns when the write is durable. The thread runs the writes that wait, flushes the folders that
 they touched once, COMMITs once, then releases the callers (law 1). If a write fails, all roll back and each runs
-again alone, once: a bad write fails alone, a lost race or a deadlock heals. So a write only touches its `conn` and
-is safe to run twice. Facts that no image carries are appended to their journal between COMMIT and release.
+again alone: a bad write fails alone, a lost race heals, and so does a deadlock, some times over. So a write only
+touches its `conn` and is safe to run more than once. Facts that no image carries are appended to their journal between
+COMMIT and release.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from time import sleep
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -28,6 +30,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 BATCH = 64  # writes in one transaction at most, so that the first caller does not wait for the last
+DEADLOCK_PAUSES = (0.01, 0.03, 0.1, 0.3)  # seconds before a write that lost a race goes again
+_ROLLED_BACK = frozenset({"40P01", "40001"})  # deadlock detected, serialization failure (PostgreSQL, appendix A)
 LATER_SECONDS = 0.5  # a write that nobody waits for is committed within this (law 4: within a second)
 
 
@@ -183,13 +187,26 @@ class GroupCommit:
                 return
             for write in batch:
                 try:
-                    self._transaction([write])
+                    self._alone(write)
                 except Exception as alone:
                     self._fail([write], alone)
                 else:
                     self._release([write])
             return
         self._release(batch)
+
+    def _alone(self, write: _Write) -> None:
+        """One write in a transaction of its own. PostgreSQL ends one of those that wait for each other: that one was
+        rolled back and may go again, while others of other processes go on deadlocking."""
+        for pause in (*DEADLOCK_PAUSES, None):
+            try:
+                self._transaction([write])
+            except DBAPIError as error:
+                if pause is None or getattr(error.orig, "sqlstate", None) not in _ROLLED_BACK:
+                    raise
+                sleep(pause)
+            else:
+                return
 
     def _release(self, batch: list[_Write]) -> None:
         for write in batch:

@@ -7,13 +7,15 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
-from sqlalchemy import Connection, event, func, select
+from sqlalchemy import Connection, event, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from archive.clock import Clock
-from archive.core import Archive
+from archive.config import Settings
+from archive.core import Archive, open_archive
 from archive.errors import Busy, NotFound
 from archive.schema import account
 
@@ -97,6 +99,32 @@ def test_the_traceback_of_a_database_error_quotes_no_value(archive: Archive) -> 
     told = "".join(traceback.format_exception(caught.value))
     assert "unique" in told.lower()
     assert name not in told
+
+
+def test_writes_of_several_processes_that_wait_for_each_other_all_go_through(
+    archive: Archive, settings: Settings
+) -> None:
+    """Three of them lock the same rows in different orders: PostgreSQL ends some, and they go again."""
+    for name in "abc":
+        archive.commit.run(add(name))
+
+    def locks(order: str) -> Callable[[Connection], None]:
+        def write(conn: Connection) -> None:
+            for name in order:
+                conn.execute(update(account).where(account.c.name == name).values(roles=f'["{order}"]'))
+                time.sleep(0.02)
+
+        return write
+
+    orders = ("abc", "bca", "cab")
+    with ExitStack() as parts, ThreadPoolExecutor(3) as pool:
+        opened = [parts.enter_context(open_archive(settings, process=order)) for order in orders]
+        for _ in range(4):
+            waiting = [pool.submit(one.commit.run, locks(order)) for one, order in zip(opened, orders, strict=True)]
+            for one in waiting:
+                one.result(60)
+    with archive.engine.connect() as conn:
+        assert len(set(conn.execute(select(account.c.roles)).scalars())) == 1
 
 
 def test_a_failed_write_leaves_nothing(archive: Archive) -> None:
