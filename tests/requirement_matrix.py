@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-_ID = re.compile(r"REQ-(FACE|CDC|DCM|HL7|IHE|SEC|DRIM)-\d+[a-z]?")
+_ID = re.compile(r"REQ-(FACE|CDC|DCM|HL7|IHE|SEC|DRIM)-P?\d+[a-z]?")  # P: the rules of sheet 20 §4.2
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
