@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,7 +15,7 @@ from sqlalchemy import select, update
 
 from archive import heartbeat
 from archive.access import Actor, Door
-from archive.config import Settings
+from archive.config import EDGES, Settings
 from archive.core import Archive, open_archive
 from archive.errors import Busy, InvalidRequest, NotAllowed, NotFound
 from archive.heartbeat import Heartbeat, ready
@@ -48,13 +49,14 @@ def test_a_process_has_a_row_while_it_runs(archive: Archive) -> None:
 
 
 def test_readiness_names_what_is_missing(archive: Archive) -> None:
-    assert ready(archive) == ["dicom: no process is alive", "api: no process is alive"]
-    with Heartbeat(archive, "dicom") as dicom, Heartbeat(archive, "api") as api:
-        assert ready(archive) == ["dicom: starting, not listening yet", "api: starting, not listening yet"]
-        dicom.listening()
-        api.listening()
+    assert ready(archive) == [f"{edge}: no process is alive" for edge in ("dicom", "hl7", "api", "retention")]
+    with ExitStack() as parts:
+        beats = {edge: parts.enter_context(Heartbeat(archive, edge)) for edge in EDGES}
+        assert ready(archive) == [f"{edge}: starting, not listening yet" for edge in EDGES]
+        for beat in beats.values():
+            beat.listening()
         eventually(lambda: ready(archive) == [])
-        api.listening(False)
+        beats["api"].listening(False)
         eventually(lambda: ready(archive) == ["api: starting, not listening yet"])
 
 
@@ -134,7 +136,7 @@ def test_moving_the_clock_moves_every_process(testbed: Settings, actor: Actor) -
         for archive in (one, other, command):
             assert timedelta(0) <= archive.clock() - NEW_YEAR < timedelta(seconds=10)
             assert abs(archive.real_clock() - datetime.now(UTC)) < timedelta(seconds=10)
-        eventually(lambda: ready(command) == [])
+        eventually(lambda: ready(command, ["dicom", "api"]) == [])
 
         advance(command, "3y1d", actor=actor)
         for archive in (one, other, command):
