@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -197,9 +198,9 @@ def test_it_is_ready_when_every_edge_listens(archive: Archive, stranger: httpx.C
     answer = stranger.get("/readyz")
     assert answer.status_code == 503
     assert any("dicom" in reason for reason in answer.json()["reasons"])
-    with Heartbeat(archive, "api") as web, Heartbeat(archive, "dicom") as dicom:
-        web.listening()
-        dicom.listening()
+    with ExitStack() as parts:
+        for edge in EDGES:
+            parts.enter_context(Heartbeat(archive, edge)).listening()
         for _ in range(100):
             answer = stranger.get("/readyz")
             if answer.status_code == 200:
