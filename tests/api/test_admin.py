@@ -12,7 +12,7 @@ import pytest
 
 from api.multipart import Part, related
 from archive.audit.read import list_rows
-from archive.config import Settings
+from archive.config import EDGES, Settings
 from archive.core import Archive, open_archive
 from archive.heartbeat import Heartbeat
 from tests.api.conftest import on_both_databases, serving
