@@ -8,7 +8,16 @@ import orjson
 import pytest
 
 from api import problems
-from archive.errors import ArchiveError, Gone, NotAuthenticated, StorageFull, Unavailable
+from archive.errors import (
+    ArchiveError,
+    Gone,
+    IdentifierInUse,
+    MergedAway,
+    NotAuthenticated,
+    StorageFull,
+    UidMismatch,
+    Unavailable,
+)
 
 
 def every(kind: type[ArchiveError]) -> Iterator[type[ArchiveError]]:
@@ -17,11 +26,15 @@ def every(kind: type[ArchiveError]) -> Iterator[type[ArchiveError]]:
         yield from every(below)
 
 
+FACTS: dict[type[ArchiveError], dict[str, object]] = {
+    UidMismatch: {"tag": 0x00080018},
+    IdentifierInUse: {"what": "patient"},
+    MergedAway: {"old": "1", "survivor": "2"},
+}
+
+
 def made(kind: type[ArchiveError]) -> ArchiveError:
-    try:
-        return kind("no")
-    except TypeError:
-        return kind("no", tag=0x00080018)
+    return kind("no", **FACTS.get(kind, {}))
 
 
 @pytest.mark.parametrize("kind", sorted(every(ArchiveError), key=lambda kind: kind.__name__))
