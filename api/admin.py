@@ -10,13 +10,13 @@ from datetime import UTC, date, datetime, time, timedelta
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, Depends, Query
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api import auth
+from api.answers import as_json, position
 from api.studies import Search, described, find_studies, line, text
 from archive import heartbeat, testbed, work_items
 from archive.access import Action, Actor
@@ -47,10 +47,6 @@ MaySystem = Annotated[Actor, Depends(auth.Right(Action.SYSTEM))]
 Anybody = Annotated[Actor, Depends(auth.current_actor)]
 
 
-def _json(value: object, status: int = 200) -> Response:
-    return Response(orjson.dumps(value, option=orjson.OPT_UTC_Z), status, media_type="application/json")
-
-
 class Credentials(BaseModel):
     """A person's account."""
 
@@ -63,7 +59,7 @@ class Credentials(BaseModel):
 async def log_in(request: Request, credentials: Credentials) -> Response:
     """Log in: sets the session cookie."""
     account, secret = await auth.log_in(request, credentials.name, credentials.password)
-    response = _json({"user": account.name, "roles": account.roles})
+    response = as_json({"user": account.name, "roles": account.roles})
     auth.set_cookie(request, response, secret)
     return response
 
@@ -71,7 +67,7 @@ async def log_in(request: Request, credentials: Credentials) -> Response:
 @router.get("/session")
 def who_am_i(actor: Anybody) -> Response:
     """Who asks, and what they may do."""
-    return _json({"user": actor.user, "may": sorted(action.name.lower() for action in actor.may)})
+    return as_json({"user": actor.user, "may": sorted(action.name.lower() for action in actor.may)})
 
 
 @router.delete("/session", status_code=204)
@@ -106,9 +102,9 @@ def studies(
         date_from=f"{study_date_from:%Y%m%d}" if study_date_from else "",
         date_to=f"{study_date_to:%Y%m%d}" if study_date_to else "",
     )
-    offset = _offset(cursor)
+    offset = position(cursor)
     found, more = find_studies(auth.archive_of(request), search, actor=actor, limit=limit, offset=offset)
-    return _json({"items": [asdict(one) for one in found], "next": str(offset + limit) if more else None})
+    return as_json({"items": [asdict(one) for one in found], "next": str(offset + limit) if more else None})
 
 
 @router.get("/studies/{study}")
@@ -116,7 +112,7 @@ def study(request: Request, study: str, actor: MayFind) -> Response:
     """What is held of one study: each copy, its digest and its last check. `{"exists": false}` when unknown."""
     archive = auth.archive_of(request)
     found = described(archive, study, actor=actor)
-    return _json({"exists": False} if found is None else {**_study(found), **_life(archive, study)})
+    return as_json({"exists": False} if found is None else {**_study(found), **_life(archive, study)})
 
 
 def _life(archive: Archive, study: str) -> dict[str, Any]:
@@ -175,10 +171,10 @@ def work(
     """What waits for a person, in the order it came up."""
     archive = auth.archive_of(request)
     with archive.reading() as conn:
-        items = work_items.list_items(conn, kind=kind, state=state, after=_offset(cursor), limit=limit + 1)
+        items = work_items.list_items(conn, kind=kind, state=state, after=position(cursor), limit=limit + 1)
     audit_query(archive.commit, actor, parameters={"query": {"work_items": kind or "all", "state": state or "all"}})
     more = len(items) > limit
-    return _json({"items": items[:limit], "next": str(items[limit - 1]["id"]) if more else None})
+    return as_json({"items": items[:limit], "next": str(items[limit - 1]["id"]) if more else None})
 
 
 @router.get("/audit")
@@ -212,7 +208,7 @@ def audit(
             conn, actor, Event.AUDIT_LOG_USED, "R", patient=patient, study=study, detail={"query": asked}
         )
     )
-    return _json({"items": page.items, "next": page.next})
+    return as_json({"items": page.items, "next": page.next})
 
 
 @router.get("/system")
@@ -222,7 +218,7 @@ def system(request: Request, actor: MaySystem) -> Response:
     settings = archive.settings
     with archive.reading() as conn:
         processes = heartbeat.alive(conn, at=archive.real_clock())
-    return _json(
+    return as_json(
         {
             "product": "minipacs",
             "version": version("minipacs"),
@@ -260,7 +256,7 @@ class ClockMove(BaseModel):
 def read_clock(request: Request, actor: Anybody) -> Response:
     """Where the clock of the test bed is. 404 outside `test_mode`."""
     archive = auth.archive_of(request)
-    return _json(_clock(request, testbed.read_clock(archive)))
+    return as_json(_clock(request, testbed.read_clock(archive)))
 
 
 @router.put("/testbed/clock")
@@ -277,7 +273,7 @@ def move_clock(request: Request, move: ClockMove, actor: Anybody) -> Response:
         moved = testbed.advance(archive, move.advance, actor=actor)
     else:
         moved = testbed.release(archive, actor=actor)
-    return _json(_clock(request, moved))
+    return as_json(_clock(request, moved))
 
 
 def _clock(request: Request, simulation: Simulation) -> dict[str, Any]:
@@ -288,15 +284,7 @@ def _clock(request: Request, simulation: Simulation) -> dict[str, Any]:
 @openapi_router.get("/api/openapi.json", include_in_schema=False)
 def openapi(request: Request, actor: Anybody) -> Response:
     """The description of this API."""
-    return _json(request.app.openapi())
-
-
-def _offset(cursor: str | None) -> int:
-    if cursor is None:
-        return 0
-    if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 12):
-        raise InvalidRequest("this is no cursor of an earlier answer")
-    return int(cursor)
+    return as_json(request.app.openapi())
 
 
 def _instant(text: str | None, *, last: bool = False) -> datetime | None:

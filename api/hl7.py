@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import orjson
 from fastapi import APIRouter, Depends, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api import auth
+from api.answers import as_json, position
 from archive import messages
 from archive.access import Action, Actor
 from archive.audit.record import Event, record
-from archive.errors import InvalidRequest
 from archive.index.asked import audit_query
 from archive.messages import State
 
@@ -36,7 +35,7 @@ def hl7_messages(
 ) -> Response:
     """What came over HL7 and what was answered, the latest first. Nothing of the content."""
     archive = auth.archive_of(request)
-    before = _number(cursor)
+    before = None if cursor is None else position(cursor)
     with archive.reading() as conn:
         found = messages.list_messages(
             conn, state=state, sender=sender, control_id=control_id, before=before, limit=limit + 1
@@ -44,7 +43,7 @@ def hl7_messages(
     asked = {"hl7_messages": state or "all", "sender": sender, "control_id": control_id}
     audit_query(archive.commit, actor, parameters={"query": {name: value for name, value in asked.items() if value}})
     following = str(found[limit - 1]["id"]) if len(found) > limit else None
-    return Response(orjson.dumps({"items": found[:limit], "next": following}), media_type="application/json")
+    return as_json({"items": found[:limit], "next": following})
 
 
 @router.get("/messages/{message}/raw")
@@ -57,11 +56,3 @@ def hl7_message(
         found = messages.stored(conn, message)
     archive.commit.run(lambda conn: record(conn, actor, Event.PATIENT_RECORD, "R", detail={"hl7_message": found.pk}))
     return Response(found.raw, media_type="application/hl7-v2")
-
-
-def _number(cursor: str | None) -> int | None:
-    if cursor is None:
-        return None
-    if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 18):
-        raise InvalidRequest("this is no cursor of an earlier answer")
-    return int(cursor)

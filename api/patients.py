@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api import auth
+from api.answers import as_json
 from archive.access import Action, Actor
 from archive.identity import patients, shown
 from archive.index.asked import audit_query
@@ -23,10 +23,6 @@ router = APIRouter(prefix="/api/v1", tags=["identity"], max_body_size=1 << 16)
 MayFind = Annotated[Actor, Depends(auth.Right(Action.FIND))]
 MaySettle = Annotated[Actor, Depends(auth.Right(Action.SETTLE))]
 Number = Annotated[int, Path(ge=0, lt=1 << 63)]
-
-
-def _json(value: object) -> Response:
-    return Response(orjson.dumps(value, option=orjson.OPT_UTC_Z), media_type="application/json")
 
 
 @router.get("/patients")
@@ -44,7 +40,7 @@ def look_up_patient(
         found = shown.described(conn, key)
     asked = {"query": {"identifier": identifier, "authority": authority}}
     audit_query(archive.commit, actor, parameters=asked, patient=key.cx)
-    return _json(found)
+    return as_json(found)
 
 
 @router.get("/patients/{patient}/history")
@@ -55,7 +51,7 @@ def patient_history(request: Request, patient: Number, actor: MayFind) -> Respon
         items = patients.history(conn, patient)
         name = patients.name_of(conn, patient)
     audit_query(archive.commit, actor, parameters={"query": {"patient": patient, "of": "history"}}, patient=name)
-    return _json({"items": items, "next": None})
+    return as_json({"items": items, "next": None})
 
 
 @router.get("/orders")
@@ -68,7 +64,7 @@ def look_up_order(
         steps = orders.described(conn, accession)
     audit_query(archive.commit, actor, parameters={"query": {"accession": accession}})
     answer: dict[str, Any] = {"exists": True, **steps[0], "steps": steps} if steps else {"exists": False}
-    return _json(answer)
+    return as_json(answer)
 
 
 class Settlement(BaseModel):
@@ -85,4 +81,4 @@ def settle_work_item(request: Request, item: Number, settlement: Settlement, act
     archive = auth.archive_of(request)
     act = partial(settle, item=item, how=settlement.how, reason=settlement.reason, actor=actor, at=archive.clock())
     archive.commit.run(act)
-    return _json({"id": item, "state": "closed", "as": settlement.how, "reason": settlement.reason.strip()})
+    return as_json({"id": item, "state": "closed", "as": settlement.how, "reason": settlement.reason.strip()})

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import orjson
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api import auth
+from api.answers import as_json, position
 from archive.access import Action, Actor
 from archive.core import Archive
-from archive.errors import InvalidRequest
 from archive.index.asked import audit_query
 from archive.lifecycle.approvals import NEEDED, approve
 from archive.lifecycle.certificate import pdf
@@ -27,10 +26,6 @@ RUN_SECONDS = 280.0  # for a tick that somebody waits for
 
 MayDecide = Annotated[Actor, Depends(auth.Right(Action.RETENTION))]
 MaySeePurges = Annotated[Actor, Depends(auth.Right(Action.PURGES))]
-
-
-def _json(value: object, status: int = 200) -> Response:
-    return Response(orjson.dumps(value, option=orjson.OPT_UTC_Z), status, media_type="application/json")
 
 
 class Approval(BaseModel):
@@ -51,21 +46,21 @@ class Confirmation(BaseModel):
 @router.post("/run")
 def run(request: Request, actor: MayDecide) -> Response:
     """Run a tick now, and wait for what it did. 503: no retention process answers in time."""
-    return _json(ask_run(auth.archive_of(request), actor=actor, seconds=RUN_SECONDS))
+    return as_json(ask_run(auth.archive_of(request), actor=actor, seconds=RUN_SECONDS))
 
 
 @router.post("/approve")
 def approve_purge(request: Request, approval: Approval, actor: MayDecide) -> Response:
     """Approve an announced purge; whoever approves twice counts once. 409: it is not announced."""
     count = approve(auth.archive_of(request), approval.study, reason=approval.reason, actor=actor)
-    return _json({"study": approval.study, "approvals": count, "needed": NEEDED})
+    return as_json({"study": approval.study, "approvals": count, "needed": NEEDED})
 
 
 @router.post("/resume")
 def resume_removal(request: Request, confirmation: Confirmation, actor: MayDecide) -> Response:
     """Lift what suspends removal: a fault of the clock, an index that was made anew."""
     lifted = resume(auth.archive_of(request), reason=confirmation.reason, actor=actor)
-    return _json({"lifted": [{"kind": one.kind, "detail": one.detail, "since": one.since} for one in lifted]})
+    return as_json({"lifted": [{"kind": one.kind, "detail": one.detail, "since": one.since} for one in lifted]})
 
 
 @router.get("/purges")
@@ -80,18 +75,18 @@ def purges(
     """What was purged, the oldest first."""
     archive = auth.archive_of(request)
     with archive.reading() as conn:
-        found = list_purges(conn, study=study, after=_after(cursor), limit=limit + 1)
+        found = list_purges(conn, study=study, after=position(cursor), limit=limit + 1)
     audit_query(archive.commit, actor, parameters={"query": {"purges": study or "all"}}, study=study)
     more = len(found) > limit
     items = [one.shape() for one in found[:limit]]
-    return _json({"items": items, "next": str(found[limit - 1].number) if more else None})
+    return as_json({"items": items, "next": str(found[limit - 1].number) if more else None})
 
 
 @router.get("/purges/{purge}")
 def one_purge(request: Request, purge: str, actor: MaySeePurges) -> Response:
     """One purge, with its certificate."""
     found = _seen(auth.archive_of(request), purge, actor)
-    return _json({**found.shape(), "certificate": found.certificate})
+    return as_json({**found.shape(), "certificate": found.certificate})
 
 
 @router.get("/purges/{purge}/certificate")
@@ -101,7 +96,7 @@ def certificate(
     """The certificate of destruction."""
     found = _seen(auth.archive_of(request), purge, actor)
     if format == "json":
-        return _json(found.certificate)
+        return as_json(found.certificate)
     headers = {"content-disposition": f'attachment; filename="destruction-{found.id}.pdf"'}
     return Response(pdf(found.certificate), media_type="application/pdf", headers=headers)
 
@@ -115,11 +110,3 @@ def _seen(archive: Archive, id: str, actor: Actor) -> Purge:
         patient=found.patient or None, study=found.study_instance_uid,
     )  # fmt: skip
     return found
-
-
-def _after(cursor: str | None) -> int:
-    if cursor is None:
-        return 0
-    if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 12):
-        raise InvalidRequest("this is no cursor of an earlier answer")
-    return int(cursor)

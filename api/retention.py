@@ -6,15 +6,14 @@ from datetime import date
 from itertools import islice
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api import auth
+from api.answers import as_json, position
 from archive.access import Action, Actor
-from archive.errors import InvalidRequest
 from archive.index.asked import audit_query
 from archive.lifecycle.holds import add_hold, holds, remove_hold
 from archive.lifecycle.preview import preview
@@ -43,7 +42,7 @@ def place_hold(request: Request, wanted: NewHold, actor: MayHold) -> Response:
     """Forbid that a study goes, or becomes lossy. 404: no such study. 410: it was purged."""
     archive = auth.archive_of(request)
     placed = add_hold(archive, wanted.study, reason=wanted.reason, until=wanted.until, actor=actor)
-    return _json(placed.shape(), 201)
+    return as_json(placed.shape(), 201)
 
 
 @router.get("/holds")
@@ -67,7 +66,7 @@ def list_holds(
     )
     more = len(found) > limit
     items = [one.shape() for one in found[:limit]]
-    return _json({"items": items, "next": items[-1]["id"] if more else None})
+    return as_json({"items": items, "next": items[-1]["id"] if more else None})
 
 
 @router.delete("/holds/{id}", status_code=204)
@@ -90,20 +89,8 @@ def foretell(
     archive = auth.archive_of(request)
     day = on or local_day(archive.clock())
     audit_query(archive.commit, actor, parameters={"query": {"retention_preview": day.isoformat()}})
-    found = list(islice(preview(archive, on=day, after=_after(cursor)), limit + 1))
+    found = list(islice(preview(archive, on=day, after=position(cursor)), limit + 1))
     items: list[dict[str, Any]] = [item.shape() for _, some in found[:limit] for item in some]
-    return _json(
+    return as_json(
         {"on": day.isoformat(), "items": items, "next": str(found[limit - 1][0]) if len(found) > limit else None}
     )
-
-
-def _after(cursor: str | None) -> int:
-    if cursor is None:
-        return 0
-    if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 12):
-        raise InvalidRequest("this is no cursor of an earlier answer")
-    return int(cursor)
-
-
-def _json(value: object, status: int = 200) -> Response:
-    return Response(orjson.dumps(value), status, media_type="application/json")
