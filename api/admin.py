@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from api import auth
 from api.answers import as_json, position
-from api.studies import Search, described, find_studies, line, text
+from api.studies import Search, described, find_studies, kept, line, text
 from archive import heartbeat, testbed, work_items
 from archive.access import Action, Actor
 from archive.audit.read import AuditPage, list_rows
@@ -26,9 +26,6 @@ from archive.clock import Simulation
 from archive.core import Archive
 from archive.errors import InvalidRequest
 from archive.index.asked import audit_query
-from archive.lifecycle.compute import announced, explain
-from archive.lifecycle.holds import list_holds
-from archive.policy import local_day
 from archive.schema import REVISION
 from archive.studies import Study
 
@@ -117,11 +114,9 @@ def study(request: Request, study: str, actor: MayFind) -> Response:
 
 def _life(archive: Archive, study: str) -> dict[str, Any]:
     """Until when it is kept, and who forbids that it goes."""
-    with archive.reading() as conn:
-        standing = list_holds(conn, study_instance_uid=study, today=local_day(archive.clock()))
-        notice = announced(conn, study)
-    held = [one.shape() for one in standing]
-    return {"keep_until": explain(archive, study), "announced": notice, "holds": held}
+    life = kept(archive, study)
+    held = [one.shape() for one in life.holds]
+    return {"keep_until": life.keep_until, "announced": life.announced, "holds": held}
 
 
 def _study(found: Study) -> dict[str, Any]:

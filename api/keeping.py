@@ -15,14 +15,13 @@ from starlette.responses import RedirectResponse, Response
 
 from api import auth
 from api.layout import page_of
-from api.studies import StudyLine, lines
+from api.studies import StudyLine, kept, lines
 from archive.access import Action, Actor
 from archive.core import Archive
 from archive.errors import InvalidRequest
 from archive.index.asked import audit_query
 from archive.lifecycle.approvals import NEEDED, approve
-from archive.lifecycle.compute import announced, explain
-from archive.lifecycle.holds import add_hold, holds, list_holds, remove_hold
+from archive.lifecycle.holds import add_hold, holds, remove_hold
 from archive.lifecycle.preview import Action as Step
 from archive.lifecycle.preview import Item, preview
 from archive.lifecycle.purged import latest_purges
@@ -139,15 +138,13 @@ def agree(request: Request, study: str, actor: Decider, raison: Reason) -> Respo
 
 def life_of(archive: Archive, study: str, actor: Actor) -> dict[str, Any]:
     """What the page of a study says of its life: until when it is kept and why, and what holds it."""
-    kept = explain(archive, study)
-    with archive.reading() as conn:
-        standing = list_holds(conn, study_instance_uid=study, today=local_day(archive.clock()))
-        notice = announced(conn, study)
+    life = kept(archive, study)
+    until, notice = life.keep_until["date"], life.announced
     return {
         "purge_on": date.fromisoformat(notice["purge_on"]) if notice else None,
-        "keep_until": date.fromisoformat(kept["date"]) if kept["date"] else None,
-        "reasons": [reason["text"] for reason in kept["reasons"]],
-        "holds": standing,
+        "keep_until": date.fromisoformat(until) if until else None,
+        "reasons": [reason["text"] for reason in life.keep_until["reasons"]],
+        "holds": life.holds,
         "may_hold": Action.HOLD in actor.may,
     }
 

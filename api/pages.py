@@ -14,7 +14,7 @@ from starlette.responses import RedirectResponse, Response
 from api import auth
 from api.french import MODALITIES
 from api.keeping import life_of
-from api.layout import page_of
+from api.layout import PLACES, page_of
 from api.pictures import Picture, SeriesView, pictures_of, series_of
 from api.studies import Search, StudyLine, described, find_studies, line
 from archive.access import Action, Actor
@@ -27,7 +27,8 @@ router = APIRouter(include_in_schema=False, max_body_size=64 << 10)
 STUDIES_PER_PAGE = 50
 PICTURES_PER_PAGE = 60
 SAMPLES = 6
-_OWN_PAGE = re.compile(r"/(etudes/[0-9A-Za-z./]*|travail|conservation)?")
+_STUDY_PAGE = re.compile(r"/etudes/[0-9A-Za-z./]*")
+_PLACES = frozenset(path for path, _, _ in PLACES)
 _AVAILABILITY = {
     "ONLINE": "immédiate",
     "NEARLINE": "différée (archive froide)",
@@ -267,4 +268,4 @@ def _heading(found: Study) -> dict[str, Any]:
 
 def _own(suite: str) -> str:
     """Where to go after the log-in: only to a page of ours."""
-    return suite if _OWN_PAGE.fullmatch(suite) else "/"
+    return suite if suite in _PLACES or _STUDY_PAGE.fullmatch(suite) else "/"

@@ -15,6 +15,9 @@ from archive.errors import Rejected
 from archive.index.asked import audit_query
 from archive.index.match import Key
 from archive.index.query import Query, find
+from archive.lifecycle.compute import announced, explain
+from archive.lifecycle.holds import Hold, list_holds
+from archive.policy import local_day
 from archive.studies import Study, describe
 
 _NAME, _ID, _ISSUER, _BIRTH_DATE, _SEX = 0x00100010, 0x00100020, 0x00100021, 0x00100030, 0x00100040
@@ -137,6 +140,27 @@ def described(archive: Archive, study: str, *, actor: Actor) -> Study | None:
     patient = found.patient if found else None
     audit_query(archive.commit, actor, parameters={"query": {"study": uid}}, patient=patient, study=uid)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What becomes of a study: `keep_until` and `announced` as `/api/v1` gives them, and the holds that stand."""
+
+    keep_until: dict[str, Any]
+    announced: dict[str, Any] | None
+    holds: list[Hold]
+
+
+def kept(archive: Archive, study: str) -> Kept:
+    """The same, for somebody who was shown the study already (and audited).
+
+    Raises:
+        IndexUnavailable: the database failed.
+    """
+    with archive.reading() as conn:
+        standing = list_holds(conn, study_instance_uid=study, today=local_day(archive.clock()))
+        notice = announced(conn, study)
+    return Kept(explain(archive, study), notice, standing)
 
 
 def line(row: Mapping[str, Any]) -> StudyLine:
