@@ -15,6 +15,9 @@ from api.serve import serve
 from archive import accounts
 from archive.access import Actor
 from archive.core import Archive
+from archive.ingest import ingest
+from archive.storage.part10 import Part10
+from tests.builders import ct_slice, new_uid, part10
 
 PASSWORD = "correct horse battery"
 
@@ -87,3 +90,49 @@ def stranger(url: str) -> Iterator[httpx.Client]:
     """A client without credentials."""
     with httpx.Client(base_url=url, timeout=30) as made:
         yield made
+
+
+def fill(archive: Archive, actor: Actor) -> None:
+    """Three studies; the first has a series of twelve images."""
+    names = ["DUPONT^Anne", "LEFÈVRE^Anaïs", "<b>MARTIN</b>^Jean"]
+    for number, name in enumerate(names):
+        for at in range(12 if number == 0 else 1):
+            ds = ct_slice(
+                rows=48, columns=64, number=at + 1, PatientName=name, PatientID=f"IPP{number}",
+                StudyDate=f"2026010{number + 5}", Modality=("CT", "MR", "US")[number],
+                StudyInstanceUID=new_uid(f"st{number}"), SeriesInstanceUID=new_uid(f"se{number}"),
+                SOPInstanceUID=new_uid(f"i{number}.{at}"),
+            )  # fmt: skip
+            file = Part10(archive.hot, at=archive.real_clock())
+            file.feed(part10(ds))
+            ingest(archive, file.finish(), actor=actor)
+
+
+ROLES = {"anne": "radiologist", "igor": "it_admin", "sophie": "secretary", "luc": "am_delegue"}
+
+
+def add(archive: Archive, actor: Actor, name: str) -> None:
+    accounts.add_account(archive, name, [ROLES[name]], PASSWORD, actor=actor)
+
+
+@pytest.fixture
+def anne(archive: Archive, actor: Actor) -> None:
+    add(archive, actor, "anne")
+
+
+@pytest.fixture
+def studies(archive: Archive, actor: Actor) -> None:
+    fill(archive, actor)
+
+
+@pytest.fixture
+def log_in(archive: Archive, actor: Actor, stranger: httpx.Client) -> Callable[[str], httpx.Client]:
+    """Logs somebody in through the form; the client with the session."""
+
+    def enter(name: str) -> httpx.Client:
+        add(archive, actor, name)
+        answer = stranger.post("/connexion", data={"name": name, "password": PASSWORD, "suite": "/"})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+        return stranger
+
+    return enter

@@ -5,44 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import httpx
-import pytest
 
 from archive.access import Actor
 from archive.core import Archive
 from archive.lifecycle.holds import add_hold
 from archive.lifecycle.suspension import Kind, suspend
-from tests.api.test_pages import add, fill  # the same people and studies
 from tests.builders import new_uid
 
 STUDY = new_uid("st0")
 
 
-@pytest.fixture
-def studies(archive: Archive, actor: Actor) -> None:
-    fill(archive, actor)
-
-
-@pytest.fixture
-def enter(archive: Archive, actor: Actor, stranger: httpx.Client) -> Callable[[str], httpx.Client]:
-    from tests.api.conftest import PASSWORD
-
-    def log_in(name: str) -> httpx.Client:
-        add(archive, actor, name)
-        answer = stranger.post("/connexion", data={"name": name, "password": PASSWORD, "suite": "/"})
-        assert answer.status_code == 303
-        return stranger
-
-    return log_in
-
-
-def test_a_study_says_until_when_it_is_kept_and_why(studies: None, enter: Callable[[str], httpx.Client]) -> None:
-    page = enter("anne").get(f"/etudes/{STUDY}").text
+def test_a_study_says_until_when_it_is_kept_and_why(studies: None, log_in: Callable[[str], httpx.Client]) -> None:
+    page = log_in("anne").get(f"/etudes/{STUDY}").text
     assert "Conservée au moins jusqu’au <strong>05/01/2031</strong>" in page
     assert "cabinet libéral : 5 ans" in page
 
 
-def test_a_day_ahead_shows_what_leaves_and_for_whom(studies: None, enter: Callable[[str], httpx.Client]) -> None:
-    anne = enter("anne")
+def test_a_day_ahead_shows_what_leaves_and_for_whom(studies: None, log_in: Callable[[str], httpx.Client]) -> None:
+    anne = log_in("anne")
     page = anne.get("/conservation?le=2031-02-01")
     assert page.status_code == 200
     assert "DUPONT Anne" in page.text
@@ -53,9 +33,9 @@ def test_a_day_ahead_shows_what_leaves_and_for_whom(studies: None, enter: Callab
 
 
 def test_a_hold_is_placed_shown_and_lifted_by_form(
-    archive: Archive, studies: None, enter: Callable[[str], httpx.Client]
+    archive: Archive, studies: None, log_in: Callable[[str], httpx.Client]
 ) -> None:
-    anne = enter("anne")
+    anne = log_in("anne")
     answer = anne.post(f"/etudes/{STUDY}/conservation", data={"raison": "expertise", "jusque": "2040-01-31"})
     assert (answer.status_code, answer.headers["location"]) == (303, f"/etudes/{STUDY}#conservation")
     assert "Mise sous conservation jusqu’au 31/01/2040 : expertise" in anne.get(f"/etudes/{STUDY}").text
@@ -68,20 +48,20 @@ def test_a_hold_is_placed_shown_and_lifted_by_form(
 
 
 def test_a_suspension_is_said_and_lifted_with_a_reason(
-    archive: Archive, studies: None, enter: Callable[[str], httpx.Client]
+    archive: Archive, studies: None, log_in: Callable[[str], httpx.Client]
 ) -> None:
     archive.commit.run(lambda conn: suspend(conn, Kind.CLOCK, "a jump", at=archive.clock()))
-    anne = enter("anne")
+    anne = log_in("anne")
     assert "Toute destruction est suspendue" in anne.get("/conservation").text
     assert anne.post("/conservation/reprise", data={"raison": "horloge contrôlée"}).status_code == 303
     assert "suspendue" not in anne.get("/conservation").text
 
 
 def test_those_who_may_not_see_it_are_refused(
-    archive: Archive, actor: Actor, studies: None, enter: Callable[[str], httpx.Client]
+    archive: Archive, actor: Actor, studies: None, log_in: Callable[[str], httpx.Client]
 ) -> None:
     add_hold(archive, STUDY, reason="litige", until=None, actor=actor)
-    sophie = enter("sophie")  # secretary
+    sophie = log_in("sophie")  # secretary
     assert sophie.get("/conservation").status_code == 403
     assert 'href="/conservation"' not in sophie.get("/").text
     page = sophie.get(f"/etudes/{STUDY}").text

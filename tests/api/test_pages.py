@@ -12,67 +12,17 @@ import pytest
 
 from api.french import date, moment, person, size, time
 from api.studies import name_pattern
-from archive import accounts
-from archive.access import Actor
 from archive.audit.read import list_rows
 from archive.config import Settings
 from archive.core import Archive, open_archive
-from archive.ingest import ingest
-from archive.storage.part10 import Part10
 from tests.api.conftest import PASSWORD, serving
-from tests.builders import ct_slice, new_uid, part10
+from tests.builders import new_uid
 from tests.conftest import need
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 SHOTS = os.environ.get("MINIPACS_TEST_SHOTS")  # a folder: screenshots are kept there to be looked at
-
-
-def fill(archive: Archive, actor: Actor) -> None:
-    """Three studies; the first has a series of twelve images."""
-    names = ["DUPONT^Anne", "LEFÈVRE^Anaïs", "<b>MARTIN</b>^Jean"]
-    for number, name in enumerate(names):
-        for at in range(12 if number == 0 else 1):
-            ds = ct_slice(
-                rows=48, columns=64, number=at + 1, PatientName=name, PatientID=f"IPP{number}",
-                StudyDate=f"2026010{number + 5}", Modality=("CT", "MR", "US")[number],
-                StudyInstanceUID=new_uid(f"st{number}"), SeriesInstanceUID=new_uid(f"se{number}"),
-                SOPInstanceUID=new_uid(f"i{number}.{at}"),
-            )  # fmt: skip
-            file = Part10(archive.hot, at=archive.real_clock())
-            file.feed(part10(ds))
-            ingest(archive, file.finish(), actor=actor)
-
-
-ROLES = {"anne": "radiologist", "igor": "it_admin", "sophie": "secretary", "luc": "am_delegue"}
-
-
-def add(archive: Archive, actor: Actor, name: str) -> None:
-    accounts.add_account(archive, name, [ROLES[name]], PASSWORD, actor=actor)
-
-
-@pytest.fixture
-def anne(archive: Archive, actor: Actor) -> None:
-    add(archive, actor, "anne")
-
-
-@pytest.fixture
-def studies(archive: Archive, actor: Actor) -> None:
-    fill(archive, actor)
-
-
-@pytest.fixture
-def log_in(archive: Archive, actor: Actor, stranger: httpx.Client) -> Callable[[str], httpx.Client]:
-    """Logs somebody in through the form; the client with the session."""
-
-    def enter(name: str) -> httpx.Client:
-        add(archive, actor, name)
-        answer = stranger.post("/connexion", data={"name": name, "password": PASSWORD, "suite": "/"})
-        assert (answer.status_code, answer.headers["location"]) == (303, "/")
-        return stranger
-
-    return enter
 
 
 # -- in a browser -------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import httpx
 from api.work import KINDS
 from archive.core import Archive
 from archive.work_items import Kind, list_items
-from tests.api.test_keeping import enter, studies  # noqa: F401 - the same people and studies
 
 
 def test_every_kind_is_said_in_french() -> None:
@@ -18,10 +17,10 @@ def test_every_kind_is_said_in_french() -> None:
 
 def test_what_waits_is_shown_and_settled_with_a_reason(
     archive: Archive,
-    studies: None,  # noqa: F811
-    enter: Callable[[str], httpx.Client],  # noqa: F811
+    studies: None,
+    log_in: Callable[[str], httpx.Client],
 ) -> None:
-    anne = enter("anne")
+    anne = log_in("anne")
     page = anne.get("/travail").text
     assert page.count("le RIS n’a pas encore envoyé") == 3
     assert "DUPONT Anne" in page
@@ -35,10 +34,10 @@ def test_what_waits_is_shown_and_settled_with_a_reason(
 
 
 def test_a_secretary_sees_what_waits_and_settles_nothing(
-    studies: None,  # noqa: F811
-    enter: Callable[[str], httpx.Client],  # noqa: F811
+    studies: None,
+    log_in: Callable[[str], httpx.Client],
 ) -> None:
-    sophie = enter("sophie")
+    sophie = log_in("sophie")
     page = sophie.get("/travail")
     assert page.status_code == 200
     assert '<button class="quiet" type="submit">Régler' not in page.text
