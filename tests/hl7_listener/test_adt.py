@@ -193,6 +193,7 @@ def test_a_status_that_no_table_has_is_kept_with_a_warning(archive: Archive) -> 
     assert record(archive, "R1").status == "NEUF"
 
 
+@pytest.mark.req("REQ-HL7-P10")
 def test_death_twins_mother_and_the_french_segments_are_kept(archive: Archive) -> None:
     fields = {"p21": f"M1^^^{ISSUER}^PI", "p24": "Y", "p25": "2", "p29": "20260101", "p30": "Y"}
     segments = ("ZFD||||N|INSI|20260105|CN|20301231", "ZFA|ACTIF||||||||INO||IC")

@@ -46,6 +46,7 @@ def test_an_unspecified_name_stands_in_only_while_there_is_no_legal_one() -> Non
     assert apply(unknown, Statement(names={"L": Name("DUPONT", "Anne")})).birth_name.family == "DUPONT"
 
 
+@pytest.mark.req("REQ-HL7-P7")
 def test_an_address_replaces_all_of_its_type_and_the_place_of_birth_keeps_its_code() -> None:
     after = apply(KNOWN, Statement(addresses=(Address("H", "7 quai", city="BREST"), Address("BDL", city="RENNES"))))
     assert [one.street for one in after.addresses if one.type == "H"] == ["7 quai"]
@@ -55,6 +56,7 @@ def test_an_address_replaces_all_of_its_type_and_the_place_of_birth_keeps_its_co
     assert elsewhere.home.city == "SAINT-MALO"
 
 
+@pytest.mark.req("REQ-HL7-P6")
 def test_identifiers_only_become_more() -> None:
     one, two = Identifier("1", "A", "PI"), Identifier("2", "B", "PI")
     after = apply(apply(KNOWN, Statement(identifiers=(one,))), Statement(identifiers=(two, one)))
