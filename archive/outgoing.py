@@ -92,6 +92,9 @@ class Outgoing:
 
     def _data_set(self, transfer_syntax_uid: str) -> Iterator[bytes]:
         stored, changes = self.stored, self.changes
+        if self.intact(transfer_syntax_uid):
+            return self._range(stored.data_set_offset)
+        os.close(stored.open())  # nothing is rebuilt from what a file that was cut short still holds
         if changes is not None:
             return coerce.pieces(
                 stored.path,
@@ -100,8 +103,6 @@ class Outgoing:
                 source_syntax=stored.transfer_syntax_uid,
                 target_syntax=transfer_syntax_uid,
             )
-        if transfer_syntax_uid == stored.transfer_syntax_uid:
-            return self._range(stored.data_set_offset)
         return transcode.native_pieces(
             stored.path,
             data_set_offset=stored.data_set_offset,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 from collections.abc import Iterator
 from io import BytesIO
@@ -25,12 +26,14 @@ from archive.core import open_archive
 from archive.dicom.elements import encoding_of
 from archive.schema import quarantined
 from dicom_scp.dimse import Field
+from dicom_scp.status import Status
 from tests.archive.dicom.correcting import INS, correct, element, pn
 from tests.archive.index.test_merged import merge
+from tests.archive.lifecycle.aging import path_of
 from tests.builders import ct_slice, data_set, new_uid
 from tests.conftest import KINDS, need, new_database
 from tests.dicom_scp.conftest import Running, running
-from tests.dicom_scp.retrieving import BIG_ENDIAN, DEFLATED, GETTER, Getter, identifier, keep
+from tests.dicom_scp.retrieving import BIG_ENDIAN, DEFLATED, GETTER, Getter, counts, identifier, keep
 from tests.dicom_scp.test_move import Destination
 from tests.dicom_scp.wire import EXPLICIT, IMPLICIT
 
@@ -76,6 +79,19 @@ def test_c_get_sends_what_is_known_now(server: Running) -> None:
     assert {uid: decoded(data).PixelData for uid, data in came.items()} == {
         ds.SOPInstanceUID: ds.PixelData for ds in slices
     }
+
+
+@pytest.mark.req("REQ-DCM-70")
+def test_a_file_that_was_cut_short_is_not_sent_corrected_as_if_it_were_whole(server: Running) -> None:
+    whole, cut = keep(server.archive, ct_slice(number=1), ct_slice(number=2))
+    correct(server.archive, "IPP1", MARTIN)
+    path = path_of(server.archive, cut.SOPInstanceUID)
+    os.truncate(path, path.stat().st_size - 100)
+    with Getter(server) as peer:
+        peer.associate(GETTER)
+        came, responses = peer.get(identifier())
+    assert came.keys() == {whole.SOPInstanceUID}
+    assert (responses[-1].Status, counts(responses[-1])) == (Status.WARNING, (None, 1, 1, 0))
 
 
 @pytest.mark.req("REQ-DCM-70")
