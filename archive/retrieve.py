@@ -37,13 +37,12 @@ class Stored:
     digest: str
     patient: str  # as an audit row names it
     tier: str = "hot"
-    identity: str = ""  # digest of what the header says of patient and request (archive.dicom.coerce); "" not known
+    identity: str = ""  # digest of what the header says of patient and study (archive.dicom.corrections); "" not known
     patient_corrections: str = ""  # JSON, archive.index.correct; "" when there are none
     study_corrections: str = ""
-    # of an original that only its derived copy is left of: SOP Instance, Series and SOP Class UID of that copy
+    # of an original that only its derived copy is left of: SOP Instance and Series Instance UID of that copy
     alternate: str = ""
     alternate_series: str = ""
-    alternate_class: str = ""
     replaced: bool = False  # and so it has no copy; never sent, never substituted (REQ-DCM-84)
 
     @property
@@ -135,7 +134,6 @@ _REPLACED: Select[Any] = (
     sql.select(
         *_NAMES,
         _copy.c.sop_instance_uid.label("alternate"),
-        _copy.c.sop_class_uid.label("alternate_class"),
         _copy_series.c.series_instance_uid.label("alternate_series"),
     )
     .select_from(
@@ -286,7 +284,6 @@ def _replaced(row: AnyRow) -> Stored:
         replaced=True,
         alternate=row.alternate or "",
         alternate_series=row.alternate_series or "",
-        alternate_class=row.alternate_class or "",
     )
 
 

@@ -25,7 +25,6 @@ _PHOTOMETRIC, _PLANAR, _LOSSY, _PIXEL_DATA = 0x00280004, 0x00280006, 0x00282110,
 _OFFSET_TABLES = {0x7FE00001, 0x7FE00002, 0x7FE00003}
 _PIECE = 1 << 20
 _LONGEST = 0xFFFFFFFE
-ITEM, ITEM_END, SEQUENCE_END = encode.item(EXPLICIT_LE), encode.item_end(EXPLICIT_LE), encode.sequence_end(EXPLICIT_LE)
 # (0008,0005), MAC parameters and digital signatures: they speak of the bytes of text as they were
 _OF_OTHER_BYTES = {SPECIFIC_CHARACTER_SET, 0x4FFE0001, 0xFFFAFFFA}
 
