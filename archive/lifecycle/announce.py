@@ -17,8 +17,6 @@ from archive.lifecycle.guard import Blocker, Terms, is_due, keeps, terms
 from archive.policy import local_day
 from archive.schema import hold, instance, series, study
 
-ANNOUNCED = "announced"
-
 
 def announce(archive: Archive, study_pk: int, *, policy_version: str) -> Blocker | None:
     """Announce the purge of a study whose date has come: visible from now on, purged at the end of the notice.

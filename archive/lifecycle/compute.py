@@ -177,7 +177,6 @@ class Due:
     """A study that something is due for, since `day` (YYYYMMDD)."""
 
     pk: int
-    study_instance_uid: str
     day: str
 
 
@@ -213,12 +212,12 @@ def _due(
     conn: Connection, policy: Policy, day: ColumnElement[Any], *conditions: ColumnElement[bool], limit: int
 ) -> list[Due]:
     found = (
-        select(study.c.pk, study.c.study_instance_uid, day.label("day"))
+        select(study.c.pk, day.label("day"))
         .where(study.c.policy_version == policy.version, *conditions)
         .order_by(day, study.c.pk)
         .limit(limit)
     )
-    return [Due(row.pk, row.study_instance_uid, row.day) for row in conn.execute(found)]
+    return [Due(row.pk, row.day) for row in conn.execute(found)]
 
 
 def _has_instances() -> ColumnElement[bool]:

@@ -16,7 +16,6 @@ import orjson
 from sqlalchemy import BindParameter, Connection, Select, bindparam, exists, func, literal, select, union_all
 
 from archive.config import Settings
-from archive.dicom.patient_id import cx
 from archive.identity.record import of_json
 from archive.index.functions import first_value, unindexed
 from archive.instance import CopyState, State
@@ -47,13 +46,9 @@ _STUDIES: Select[Any] = (
         study.c.study_instance_uid,
         study.c.study_date,
         study.c.first_received_at,
-        study.c.policy_version,
-        study.c.keep_until,
         study.c.grace_until,
         study.c.announced_at,
         study.c.purge_on,
-        patient.c.patient_id,
-        patient.c.issuer,
         patient.c.attributes,
         patient.c.record,
         HOT.label("hot"),
@@ -120,12 +115,9 @@ class Known:
 
     pk: int
     study_instance_uid: str
-    patient: str  # as the audit names it
     facts: Facts
     hot: bool  # it has images on the hot tier that others see
     held_back: bool  # it has images that contradict the record: perhaps another patient's
-    policy_version: str | None
-    keep_until: str | None
     grace_until: datetime | None
     announced_at: datetime | None
     purge_on: str | None
@@ -192,12 +184,9 @@ def _known(
     return Known(
         pk=row.pk,
         study_instance_uid=row.study_instance_uid,
-        patient=cx(row.patient_id, row.issuer),
         facts=facts,
         hot=bool(row.hot),
         held_back=bool(row.held_back),
-        policy_version=row.policy_version,
-        keep_until=row.keep_until,
         grace_until=row.grace_until,
         announced_at=row.announced_at,
         purge_on=row.purge_on,

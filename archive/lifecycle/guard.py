@@ -38,7 +38,6 @@ class Terms:
 
     pk: int
     study_instance_uid: str
-    patient_pk: int
     patient: str  # as the audit names it
     policy_version: str | None
     keep_until: str | None
@@ -53,7 +52,6 @@ def terms(conn: Connection, study_pk: int, *, lock: bool = False) -> Terms | Non
         select(
             study.c.pk,
             study.c.study_instance_uid,
-            study.c.patient_pk,
             study.c.policy_version,
             study.c.keep_until,
             study.c.keep_reasons,
@@ -73,7 +71,6 @@ def _terms(row: AnyRow) -> Terms:
     return Terms(
         pk=row.pk,
         study_instance_uid=row.study_instance_uid,
-        patient_pk=row.patient_pk,
         patient=cx(row.patient_id, row.issuer),
         policy_version=row.policy_version,
         keep_until=row.keep_until,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -94,9 +94,7 @@ class _Run:
     series: dict[int, str] = field(default_factory=dict)  # of originals: the series of their copies
 
 
-def migrate(
-    archive: Archive, study_pk: int, *, today: date | None = None, proceed: Callable[[], bool] = lambda: True
-) -> Migrated:
+def migrate(archive: Archive, study_pk: int, *, proceed: Callable[[], bool] = lambda: True) -> Migrated:
     """Bring a study whose images may leave the hot tier into grace, from wherever an earlier call left it.
 
     `proceed` is asked before each image; False ends the call. Images that come later are brought in by a later call,
@@ -105,7 +103,7 @@ def migrate(
     Raises:
         Unavailable: a volume or the index is away or full; what was done stands.
     """
-    on = today or local_day(archive.clock())
+    on = local_day(archive.clock())
     with archive.reading() as conn:
         known = aged(conn, archive.settings, study_pk, on=on)
     if isinstance(known, Stays):

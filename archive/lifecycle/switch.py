@@ -78,9 +78,7 @@ def to_undo(conn: Connection, policy: Policy, *, today: date, real_now: datetime
     return list(conn.execute(found.order_by(study.c.pk).limit(limit)).scalars())
 
 
-def switch(
-    archive: Archive, study_pk: int, *, today: date | None = None, proceed: Callable[[], bool] = lambda: True
-) -> Switched:
+def switch(archive: Archive, study_pk: int, *, proceed: Callable[[], bool] = lambda: True) -> Switched:
     """Replace a study's originals by what is in cold storage, if its grace is over and every copy is good.
 
     `proceed` is asked before each copy is read; False ends the call with nothing changed. Where a copy turns out
@@ -90,7 +88,7 @@ def switch(
         Unavailable: a volume or the index is away. Before the transaction nothing has changed; after it the rest of
             the removal is finished by `finish_removals`.
     """
-    on = today or local_day(archive.clock())
+    on = local_day(archive.clock())
     with archive.reading() as conn:
         stays = _may(conn, archive.settings, study_pk, on=on, at=archive.clock())
     if isinstance(stays, Stays):
