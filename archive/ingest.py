@@ -124,8 +124,6 @@ def adopt_cold(archive: Archive, path: str) -> Outcome:
         Gone: it was purged, and the file is removed.
         Rejected: it is not an instance, or other content under a known SOP Instance UID; it stays where it is.
     """
-    from archive.dicom.compare import Copy, same_meaning
-
     arrival = arrival_of(archive, path, tier="cold")
     directories = [os.path.dirname(arrival.absolute_path)]
     try:
@@ -135,13 +133,8 @@ def adopt_cold(archive: Archive, path: str) -> Outcome:
         raise
     if outcome is not Outcome.SAME_UID:
         return outcome
-    new, charset = (
-        Copy(arrival.absolute_path, arrival.header.transfer_syntax_uid),
-        archive.settings.dicom.default_charset,
-    )
-    for row in _held(archive, arrival, _COPIES):
-        if same_meaning(Copy(archive.tier(row.tier).path(row.path), row.transfer_syntax_uid), new, fallback=charset):
-            return archive.commit.run(partial(add_cold_copy, arrival=arrival, recoded=True), directories=directories)
+    if _is_recoded(archive, arrival):
+        return archive.commit.run(partial(add_cold_copy, arrival=arrival, recoded=True), directories=directories)
     raise Conflict("other content under a SOP Instance UID that is known")
 
 
@@ -281,18 +274,24 @@ def _held(archive: Archive, arrival: Arrival, statement: Select[Any]) -> Sequenc
 
 def _settle_same_uid(archive: Archive, arrival: Arrival) -> Outcome:
     """REQ-DCM-15: the same image in another lossless syntax is a duplicate; other content goes to quarantine."""
-    from archive.dicom.compare import Copy, same_meaning
-
-    uid = arrival.header.sop_instance_uid
-    new, charset = (
-        Copy(arrival.absolute_path, arrival.header.transfer_syntax_uid),
-        archive.settings.dicom.default_charset,
-    )
-    for row in _held(archive, arrival, _COPIES):
-        if same_meaning(Copy(archive.tier(row.tier).path(row.path), row.transfer_syntax_uid), new, fallback=charset):
-            return Outcome.ALREADY_STORED
+    if _is_recoded(archive, arrival):
+        return Outcome.ALREADY_STORED
     kept = archive.commit.run(partial(quarantine, arrival=arrival))
-    log.warning("other content under a known SOP Instance UID is kept aside", sop_instance_uid=uid)
+    log.warning(
+        "other content under a known SOP Instance UID is kept aside", sop_instance_uid=arrival.header.sop_instance_uid
+    )
     if not kept:
         archive.hot.unlink(arrival.path)
     return Outcome.QUARANTINED
+
+
+def _is_recoded(archive: Archive, arrival: Arrival) -> bool:
+    """Whether a copy that is held says the same in other bytes."""
+    from archive.dicom.compare import Copy, same_meaning
+
+    new = Copy(arrival.absolute_path, arrival.header.transfer_syntax_uid)
+    held = (
+        Copy(archive.tier(row.tier).path(row.path), row.transfer_syntax_uid) for row in _held(archive, arrival, _COPIES)
+    )
+    charset = archive.settings.dicom.default_charset
+    return any(same_meaning(copy, new, fallback=charset) for copy in held)
