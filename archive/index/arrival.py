@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 from archive.authorities import Authorities, identity_key
@@ -27,7 +27,7 @@ class Arrival:
     source: str
     authorities: Authorities  # who assigns identifiers
     at: datetime
-    roots: Mapping[str, str] = field(default_factory=dict)  # folders of the tiers, to look at copies that are held
+    roots: Mapping[str, str]  # folders of the tiers, to look at copies that are held
     tier: str = "hot"
 
     @property

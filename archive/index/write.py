@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,31 +133,31 @@ def _again(conn: Connection, arrival: Arrival, known: AnyRow) -> Outcome:
     copies = conn.execute(_COPIES, {"instance_pk": known.pk}).all()
     if any((copy.tier, copy.path) == (arrival.tier, arrival.path) for copy in copies):
         return Outcome.STORED  # this very file was filed by an earlier try
-    if _stands(conn, arrival, known.pk):
+    if _stands(conn, arrival, copies):
         return Outcome.ALREADY_STORED
     state = conn.execute(_STATE, {"instance_pk": known.pk}).scalar()  # locked: migration may be about to switch it
     if state != known.state:
         return add_instance(conn, arrival)
     if state == State.REPLACED:
-        if any(_stands(conn, arrival, copy_pk) for copy_pk in derived_of(conn, known.pk)):
-            return Outcome.ALREADY_STORED
+        for copy_pk in derived_of(conn, known.pk):
+            if _stands(conn, arrival, conn.execute(_COPIES, {"instance_pk": copy_pk}).all()):
+                return Outcome.ALREADY_STORED
         bring_back(conn, known.pk, at=arrival.at)
     add_copy(conn, arrival, known.pk)
     return Outcome.REPAIRED
 
 
-def _stands(conn: Connection, arrival: Arrival, instance_pk: int) -> bool:
-    """Whether a copy of this instance, other than the file that arrived, is there and as long as it should be; those
-    that are not are marked. Whether its bytes are the right ones takes longer to tell.
+def _stands(conn: Connection, arrival: Arrival, copies: Sequence[AnyRow]) -> bool:
+    """Whether one of an instance's copies is there and as long as it should be; those that are not are marked. Whether
+    its bytes are the right ones takes longer to tell.
 
     Raises:
         StorageFailed: the volume of such a copy is away, which says nothing about it.
     """
-    hot = arrival.absolute_path.removesuffix(arrival.path)
-    for copy in conn.execute(_COPIES, {"instance_pk": instance_pk}).all():
+    for copy in copies:
         if copy.state != CopyState.OK:
             continue
-        root = arrival.roots.get(copy.tier, hot)
+        root = arrival.roots[copy.tier]
         if _is_long(os.path.join(root, copy.path), copy.file_bytes):
             return True
         marker.need(Path(root))

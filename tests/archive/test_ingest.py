@@ -18,11 +18,10 @@ from sqlalchemy import func, select
 from archive.access import Actor
 from archive.core import Archive
 from archive.dicom.file_meta import FileMeta
-from archive.dicom.header import read_header
 from archive.errors import StorageFailed, StorageFull, UidMismatch, UnreadableInstance
 from archive.index.arrival import Arrival
 from archive.index.write import add_instance
-from archive.ingest import Outcome, ingest
+from archive.ingest import Outcome, arrival_of, ingest
 from archive.schema import audit, instance, location, patient, quarantined, work_item
 from archive.storage.incoming import Incoming
 from tests.builders import ct_slice, data_set, new_uid
@@ -176,26 +175,9 @@ def test_a_series_that_two_studies_claim_at_once_goes_to_one_and_the_other_insta
 def arrival(archive: Archive, ds: Dataset) -> Arrival:
     """A data set that lies in its place, its row not yet written."""
     incoming = receive(archive, ds)
-    header = read_header(
-        incoming.fd,
-        offset=incoming.data_set_offset,
-        length=incoming.data_set_bytes,
-        transfer_syntax_uid=incoming.meta.transfer_syntax_uid,
-        default_charset="ISO_IR 100",
-    )
     incoming.settle()
     incoming.close()
-    return Arrival(
-        header=header,
-        path=incoming.final,
-        absolute_path=incoming.path,
-        file_bytes=incoming.file_bytes,
-        data_set_offset=incoming.data_set_offset,
-        digest=incoming.digest,
-        source="network:CT1",
-        authorities=archive.authorities,
-        at=archive.clock(),
-    )
+    return arrival_of(archive, incoming.final)
 
 
 def test_the_longest_identity_is_taken_in(archive: Archive, send: Send) -> None:
