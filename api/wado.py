@@ -50,9 +50,8 @@ def selected(request: Request) -> list[Stored]:
     }
     archive = auth.archive_of(request)
     found = _select(archive, given)
-    if not all(
-        one.stands() for one in found if not one.replaced
-    ):  # moved to the other tier, or replaced, since the index was read
+    # one that does not stand was moved to the other tier, or replaced, since the index was read
+    if any(not one.replaced and not one.stands() for one in found):
         found = _select(archive, given)
     current = [one for one in found if not one.replaced]
     if current:
@@ -120,7 +119,7 @@ def retrieve(request: Request) -> Response:
     offers: tuple[accept.Representation, ...] = ()
     missing: list[Stored] = []
     for one in found:
-        if not is_there(one):
+        if not one.stands():
             missing.append(one)
             continue
         offers = _offers(one, single=single)
@@ -207,14 +206,9 @@ def read(pieces: Iterator[bytes]) -> Iterator[bytes]:
         raise StorageFailed(f"the copy cannot be read: {error.strerror}") from error
 
 
-def is_there(one: Stored) -> bool:
-    """Whether a good copy lies where the index says, as long as it was stored."""
-    return one.stands()
-
-
 def demand_copy(one: Stored) -> None:
     """Raise StorageFailed unless a good copy is there."""
-    if not is_there(one):
+    if not one.stands():
         raise _no_copy()
 
 
@@ -241,7 +235,7 @@ def retrieve_metadata(request: Request) -> Response:
     headers = {"Content-Type": chosen.media_type}
     if request.method == "HEAD":
         return Response(None, 200, headers)
-    missing = [one for one in found if not is_there(one)]
+    missing = [one for one in found if not one.stands()]
     if len(missing) == len(found):
         raise _no_copy()
     begin(request, found, actor)
@@ -252,7 +246,7 @@ def retrieve_metadata(request: Request) -> Response:
 def _metadata(request: Request, found: Sequence[Stored]) -> Iterator[bytes]:
     separator = b"["
     for one in found:
-        if is_there(one):
+        if one.stands():
             yield separator + orjson.dumps(_metadata_of(request, one))
             separator = b","
     yield b"]"
