@@ -70,7 +70,11 @@ def stored(folder: Path, ds: Dataset) -> str:
 
 
 def derived_from(
-    path: str | Path, *, gate: Callable[[str], Quality | None] = GATE, at: datetime = AT
+    path: str | Path,
+    *,
+    gate: Callable[[str], Quality | None] = GATE,
+    at: datetime = AT,
+    receive: Callable[[FileMeta], Buffer] = Buffer,
 ) -> Derived[Buffer] | Kept:
     syntax = str(pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID)
     return derive(
@@ -81,7 +85,7 @@ def derived_from(
         policy_version="0123abcd",
         at=at,
         equipment=EQUIPMENT,
-        receive=Buffer,
+        receive=receive,
     )
 
 

@@ -24,14 +24,14 @@ from archive.dicom.eligible import Reason
 from archive.dicom.file_meta import data_set_offset
 from archive.dicom.frames import opened
 from archive.dicom.quality import measure
-from archive.errors import Unsupported
+from archive.errors import StorageFull, Unsupported
 from archive.sections import QUALITY, Quality
 from tests.archive.dicom.conftest import shared
 from tests.archive.dicom.deriving import (
     AT,
-    EQUIPMENT,
     GATE,
     SERIES,
+    Buffer,
     copy_of,
     derived_from,
     lenient,
@@ -182,19 +182,7 @@ def test_nothing_is_received_of_what_stays(tmp_path: Path) -> None:
     def receive(meta: object) -> Any:
         pytest.fail("received")
 
-    from archive.dicom.derive import derive
-
-    path = stored(tmp_path, original(pixels=noise()))
-    outcome = derive(
-        path,
-        transfer_syntax_uid="1.2.840.10008.1.2.1",
-        gate=GATE,
-        series_instance_uid=SERIES,
-        policy_version="",
-        at=AT,
-        equipment=EQUIPMENT,
-        receive=receive,
-    )
+    outcome = derived_from(stored(tmp_path, original(pixels=noise())), receive=receive)
     assert isinstance(outcome, Kept)
 
 
@@ -374,10 +362,6 @@ def test_what_cannot_be_followed_stays(tmp_path: Path) -> None:
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    from archive.dicom.derive import derive
-    from archive.errors import StorageFull
-    from tests.archive.dicom.deriving import Buffer
-
     made: list[Buffer] = []
 
     class Full(Buffer):
@@ -389,16 +373,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
         return made[-1]
 
     with pytest.raises(StorageFull):
-        derive(
-            stored(tmp_path, original()),
-            transfer_syntax_uid="1.2.840.10008.1.2.1",
-            gate=GATE,
-            series_instance_uid=SERIES,
-            policy_version="",
-            at=AT,
-            equipment=EQUIPMENT,
-            receive=receive,
-        )
+        derived_from(stored(tmp_path, original()), receive=receive)
     assert [one.discarded for one in made] == [True]
 
 
