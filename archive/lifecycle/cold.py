@@ -18,7 +18,7 @@ from archive.dicom.patient_id import cx
 from archive.errors import CommitInDoubt, StorageFailed
 from archive.instance import CopyState, State
 from archive.lifecycle.compute import policy_of
-from archive.lifecycle.guard import on_hold
+from archive.lifecycle.guard import is_on_hold
 from archive.lifecycle.suspension import suspensions
 from archive.schema import instance, location, patient, series, study
 from archive.schema.types import AnyRow
@@ -74,7 +74,7 @@ def aged(conn: Connection, settings: Settings, study_pk: int, *, on: date, lock:
         return Stays.CHANGED
     if row.online_until is None or row.online_until > f"{on:%Y%m%d}":
         return Stays.YOUNG
-    if on_hold(conn, row.study_instance_uid, on):
+    if is_on_hold(conn, row.pk, on):
         return Stays.HOLD
     return Aged(row.pk, row.study_instance_uid, cx(row.patient_id, row.issuer), row.policy_version, row.grace_until)
 

@@ -41,9 +41,9 @@ from archive.errors import Busy, CommitInDoubt
 from archive.instance import State
 from archive.lifecycle.announce import withdraw
 from archive.lifecycle.facts import HOT, Known, gather
-from archive.lifecycle.guard import terms
+from archive.lifecycle.guard import on_hold, terms
 from archive.policy import Decision, Policy, decide, dose_until, grace_days, local_day
-from archive.schema import hold, instance, life_failure, patient, series, study
+from archive.schema import instance, life_failure, patient, series, study
 
 log = structlog.get_logger(__name__)
 
@@ -198,14 +198,6 @@ def due_for_purge(conn: Connection, policy: Policy, *, today: date, real_now: da
     day = f"{today:%Y%m%d}"
     ready = (study.c.purge_on <= day, study.c.keep_until <= day, study.c.announced_at.is_not(None), ~on_hold(today))
     return _due(conn, policy, study.c.purge_on, *ready, may_try("purge", real_now), limit=limit)
-
-
-def on_hold(today: date) -> ColumnElement[bool]:
-    """A condition on `study`: somebody forbids that it goes, or becomes lossy."""
-    standing = or_(hold.c.until.is_(None), hold.c.until >= f"{today:%Y%m%d}")
-    return exists().where(
-        hold.c.study_instance_uid == study.c.study_instance_uid, hold.c.removed_at.is_(None), standing
-    )
 
 
 def _due(

@@ -9,7 +9,7 @@ from datetime import date, datetime
 from enum import StrEnum
 
 import orjson
-from sqlalchemy import Connection, exists, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, exists, or_, select
 
 from archive.config import Settings
 from archive.dicom.patient_id import cx
@@ -80,11 +80,19 @@ def _terms(row: AnyRow) -> Terms:
     )
 
 
-def on_hold(conn: Connection, study_instance_uid: str, on: date) -> bool:
-    """Whether somebody forbids that it goes: a hold's last day is one of them."""
-    standing = or_(hold.c.until.is_(None), hold.c.until >= f"{on:%Y%m%d}")
-    mine = (hold.c.study_instance_uid == study_instance_uid, hold.c.removed_at.is_(None), standing)
-    return bool(conn.execute(select(exists().where(*mine))).scalar())
+def standing(on: date) -> ColumnElement[bool]:
+    """A condition on `hold`: it is in force on that day; its last day is one of them."""
+    return and_(hold.c.removed_at.is_(None), or_(hold.c.until.is_(None), hold.c.until >= f"{on:%Y%m%d}"))
+
+
+def on_hold(on: date) -> ColumnElement[bool]:
+    """A condition on `study`: somebody forbids that it goes, or becomes lossy."""
+    return exists().where(hold.c.study_instance_uid == study.c.study_instance_uid, standing(on))
+
+
+def is_on_hold(conn: Connection, study_pk: int, on: date) -> bool:
+    """The same of one study."""
+    return conn.execute(select(study.c.pk).where(study.c.pk == study_pk, on_hold(on))).first() is not None
 
 
 def is_due(known: Terms, *, policy_version: str, on: date) -> bool:
@@ -95,7 +103,7 @@ def is_due(known: Terms, *, policy_version: str, on: date) -> bool:
 
 def keeps(conn: Connection, known: Terms, *, on: date) -> Blocker | None:
     """What keeps a study that is due from being announced."""
-    if on_hold(conn, known.study_instance_uid, on):
+    if is_on_hold(conn, known.pk, on):
         return Blocker.HOLD
     if _holds_back(conn, known.pk):
         return Blocker.HELD_BACK

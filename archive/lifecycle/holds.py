@@ -14,7 +14,7 @@ from datetime import date, datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, or_, select, update
+from sqlalchemy import Connection, Select, bindparam, select, update
 
 from archive.access import Action, Actor, demand
 from archive.audit.record import Event, Outcome, record, refused
@@ -24,7 +24,7 @@ from archive.index.asked import audit_query
 from archive.instance import State
 from archive.journal import Kind, note
 from archive.lifecycle.announce import withdraw
-from archive.lifecycle.guard import Terms, terms
+from archive.lifecycle.guard import Terms, standing, terms
 from archive.lifecycle.suspension import demanded_reason
 from archive.policy import local_day
 from archive.schema import hold, instance, series, study, tombstone
@@ -180,7 +180,7 @@ def list_holds(
     if study_instance_uid is not None:
         found = found.where(hold.c.study_instance_uid == study_instance_uid)
     if not everything:
-        found = found.where(hold.c.removed_at.is_(None), or_(hold.c.until.is_(None), hold.c.until >= f"{today:%Y%m%d}"))
+        found = found.where(standing(today))
     if after:
         found = found.where(hold.c.pk > select(hold.c.pk).where(hold.c.id == after).scalar_subquery())
     return [_hold(row) for row in conn.execute(found)]

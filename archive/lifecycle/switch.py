@@ -23,7 +23,8 @@ from archive.dicom.patient_id import cx
 from archive.index.replaced import note_replaced, restore_replaced
 from archive.instance import CopyState, State
 from archive.lifecycle.cold import FORMS, Aged, Stays, aged, damage, derived, has_hot, over
-from archive.lifecycle.compute import may_try, on_hold
+from archive.lifecycle.compute import may_try
+from archive.lifecycle.guard import on_hold
 from archive.lifecycle.migrate import drop_derived
 from archive.lifecycle.remove import finish_removals, mark_copies, mark_copies_of
 from archive.policy import Policy, local_day
