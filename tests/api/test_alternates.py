@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 from pydicom.dataset import Dataset
+from sqlalchemy import event
 
-import api.wado
 from archive.core import Archive
-from archive.retrieve import Stored
-from archive.schema import tombstone
 from tests.api.conftest import on_both_databases
 from tests.archive.lifecycle.aging import (
     SERIES,
     STUDY,
     copy_of,
+    leave_tombstone,
     migrated,
     noise,
     old_study,
@@ -111,18 +109,7 @@ def test_in_grace_a_lossy_copy_is_not_found(archive: Archive, client: httpx.Clie
 @pytest.mark.req("REQ-DCM-92")
 def test_what_was_purged_is_gone_at_every_level_without_an_alternate(archive: Archive, client: httpx.Client) -> None:
     (ds,) = slices(1)
-    with archive.engine.begin() as conn:
-        conn.execute(
-            tombstone.insert().values(
-                sop_instance_uid=ds.SOPInstanceUID,
-                series_instance_uid=ds.SeriesInstanceUID,
-                study_instance_uid=STUDY,
-                sop_class_uid=ds.SOPClassUID,
-                digest="0" * 64,
-                purge_id="0" * 36,
-                at=archive.clock(),
-            )
-        )
+    leave_tombstone(archive, ds)
     study = f"/dicom-web/studies/{STUDY}"
     for place in (study, f"{study}/metadata", f"{study}/series/{SERIES}", *(address(ds, door) for door in DOORS)):
         answer = client.get(place)
@@ -134,23 +121,21 @@ def test_what_was_purged_is_gone_at_every_level_without_an_alternate(archive: Ar
 
 @pytest.mark.req("REQ-DCM-83", "REQ-DCM-84")
 def test_a_request_that_the_switch_overtakes_is_answered_as_if_it_came_after(
-    archive: Archive, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+    archive: Archive, client: httpx.Client
 ) -> None:
     good, bad = received(archive, slices(1)[0], noise())
     migrated(archive)
-    real: Callable[..., list[Stored]] = api.wado._select
+    begun: list[str] = []
     overtaken: list[bool] = []
 
-    def select(*args: Any) -> list[Stored]:
-        found = real(*args)
-        if not overtaken:
+    def overtake(_conn: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        """The request has read where the copies are, and looked at none of them."""
+        if "location.data_set_offset" in statement and not begun:
+            begun.append(statement)
             overtaken.append(switched(archive).stays is None)
-        return found
 
-    monkeypatch.setattr(api.wado, "_select", select)
+    event.listen(archive.engine, "after_cursor_execute", overtake)
     answer = client.get(address(good))
     assert (overtaken, answer.status_code) == ([True], 410)
     assert answer.json()["alternate"] == copy_of(archive, good).sop_instance_uid
-    overtaken.clear()
-    monkeypatch.setattr(api.wado, "_select", real)
     assert data_set(bad) in client.get(address(bad), headers=AS_STORED).content

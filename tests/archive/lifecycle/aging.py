@@ -19,7 +19,7 @@ from archive.instance import State
 from archive.lifecycle.compute import compute_due
 from archive.lifecycle.migrate import Migrated, migrate
 from archive.lifecycle.switch import Switched, switch
-from archive.schema import audit, fact, instance, location, study
+from archive.schema import audit, fact, instance, location, study, tombstone
 from archive.schema.types import AnyRow
 from archive.storage.part10 import Part10
 from tests.archive.dicom.deriving import original
@@ -81,6 +81,22 @@ def old_study(archive: Archive, *objects: Dataset) -> list[Dataset]:
     assert migrated(archive).stays is None
     assert switched(archive).stays is None
     return found
+
+
+def leave_tombstone(archive: Archive, ds: Dataset) -> None:
+    """What a purge leaves of an image, in an archive that never had it."""
+    with archive.engine.begin() as conn:
+        conn.execute(
+            tombstone.insert().values(
+                sop_instance_uid=ds.SOPInstanceUID,
+                series_instance_uid=ds.SeriesInstanceUID,
+                study_instance_uid=ds.StudyInstanceUID,
+                sop_class_uid=ds.SOPClassUID,
+                digest="0" * 64,
+                purge_id="0" * 36,
+                at=archive.clock(),
+            )
+        )
 
 
 def instances(archive: Archive) -> dict[str, AnyRow]:

@@ -32,7 +32,7 @@ from archive.lifecycle.remove import finish_removals
 from archive.lifecycle.suspension import Kind, suspend
 from archive.lifecycle.switch import due_for_switch, switch, to_undo, undo_grace
 from archive.policy import local_day
-from archive.schema import audit, instance, location, series, study, tombstone
+from archive.schema import audit, instance, location, series, study
 from archive.studies import describe
 from tests.archive.lifecycle.aging import (
     ALTERNATES,
@@ -47,6 +47,7 @@ from tests.archive.lifecycle.aging import (
     facts,
     files,
     instances,
+    leave_tombstone,
     migrated,
     noise,
     old_study,
@@ -487,18 +488,7 @@ def test_a_resend_brings_an_original_back_whose_lossy_copy_is_gone(archive: Arch
 @pytest.mark.req("REQ-DCM-15")
 def test_what_was_purged_is_refused_and_leaves_no_file(archive: Archive) -> None:
     (ds,) = slices(1)
-    with archive.engine.begin() as conn:
-        conn.execute(
-            tombstone.insert().values(
-                sop_instance_uid=ds.SOPInstanceUID,
-                series_instance_uid=ds.SeriesInstanceUID,
-                study_instance_uid=STUDY,
-                sop_class_uid=ds.SOPClassUID,
-                digest="0" * 64,
-                purge_id="0" * 36,
-                at=archive.clock(),
-            )
-        )
+    leave_tombstone(archive, ds)
     with pytest.raises(Gone):
         receive(archive, ds)
     assert files(archive, "hot") == []
