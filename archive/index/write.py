@@ -56,7 +56,11 @@ _FACT_CHANGED = update(study).where(study.c.pk == bindparam("of_study_pk")).valu
 _STUDY_PK = select(study.c.pk).where(study.c.study_instance_uid == bindparam("uid"))
 _ADD_INSTANCE = instance.insert().returning(instance.c.pk)
 _ADD_LOCATION = location.insert()
-_DAMAGED = update(location).where(location.c.pk == bindparam("location_pk")).values(state=CopyState.DAMAGED)
+_DAMAGED = (  # a copy that is being removed stays so, whatever is seen of it (law 2)
+    update(location)
+    .where(location.c.pk == bindparam("location_pk"), location.c.state != CopyState.PURGING)
+    .values(state=CopyState.DAMAGED)
+)
 
 
 def add_instance(conn: Connection, arrival: Arrival) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,8 @@ from archive.errors import Gone, StorageFailed
 from archive.index.match import Key
 from archive.index.query import Query, find
 from archive.index.replaced import restore_derived, restore_replaced
-from archive.ingest import Outcome
+from archive.index.write import repair_instance
+from archive.ingest import Outcome, arrival_of
 from archive.instance import CopyState, State
 from archive.lifecycle import remove
 from archive.lifecycle import switch as switching
@@ -483,6 +485,21 @@ def test_a_resend_brings_an_original_back_whose_lossy_copy_is_gone(archive: Arch
     assert migrated(archive, "2029-03-01").derived == 1
     assert switched(archive, "2029-04-10").replaced == 1
     assert gone not in instances(archive)
+
+
+@pytest.mark.req("REQ-DCM-15")
+def test_a_copy_that_the_switch_removes_while_a_resend_looks_at_it_stays_removed(archive: Archive) -> None:
+    first, *_ = in_grace(archive)
+    (held,) = copies(archive, first.SOPInstanceUID)
+    again = held.path.replace(".dcm", "-again.dcm")
+    shutil.copy(archive.hot.path(held.path), archive.hot.path(again))
+    arrival = arrival_of(archive, again)
+    archive.commit.run(lambda conn: remove.mark_copies(conn, [held.pk]))
+    assert archive.commit.run(lambda conn: repair_instance(conn, arrival, damaged=[held.pk])) is Outcome.REPAIRED
+    assert {row.path: row.state for row in copies(archive, first.SOPInstanceUID)} == {
+        held.path: CopyState.PURGING,
+        again: CopyState.OK,
+    }
 
 
 @pytest.mark.req("REQ-DCM-15")
