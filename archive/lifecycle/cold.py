@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from datetime import date, datetime
 from enum import StrEnum
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, exists, select
 
+from archive.access import SYSTEM
+from archive.audit.record import Event, Outcome, record
 from archive.config import Settings
 from archive.core import Archive
 from archive.dicom.file_meta import FileMeta
-from archive.dicom.patient_id import cx
 from archive.errors import CommitInDoubt, StorageFailed
 from archive.instance import CopyState, State
 from archive.lifecycle.compute import policy_of
-from archive.lifecycle.guard import is_on_hold
+from archive.lifecycle.guard import Terms, is_on_hold, terms
 from archive.lifecycle.suspension import suspensions
-from archive.schema import instance, location, patient, series, study
+from archive.schema import instance, location, series
 from archive.schema.types import AnyRow
 from archive.storage import marker
 from archive.storage.filesystem import Tier
@@ -44,46 +44,31 @@ class Stays(StrEnum):
     STOPPED = "stopped"  # by the caller; the rest is done next time
 
 
-@dataclass(frozen=True, slots=True)
-class Aged:
-    """A study as its life stands. Days are YYYYMMDD."""
-
-    pk: int
-    study_instance_uid: str
-    patient: str  # as the audit names it
-    policy_version: str
-    grace_until: datetime | None
-
-
-_STUDY = select(
-    study.c.pk,
-    study.c.study_instance_uid,
-    study.c.policy_version,
-    study.c.online_until,
-    study.c.grace_until,
-    patient.c.patient_id,
-    patient.c.issuer,
-).join_from(study, patient)
-
-
-def aged(conn: Connection, settings: Settings, study_pk: int, *, on: date, lock: bool = False) -> Aged | Stays:
+def aged(conn: Connection, settings: Settings, study_pk: int, *, on: date, lock: bool = False) -> Terms | Stays:
     """The study, if its images may leave the hot tier on this day; locked against a change of facts if so asked."""
-    wanted = _STUDY.where(study.c.pk == study_pk)
-    row = conn.execute(wanted.with_for_update(of=study) if lock else wanted).one_or_none()
-    if row is None or row.policy_version is None or row.policy_version != policy_of(settings).version:
+    known = terms(conn, study_pk, lock=lock)
+    if known is None or known.policy_version != policy_of(settings).version:
         return Stays.CHANGED
-    if row.online_until is None or row.online_until > f"{on:%Y%m%d}":
+    if known.online_until is None or known.online_until > f"{on:%Y%m%d}":
         return Stays.YOUNG
-    if is_on_hold(conn, row.pk, on):
-        return Stays.HOLD
-    return Aged(row.pk, row.study_instance_uid, cx(row.patient_id, row.issuer), row.policy_version, row.grace_until)
+    return Stays.HOLD if is_on_hold(conn, known.pk, on) else known
 
 
-def over(conn: Connection, known: Aged, *, at: datetime) -> Stays | None:
+def over(conn: Connection, known: Terms, *, at: datetime) -> Stays | None:
     """What keeps its originals, besides what `aged` says."""
     if known.grace_until is None or known.grace_until > at:
         return Stays.GRACE
     return Stays.SUSPENDED if suspensions(conn) else None
+
+
+def tell(
+    conn: Connection, known: Terms, action: str, detail: Mapping[str, object], outcome: int = Outcome.SUCCESS
+) -> None:
+    """Have the audit say what was done with the images of a study, inside a write of `archive.commit`."""
+    record(
+        conn, SYSTEM, Event.INSTANCES_ACCESSED, action,
+        outcome=outcome, patient=known.patient, study=known.study_instance_uid, detail=detail,
+    )  # fmt: skip
 
 
 derived = instance.alias("derived")

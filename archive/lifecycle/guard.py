@@ -44,6 +44,8 @@ class Terms:
     keep_reasons: list[object]
     announced_at: datetime | None
     purge_on: str | None
+    online_until: str | None
+    grace_until: datetime | None
 
 
 def terms(conn: Connection, study_pk: int, *, lock: bool = False) -> Terms | None:
@@ -57,6 +59,8 @@ def terms(conn: Connection, study_pk: int, *, lock: bool = False) -> Terms | Non
             study.c.keep_reasons,
             study.c.announced_at,
             study.c.purge_on,
+            study.c.online_until,
+            study.c.grace_until,
             patient.c.patient_id,
             patient.c.issuer,
         )
@@ -77,6 +81,8 @@ def _terms(row: AnyRow) -> Terms:
         keep_reasons=orjson.loads(row.keep_reasons or "[]"),
         announced_at=row.announced_at,
         purge_on=row.purge_on,
+        online_until=row.online_until,
+        grace_until=row.grace_until,
     )
 
 

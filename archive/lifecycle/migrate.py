@@ -17,8 +17,6 @@ import orjson
 import structlog
 from sqlalchemy import Connection, bindparam, exists, func, select, update
 
-from archive.access import SYSTEM
-from archive.audit.record import Event, record
 from archive.core import Archive
 from archive.dicom.derive import Derived, Kept, derive
 from archive.dicom.equipment import equipment_of
@@ -29,7 +27,6 @@ from archive.index.replaced import note_derived, restore_derived
 from archive.instance import CopyState, State
 from archive.lifecycle.cold import (
     FORMS,
-    Aged,
     Stays,
     aged,
     copy_to_cold,
@@ -39,8 +36,9 @@ from archive.lifecycle.cold import (
     has_hot,
     hot,
     read_back,
+    tell,
 )
-from archive.lifecycle.compute import originals_stay_days
+from archive.lifecycle.compute import originals_stay_days, policy_of
 from archive.lifecycle.filing import TO_COPY, Work, file_copy, file_derived
 from archive.lifecycle.remove import finish_removals, mark_instances
 from archive.policy import local_day, local_time
@@ -108,7 +106,7 @@ def migrate(archive: Archive, study_pk: int, *, proceed: Callable[[], bool] = la
         known = aged(conn, archive.settings, study_pk, on=on)
     if isinstance(known, Stays):
         return Migrated(stays=known)
-    run = _Run(archive, Work(archive.settings, study_pk, on, known.policy_version))
+    run = _Run(archive, Work(archive.settings, study_pk, on, policy_of(archive.settings).version))
     _clear(archive, study_pk)
     while _copy_all(run, proceed):
         made = bool(run.done.derived or run.done.kept_lossless)
@@ -248,26 +246,14 @@ def _begin_grace(conn: Connection, *, work: Work, made: bool, at: datetime) -> d
     days = originals_stay_days(conn, work.settings, work.study_pk) or 0
     grace_until = at + timedelta(days=max(days, work.settings.retention.originals_grace_days))
     conn.execute(update(study).where(study.c.pk == work.study_pk).values(grace_until=grace_until))
-    _tell(conn, known, told, grace_until)
-    return grace_until
-
-
-def _tell(conn: Connection, known: Aged, told: dict[str, Any], grace_until: datetime) -> None:
     detail = {
         "migration": "copied to cold storage",
         **told,
         "policy_version": known.policy_version,
         "grace_until": grace_until.isoformat(),
     }
-    record(
-        conn,
-        SYSTEM,
-        Event.INSTANCES_ACCESSED,
-        "C",
-        patient=known.patient or None,
-        study=known.study_instance_uid,
-        detail=detail,
-    )
+    tell(conn, known, "C", detail)
+    return grace_until
 
 
 _BYTES = (

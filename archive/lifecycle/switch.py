@@ -15,20 +15,18 @@ from typing import Any
 import structlog
 from sqlalchemy import BindParameter, Connection, Select, bindparam, or_, select, update
 
-from archive.access import SYSTEM
-from archive.audit.record import Event, Outcome, record
+from archive.audit.record import Outcome
 from archive.config import Settings
 from archive.core import Archive
-from archive.dicom.patient_id import cx
 from archive.index.replaced import note_replaced, restore_replaced
 from archive.instance import CopyState, State
-from archive.lifecycle.cold import FORMS, Aged, Stays, aged, damage, derived, has_hot, over
+from archive.lifecycle.cold import FORMS, Stays, aged, damage, derived, has_hot, over, tell
 from archive.lifecycle.compute import may_try
-from archive.lifecycle.guard import on_hold
+from archive.lifecycle.guard import Terms, on_hold, terms
 from archive.lifecycle.migrate import drop_derived
 from archive.lifecycle.remove import finish_removals, mark_copies, mark_copies_of
 from archive.policy import Policy, local_day
-from archive.schema import instance, location, patient, series, study
+from archive.schema import instance, location, series, study
 from archive.schema.types import AnyRow
 
 __all__ = ["Switched", "due_for_switch", "restore_replaced", "switch", "to_undo", "undo_grace"]
@@ -122,7 +120,7 @@ def switch(archive: Archive, study_pk: int, *, proceed: Callable[[], bool] = lam
 
 def _may(
     conn: Connection, settings: Settings, study_pk: int, *, on: date, at: datetime, lock: bool = False
-) -> Aged | Stays:
+) -> Terms | Stays:
     known = aged(conn, settings, study_pk, on=on, lock=lock)
     return known if isinstance(known, Stays) else over(conn, known, at=at) or known
 
@@ -181,29 +179,10 @@ def _switch(
     note_replaced(conn, study_pk, at=at)
     done = Switched(replaced=len(replaced), moved=len(forms) - len(replaced))
     detail = {"migration": "switched to cold storage", "replaced": done.replaced, "moved": done.moved}
-    _tell(conn, study_pk, "U", detail)
+    tell(conn, known, "U", detail)
     return done
 
 
-def _tell(conn: Connection, study_pk: int, action: str, detail: dict[str, Any], outcome: int = Outcome.SUCCESS) -> None:
-    row = conn.execute(_NAMED, {"study_pk": study_pk}).one()
-    record(
-        conn,
-        SYSTEM,
-        Event.INSTANCES_ACCESSED,
-        action,
-        outcome=outcome,
-        patient=cx(row.patient_id, row.issuer) or None,
-        study=row.study_instance_uid,
-        detail=detail,
-    )
-
-
-_NAMED = (
-    select(study.c.study_instance_uid, study.c.grace_until, patient.c.patient_id, patient.c.issuer)
-    .join_from(study, patient)
-    .where(study.c.pk == bindparam("study_pk"))
-)
 _DAMAGED = update(location).where(location.c.pk.in_(_BY_PKS)).values(state=CopyState.DAMAGED)
 
 
@@ -215,7 +194,9 @@ def _drop_bad(conn: Connection, *, study_pk: int, bad: Sequence[AnyRow], at: dat
     conn.execute(_DAMAGED, {"pks": [row.location_pk for row in bad if not row.good]})
     conn.execute(_END_GRACE, {"study_pk": study_pk})
     detail = {"migration": "copies in cold storage are damaged, and made again", "instances": len(bad)}
-    _tell(conn, study_pk, "D", detail, Outcome.MINOR_FAILURE)
+    known = terms(conn, study_pk)
+    assert known is not None
+    tell(conn, known, "D", detail, Outcome.MINOR_FAILURE)
 
 
 def undo_grace(archive: Archive, study_pk: int, *, reason: str) -> int:
@@ -279,16 +260,16 @@ _STILL = (
 
 
 def _undo(conn: Connection, *, study_pk: int, pks: Sequence[int], reason: str, at: datetime) -> bool:
-    row = conn.execute(_NAMED.with_for_update(of=study), {"study_pk": study_pk}).one_or_none()
-    if row is None:
+    known = terms(conn, study_pk, lock=True)
+    if known is None:
         return False
     still = [pk for some in _batches(list(pks)) for pk in conn.execute(_STILL, {"pks": some}).scalars()]
-    if not still and row.grace_until is None:
+    if not still and known.grace_until is None:
         return False
     drop_derived(conn, pks=still, at=at)
     conn.execute(_END_GRACE, {"study_pk": study_pk})
     detail = {"migration": "undone: the originals stay", "why": reason, "instances": len(still)}
-    _tell(conn, study_pk, "U", detail)
+    tell(conn, known, "U", detail)
     return True
 
 
