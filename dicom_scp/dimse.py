@@ -27,17 +27,39 @@ class Field(IntEnum):
     C_FIND_RQ = 0x0020
     C_MOVE_RQ = 0x0021
     C_ECHO_RQ = 0x0030
+    N_EVENT_REPORT_RQ = 0x0100
+    N_GET_RQ = 0x0110
+    N_SET_RQ = 0x0120
+    N_ACTION_RQ = 0x0130
+    N_CREATE_RQ = 0x0140
+    N_DELETE_RQ = 0x0150
     C_CANCEL_RQ = 0x0FFF
     C_STORE_RSP = 0x8001
     C_ECHO_RSP = 0x8030
 
 
 RESPONSE = 0x8000
+_AFFECTED = frozenset({Field.C_STORE_RQ, Field.N_EVENT_REPORT_RQ, Field.N_CREATE_RQ})  # others name what is requested
+_TYPES = {Field.N_EVENT_REPORT_RQ: 0x1002, Field.N_ACTION_RQ: 0x1008}  # Event Type ID, Action Type ID
+_NAMES_INSTANCE = frozenset(  # in its response (PS3.7 §9.3.1, §10.3)
+    {
+        Field.C_STORE_RQ,
+        Field.N_EVENT_REPORT_RQ,
+        Field.N_GET_RQ,
+        Field.N_SET_RQ,
+        Field.N_ACTION_RQ,
+        Field.N_CREATE_RQ,
+        Field.N_DELETE_RQ,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command set that was received. An absent element is "" or 0; `status` is None when absent."""
+    """A command set that was received. An absent element is "" or 0; `status` and `type` are None when absent.
+
+    `type` is the Event Type ID of an N-EVENT-REPORT, the Action Type ID of an N-ACTION.
+    """
 
     field: int
     message_id: int
@@ -47,6 +69,7 @@ class Command:
     sop_instance_uid: str
     move_destination: str
     status: int | None
+    type: int | None = None
 
     @property
     def is_response(self) -> bool:
@@ -90,6 +113,7 @@ def decode(data: bytes) -> Command:
         sop_instance_uid=_text(values, 0x1000) or _text(values, 0x1001),
         move_destination=_text(values, 0x0600).strip(),
         status=_number(values, 0x0900),
+        type=_number(values, _TYPES[Field(field & ~RESPONSE)]) if field & ~RESPONSE in _TYPES else None,
     )
 
 
@@ -153,7 +177,9 @@ def response(command: Command, answer: Answer, *, counts: Counts | None = None, 
         _us(0x0900, answer.status),
         offending,
         _lo(0x0902, answer.comment[:_COMMENT_LIMIT]) if answer.comment else b"",
-        _ui(0x1000, command.sop_instance_uid) if command.field == Field.C_STORE_RQ else b"",
+        b"" if answer.error_id is None else _us(0x0903, answer.error_id),
+        _ui(0x1000, answer.sop_instance_uid or command.sop_instance_uid) if command.field in _NAMES_INSTANCE else b"",
+        b"" if command.type is None else _us(_TYPES[Field(command.field)], command.type),
         b"" if counts is None else counts.elements(with_remaining=remaining),
     )
 
@@ -173,6 +199,24 @@ def store_request(
         _us(0x0800, 1),
         _ui(0x1000, sop_instance_uid),
         moved,
+    )
+
+
+def normalized_request(
+    operation: Field, message_id: int, sop_class_uid: str, sop_instance_uid: str, *, type: int | None = None
+) -> bytes:
+    """An N-EVENT-REPORT, N-SET, N-ACTION or N-CREATE request (PS3.7 §10.3) whose data set follows.
+
+    `type` is the Event Type ID or the Action Type ID of the two that have one.
+    """
+    affected = operation in _AFFECTED
+    return _set(
+        _ui(0x0002 if affected else 0x0003, sop_class_uid),
+        _us(0x0100, operation),
+        _us(0x0110, message_id),
+        _us(0x0800, 1),
+        _ui(0x1000 if affected else 0x1001, sop_instance_uid) if sop_instance_uid else b"",
+        b"" if type is None else _us(_TYPES[operation], type),
     )
 
 

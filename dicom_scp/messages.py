@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from archive.access import Actor
 from archive.dicom.file_meta import FileMeta
@@ -13,13 +14,16 @@ from archive.dicom.file_meta import FileMeta
 class Answer:
     """A response: status (PS3.7 Annex C), data set, Error Comment (0000,0902), Offending Element (0000,0901) as tags.
 
-    The comment is ASCII and names no patient; 64 characters of it are sent.
+    The comment is ASCII and names no patient; 64 characters of it are sent. `error_id` is Error ID (0000,0903);
+    `sop_instance_uid` the instance that an N-CREATE without one made.
     """
 
     status: int
     data_set: bytes | None = None
     comment: str = ""
     offending: tuple[int, ...] = ()
+    error_id: int | None = None
+    sop_instance_uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,22 @@ class StoreRequest:
     meta: FileMeta
     data_set: Iterator[memoryview]
     actor: Actor
+    scope: str
+
+
+@dataclass(frozen=True, slots=True)
+class NormalizedRequest:
+    """An N-CREATE, N-SET, N-ACTION or N-EVENT-REPORT request (PS3.7 §10.1).
+
+    `attributes` is its data set as DICOM JSON, in Unicode; `type` the Action Type ID or Event Type ID, if any.
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    type: int | None
+    attributes: dict[str, Any]
+    actor: Actor
+    calling_ae: str
     scope: str
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import Any
 
 from archive.clock import monotonic
 from archive.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
@@ -13,14 +14,17 @@ from dicom_scp import pdu
 from dicom_scp.associate import (
     AssociateRequest,
     Proposed,
+    Role,
     UserInformation,
     decode_accept,
     encode_request,
     title,
 )
 from dicom_scp.classes import Service, service_of
+from dicom_scp.dimse import RESPONSE, Command, Field, normalized_request
 from dicom_scp.ends import AbortReason, AssociationEnd, NotAssociated, PeerAborted, ProtocolError
 from dicom_scp.exchange import Context, Exchange, Message
+from dicom_scp.normalized import encode
 from dicom_scp.pdu import Fragment, Pdu, PduType, Reader
 from dicom_scp.transport import Transport
 
@@ -36,6 +40,7 @@ class Requestor:
         self.exchange = exchange
         self._reader = reader
         self.seconds = dimse_seconds  # patience for an answer
+        self._message_id = 0
 
     @classmethod
     def open(
@@ -45,10 +50,12 @@ class Requestor:
         peer: Peer,
         proposed: tuple[Proposed, ...],
         *,
+        roles: Mapping[str, Role] | None = None,
         opened: Callable[[Transport], None] = lambda _: None,
     ) -> Requestor:
         """Connect to `peer`, known as `ae_title`, and propose contexts; those accepted are `exchange.contexts`.
 
+        `roles` are proposed by SOP class (PS3.7 §D.3.3.4): where we are the SCP of a class on our own association.
         `opened` is told of the transport before anything waits on it, so that it can be shut from outside.
 
         Raises:
@@ -70,6 +77,7 @@ class Requestor:
                     max_pdu=settings.max_pdu,
                     implementation_class_uid=IMPLEMENTATION_CLASS_UID,
                     implementation_version=IMPLEMENTATION_VERSION,
+                    roles=dict(roles or {}),
                 ),
             )
             transport.send([encode_request(request)], until)
@@ -95,6 +103,36 @@ class Requestor:
         if message is None:
             raise ProtocolError("a release instead of an answer", AbortReason.UNEXPECTED_PDU)
         return message
+
+    def perform(
+        self,
+        operation: Field,
+        sop_class_uid: str,
+        sop_instance_uid: str,
+        attributes: Mapping[str, Any],
+        *,
+        type: int | None = None,
+    ) -> Command:
+        """Ask for a normalized operation (PS3.7 §10.3), and wait for its answer, whose status is known.
+
+        `attributes` is its data set, as DICOM JSON.
+
+        Raises:
+            NotAssociated: the peer did not take this SOP class.
+            AssociationEnd: in its other kinds.
+        """
+        context = next((one for one in self.exchange.contexts.values() if one.abstract_syntax == sop_class_uid), None)
+        if context is None:
+            raise NotAssociated("the peer does not take this SOP class")
+        self._message_id = self._message_id % 0xFFFF + 1
+        request = normalized_request(operation, self._message_id, sop_class_uid, sop_instance_uid, type=type)
+        self.exchange.send(context.id, request, encode(attributes, context.transfer_syntax))
+        message = self.receive()
+        answer = message.command
+        if (answer.field, answer.responding_to) != (operation | RESPONSE, self._message_id) or answer.status is None:
+            raise ProtocolError("something else than the answer to what was asked", AbortReason.UNEXPECTED_PDU)
+        self.exchange.drain()
+        return answer
 
     def __enter__(self) -> Requestor:
         return self

@@ -12,6 +12,7 @@ import structlog
 from archive.clock import monotonic
 from archive.core import Archive
 from dicom_scp.association import Association
+from dicom_scp.duties import Duties
 from dicom_scp.negotiate import BUSY
 
 log = structlog.get_logger(__name__)
@@ -51,7 +52,8 @@ class _Live:
 
 
 def serve(archive: Archive, sock: socket.socket, stopping: threading.Event) -> None:
-    """Answer DICOM on a listening socket until `stopping` is set; then end every association and return.
+    """Answer DICOM on a listening socket, and do `dicom.*` jobs, until `stopping` is set; then end every association
+    and return.
 
     The socket may be shared with other processes: it stays open and listening. Messages that are being served have
     five seconds to end; what is left is aborted.
@@ -62,9 +64,11 @@ def serve(archive: Archive, sock: socket.socket, stopping: threading.Event) -> N
     listener.start()
     host, port = sock.getsockname()[:2]
     log.info("listening for DICOM", host=host, port=port, ae_title=archive.settings.dicom.ae_title)
+    duties = Duties(archive)
     try:
         stopping.wait()
     finally:
+        duties.close()
         os.write(wake_write, b"\0")
         listener.join()
         os.close(wake_read)

@@ -14,14 +14,14 @@ from archive.clock import monotonic
 from archive.core import Archive
 from archive.dicom.file_meta import FileMeta
 from archive.errors import ArchiveError, NotAllowed, TooLarge, Unavailable
-from dicom_scp import dimse, retrieve, status
+from dicom_scp import dimse, normalized, retrieve, status
 from dicom_scp.classes import Service
 from dicom_scp.dimse import Field
 from dicom_scp.echo import echo
 from dicom_scp.ends import AssociationEnd, ProtocolError
 from dicom_scp.exchange import Exchange, Message
 from dicom_scp.find import find
-from dicom_scp.messages import Answer, FindRequest, RetrieveRequest, StoreRequest
+from dicom_scp.messages import Answer, FindRequest, NormalizedRequest, RetrieveRequest, StoreRequest
 from dicom_scp.status import PENDING, Status
 from dicom_scp.store import store
 from dicom_scp.transport import Transport
@@ -206,6 +206,31 @@ def _retrieve_request(session: Session, message: Message) -> RetrieveRequest:
         scope=f"{session.id}/{message.command.message_id}",
         destination=message.command.move_destination,
     )
+
+
+def _normalized(
+    service: Callable[[NormalizedRequest, Archive], Answer],
+) -> Callable[[Session, Message], None]:
+    """A normalized service: its data set read whole, one answer."""
+
+    def run(session: Session, message: Message) -> None:
+        command, context = message.command, message.context
+        request = NormalizedRequest(
+            sop_class_uid=context.abstract_syntax,
+            sop_instance_uid=command.sop_instance_uid,
+            type=command.type,
+            attributes=normalized.decode(
+                _identifier(session),
+                context.transfer_syntax,
+                default_charset=session.archive.settings.dicom.default_charset,
+            ),
+            actor=session.actor,
+            calling_ae=session.calling_ae,
+            scope=session.id,
+        )
+        session.answer(message, service(request, session.archive))
+
+    return run
 
 
 def _identifier(session: Session) -> bytes:

@@ -93,3 +93,32 @@ def test_a_command_that_cannot_be_answered_is_an_error(missing: str) -> None:
 def test_garbage_is_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError):
         dimse.decode(data)
+
+
+@pytest.mark.parametrize(
+    ("operation", "named", "type_element"),
+    [
+        (Field.N_CREATE_RQ, "Affected", None),
+        (Field.N_EVENT_REPORT_RQ, "Affected", "EventTypeID"),
+        (Field.N_SET_RQ, "Requested", None),
+        (Field.N_ACTION_RQ, "Requested", "ActionTypeID"),
+    ],
+)
+def test_normalized_requests_and_their_answers(operation: Field, named: str, type_element: str | None) -> None:
+    kind = 1 if type_element else None
+    data = dimse.normalized_request(operation, 4, "1.2.840.10008.1.20.1", "1.2.3", type=kind)
+    ds = read(data)
+    assert (ds.CommandField, ds.MessageID, ds.CommandDataSetType) == (operation, 4, 1)
+    assert (ds[f"{named}SOPClassUID"].value, ds[f"{named}SOPInstanceUID"].value) == ("1.2.840.10008.1.20.1", "1.2.3")
+    assert type_element is None or ds[type_element].value == 1
+    asked = dimse.decode(data)
+    assert (asked.sop_class_uid, asked.sop_instance_uid, asked.type) == ("1.2.840.10008.1.20.1", "1.2.3", kind)
+    answer = read(dimse.response(asked, Answer(Status.PROCESSING_FAILURE, error_id=0xA710)))
+    assert (answer.CommandField, answer.Status, answer.ErrorID) == (operation | 0x8000, 0x0110, 0xA710)
+    assert (answer.AffectedSOPClassUID, answer.AffectedSOPInstanceUID) == ("1.2.840.10008.1.20.1", "1.2.3")
+    assert type_element is None or answer[type_element].value == 1
+
+
+def test_an_instance_that_was_made_without_a_uid_is_named_in_the_answer() -> None:
+    asked = dimse.decode(dimse.normalized_request(Field.N_CREATE_RQ, 4, "1.2.840.10008.3.1.2.3.3", ""))
+    assert read(dimse.response(asked, Answer(0, sop_instance_uid="2.25.7"))).AffectedSOPInstanceUID == "2.25.7"

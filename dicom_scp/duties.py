@@ -1,0 +1,114 @@
+"""What others want said to peers: the `dicom.*` jobs, done beside the associations (STYLE §1, `archive.jobs`)."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+
+from archive import jobs
+from archive.clock import monotonic
+from archive.core import Archive
+from archive.errors import ArchiveError, NotFound, Rejected
+from archive.jobs import Job
+from archive.sections import Peer
+from dicom_scp.echo import verify
+from dicom_scp.ends import AssociationEnd
+
+log = structlog.get_logger(__name__)
+
+FINISH_SECONDS = 5.0
+LOOK_SECONDS = 0.5  # between two looks for jobs
+AT_ONCE = 4  # a peer that does not answer holds one of these, not the others
+
+Duty = Callable[[Archive, Job], Mapping[str, Any]]  # its result; what it raises is tried again, unless Rejected
+
+
+def peer_of(archive: Archive, ae_title: str) -> Peer:
+    """The peer that is called by this AE title. Raises NotFound: the settings know none, or not where it is."""
+    peer = archive.settings.dicom.callers().get(ae_title)
+    if peer is None or peer.host is None or peer.port is None:
+        raise NotFound(f"dicom.peers has no address for {ae_title}")
+    return peer
+
+
+def _echo(archive: Archive, job: Job) -> Mapping[str, Any]:
+    ae_title = str(job.payload["ae_title"])
+    return {"status": verify(archive.settings.dicom, ae_title, peer_of(archive, ae_title))}
+
+
+DUTIES: dict[str, Duty] = {"dicom.echo": _echo}
+
+
+class Duties:
+    """Does `dicom.*` jobs until it is closed."""
+
+    def __init__(self, archive: Archive, *, look_seconds: float = LOOK_SECONDS) -> None:
+        self._archive = archive
+        self._holder = str(uuid.uuid4())
+        self._look_seconds = look_seconds
+        self._stopping = threading.Event()
+        self._free = threading.Semaphore(AT_ONCE)
+        self._thread = threading.Thread(target=self._run, name="duties", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Begin nothing more, and let what is being done end within five seconds; else it is done again later."""
+        self._stopping.set()
+        self._thread.join()
+        until = monotonic() + FINISH_SECONDS
+        for _ in range(AT_ONCE):
+            self._free.acquire(timeout=max(0, until - monotonic()))
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._look_seconds):
+            try:
+                while not self._stopping.is_set() and self._begin():
+                    pass
+            except ArchiveError as error:
+                log.error("jobs cannot be taken", error=type(error).__name__)
+            except Exception:  # a bug: whoever asked waits in vain, others need not
+                log.exception("a job broke down")
+
+    def _begin(self) -> bool:
+        """Begin one job, if there is one and a thread for it."""
+        if not self._free.acquire(blocking=False):
+            return False
+        job: Job | None = None
+        try:
+            job = jobs.claim(self._archive, tuple(DUTIES), holder=self._holder)
+        finally:
+            if job is None:
+                self._free.release()
+        if job is None:
+            return False
+        threading.Thread(target=self._do, args=(job,), name=f"duty-{job.id}", daemon=True).start()
+        return True
+
+    def _do(self, job: Job) -> None:
+        try:
+            self._settle(job)
+        except ArchiveError as error:  # its lease ends, and it is done again
+            log.error("a job cannot be settled", kind=job.kind, job=job.id, error=type(error).__name__)
+        except Exception:
+            log.exception("a job broke down", kind=job.kind, job=job.id)
+        finally:
+            self._free.release()
+
+    def _settle(self, job: Job) -> None:
+        try:
+            result = DUTIES[job.kind](self._archive, job)
+        except (AssociationEnd, ArchiveError) as error:
+            again = not isinstance(error, Rejected)
+            log.warning(
+                "a peer was not told", kind=job.kind, job=job.id, attempt=job.attempts, why=str(error), again=again
+            )
+            jobs.fail(self._archive, job, str(error), again=again)
+        except Exception:
+            log.exception("a job broke down", kind=job.kind, job=job.id)
+            jobs.fail(self._archive, job, "it broke down; the log of the archive says why", again=False)
+        else:
+            jobs.finish(self._archive, job, result)
