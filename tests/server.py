@@ -14,6 +14,8 @@ from pathlib import Path
 
 import httpx
 
+from tests import forked
+
 _given: set[int] = set()
 
 
@@ -104,15 +106,7 @@ class Server:
 
     def command(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run `minipacs …` with this server's settings."""
-        return subprocess.run(
-            [sys.executable, "-m", "minipacs", *arguments],
-            env=self.variables(),
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        return forked.run("minipacs", arguments, env=self.variables(), cwd=self.folder, timeout=timeout)
 
     def send_hl7(self, message: bytes | Path, *, timeout: float = 60) -> bytes:
         """Send one message, or the file that holds it, over MLLP on a connection of its own; the ACK, unframed."""

@@ -12,7 +12,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from archive.core import open_archive
 from archive.integrity import fsck, verify
 from archive.retrieve import select
 from tests.builders import ct_slice, data_set, part10
+from tests.forked import Forked
 from tests.server import Server
 
 ROUNDS = int(os.environ.get("MINIPACS_CRASH_ROUNDS", "20"))
@@ -103,7 +103,7 @@ def check(server: Server, acknowledged: Acknowledged) -> None:
 
 
 @contextmanager
-def edge(server: Server, name: str) -> Iterator[subprocess.Popen[bytes]]:
+def edge(server: Server, name: str) -> Iterator[Forked]:
     """One edge's process alone, as the supervisor starts it: nothing else shares the work of a round."""
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -111,13 +111,14 @@ def edge(server: Server, name: str) -> Iterator[subprocess.Popen[bytes]]:
         listening.bind(("127.0.0.1", ports[name]))
         listening.listen(64)
         with server.log.open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "minipacs.edge", name, "--fd", str(listening.fileno())],
+            process = Forked(
+                "minipacs.edge",
+                [name, "--fd"],
                 env=server.variables(),
                 cwd=server.folder,
-                pass_fds=[listening.fileno()],
                 stdout=log,
                 stderr=log,
+                fd=listening.fileno(),
             )
         try:
             yield process
@@ -154,9 +155,9 @@ def test_what_was_acknowledged_survives_kill_9(
 ) -> None:
     rng = random.Random(SEED)
     server = Server(tmp_path / "server", database_url)
-    server.start()
+    server.folder.mkdir()
+    assert server.command("migrate").returncode == 0
     TOKENS[server.api_port] = server.token("service")
-    server.stop()
     acknowledged: Acknowledged = {}
     for number in range(ROUNDS):
         one_round(server, send, acknowledged, rng)
@@ -165,10 +166,8 @@ def test_what_was_acknowledged_survives_kill_9(
     with capsys.disabled():
         print(f"\n{send.__name__}: seed {SEED}, {ROUNDS} rounds, {len(acknowledged)} acknowledged, none lost")
     assert len(acknowledged) > ROUNDS, "the senders hardly got anything in: the test proves nothing"
-    server.start()
     done = server.command("verify-audit")
     assert done.returncode == 0, done.stdout
-    assert server.stop() == 0
 
 
 @pytest.mark.req("REQ-DCM-14")
@@ -185,8 +184,9 @@ def test_an_import_that_is_killed_goes_on_where_it_was(tmp_path: Path, database_
     server.folder.mkdir()
     assert server.command("migrate").returncode == 0
     for _ in range(ROUNDS):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "minipacs", "import", str(folder)],
+        process = Forked(
+            "minipacs",
+            ["import", str(folder)],
             env=server.variables(),
             cwd=tmp_path,
             stdout=subprocess.DEVNULL,

@@ -9,7 +9,6 @@ import hashlib
 import json
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from archive.lifecycle.holds import add_hold
 from archive.storage.part10 import Part10
 from tests.builders import ct_slice, new_uid, part10
 from tests.crash.test_kill import ROUNDS, SEED
+from tests.forked import Forked
 from tests.server import Server
 
 ACTOR = Actor(user="tester", source="local", door=Door.SYSTEM, may=EVERYTHING)
@@ -95,8 +95,9 @@ def ticks_killed(server: Server, rounds: int, progress: Callable[[], int], rng: 
     killed = 0
     for _ in range(rounds):
         before = progress()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "minipacs", "retention", "run"],
+        process = Forked(
+            "minipacs",
+            ["retention", "run"],
             env=server.variables(),
             cwd=server.folder,
             stdout=subprocess.DEVNULL,
