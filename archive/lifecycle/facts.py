@@ -1,7 +1,7 @@
 """What the index knows that the dates of a study depend on (`archive.policy.Facts`): few statements, many studies.
 
-Lossy copies that the archive derived are no part of the exam: its dates and receptions are those of the originals, also
-when only their rows are left.
+Lossy copies and companions that the archive made are no part of the exam: its dates and receptions are those of the
+originals, also when only their rows are left.
 """
 
 from __future__ import annotations

@@ -94,8 +94,8 @@ instance = Table(
     Column("received_at", UtcDateTime, nullable=False),
     Column("attributes", Text, nullable=False),
     Column("identity", String(32)),  # digest of what its header says of patient and request; NULL: not known
-    Column("derived_from_pk", BigInteger, index=True),  # the original of a lossy copy
-    Column("derivation", Text),  # JSON: codec, settings, policy version, figures of the gate (REQ-DCM-86)
+    Column("derived_from_pk", BigInteger, index=True),  # whose lossy copy, or companion, it is
+    Column("derivation", Text),  # JSON: codec, settings, policy version, figures of the gate; of a companion `names`
     Index("ix_instance_series_pk_state", "series_pk", "state"),
     Index("ix_instance_purging", "pk", sqlite_where=_PURGING, postgresql_where=_PURGING),
 )
