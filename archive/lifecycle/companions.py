@@ -21,7 +21,7 @@ import orjson
 import pydicom
 import structlog
 from pydicom.dataset import Dataset
-from sqlalchemy import Connection, Select, bindparam, exists, or_, select
+from sqlalchemy import Connection, Select, bindparam, exists, select, union_all
 
 from archive.core import Archive
 from archive.dicom.companions import Copy, companion, encoded, references
@@ -236,8 +236,9 @@ def file(conn: Connection, one: Made, *, study_pk: int, at: datetime) -> None:
 def lacking(conn: Connection, *, real_now: datetime, limit: int) -> list[int]:
     """Switched studies (keys) that something came for since their dates were computed, and those that `complete`
     failed for; but those that rest. To be asked before `compute_due`, which forgets that something came."""
-    failed = exists().where(life_failure.c.study_pk == study.c.pk, life_failure.c.step == STEP)
-    pending = or_(study.c.policy_version.is_(None), failed)
+    changed = select(study.c.pk).where(study.c.policy_version.is_(None))  # each by its index
+    failed = select(life_failure.c.study_pk).where(life_failure.c.step == STEP)
+    pending = study.c.pk.in_(union_all(changed, failed))
     found = select(study.c.pk).where(pending, *_MAY_LACK, may_try(STEP, real_now)).order_by(study.c.pk)
     return list(conn.execute(found.limit(limit)).scalars())
 
@@ -252,10 +253,9 @@ def complete(archive: Archive, study_pk: int) -> int:
     count = 0
     try:
         while made:
-            one = made[0]
+            one = made.pop(0)
             write = partial(_file_alone, one=one, study_pk=study_pk, at=archive.clock())
-            stays = filed(archive, made.pop(0).incoming, write)
-            count += stays is None
+            count += filed(archive, one.incoming, write) is None
     finally:
         discard(made)
     return count
