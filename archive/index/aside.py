@@ -64,9 +64,12 @@ def keep_first(conn: Connection, uid: str, resolved: Resolved) -> dict[str, Any]
     `archive.commit`.
 
     Raises:
-        Conflict: there is nothing aside, or no instance any more.
+        Conflict: there is nothing aside, or no instance, or no good copy of it any more (law 7).
     """
     stands = _standing(conn, uid)
+    copies = conn.execute(_COPIES, {"instance_pk": stands.pk}).all()
+    if stands.state != State.REPLACED and not any(copy.state == CopyState.OK for copy in copies):
+        raise Conflict("no good copy of the first is left: have it replaced, or sent again")
     going = _all_aside(conn, uid)
     _discard(conn, stands.pk, going)
     said = {"stands": stands.digest, "discarded": [_named(row) for row in going]}

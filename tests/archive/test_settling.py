@@ -271,6 +271,18 @@ def test_by_policy_what_comes_last_replaces_where_nothing_speaks_against_it(sett
         assert [one["stands"] for one in details if "stands" in one] == [digest_of(second)]
 
 
+def test_nothing_is_discarded_while_the_first_is_damaged(
+    archive: Archive, actor: Actor, twice: tuple[Dataset, Dataset]
+) -> None:
+    first, second = twice
+    archive.commit.run(lambda conn: conn.execute(update(location).values(state="damaged")))
+    with pytest.raises(Conflict, match="no good copy"):
+        settled(archive, actor, "uid_conflict", How.KEEP)
+    settled(archive, actor, "uid_conflict", How.REPLACE)
+    assert content(archive, first.SOPInstanceUID) == data_set(second)
+    assert aside(archive) == [], "what is damaged is not kept"
+
+
 def test_what_power_left_of_a_discarded_file_is_removed_by_the_next_tick(
     archive: Archive, actor: Actor, twice: tuple[Dataset, Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
