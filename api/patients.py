@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query
@@ -15,13 +14,17 @@ from api.answers import as_json
 from archive.access import Action, Actor
 from archive.identity import patients, shown
 from archive.index.asked import audit_query
+from archive.settling import MAX_REASON, settle
 from archive.workflow import orders
-from archive.workflow.settle import MAX_REASON, settle
 
 router = APIRouter(prefix="/api/v1", tags=["identity"], max_body_size=1 << 16)
 
 MayFind = Annotated[Actor, Depends(auth.Right(Action.FIND))]
 MaySettle = Annotated[Actor, Depends(auth.Right(Action.SETTLE))]
+HOW = (
+    "done, accepted or unfounded; of an identity_conflict accept or reject, of a uid_conflict keep or replace "
+    "(docs/identity.md)"
+)
 Number = Annotated[int, Path(ge=0, lt=1 << 63)]
 
 
@@ -71,14 +74,12 @@ class Settlement(BaseModel):
     """How a person settles a work item, and why."""
 
     model_config = ConfigDict(extra="forbid")
-    how: str = Field(alias="as", max_length=32, description="done, accepted or unfounded")
+    how: str = Field(alias="as", max_length=32, description=HOW)
     reason: str = Field(max_length=MAX_REASON)
 
 
 @router.post("/work-items/{item}/settle")
 def settle_work_item(request: Request, item: Number, settlement: Settlement, actor: MaySettle) -> Response:
-    """Close a work item."""
-    archive = auth.archive_of(request)
-    act = partial(settle, item=item, how=settlement.how, reason=settlement.reason, actor=actor, at=archive.clock())
-    archive.commit.run(act)
+    """Settle a work item, and close it. 409: it is closed already, or what is kept aside cannot stand for the first."""
+    settle(auth.archive_of(request), item, how=settlement.how, reason=settlement.reason, actor=actor)
     return as_json({"id": item, "state": "closed", "as": settlement.how, "reason": settlement.reason.strip()})

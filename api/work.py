@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Form, Path, Query
@@ -14,8 +13,8 @@ from api.layout import page_of
 from api.studies import lines
 from archive.access import Action, Actor
 from archive.index.asked import audit_query
-from archive.work_items import HOLDING, How, Kind, list_items
-from archive.workflow.settle import MAX_REASON, settle
+from archive.settling import MAX_REASON, settle
+from archive.work_items import How, Kind, list_items, ways
 
 router = APIRouter(include_in_schema=False, max_body_size=64 << 10)
 
@@ -38,6 +37,10 @@ WAYS = {
     How.DONE: "corrigé à la source",
     How.ACCEPTED: "accepté tel quel",
     How.UNFOUNDED: "sans objet",
+    How.ACCEPT: "accepter : visible dans cette étude",
+    How.REJECT: "écarter : reste invisible",
+    How.KEEP: "garder le premier, supprimer le second",
+    How.REPLACE: "remplacer par le dernier reçu",
 }
 
 Finder = Annotated[Actor, Depends(auth.Right(Action.FIND))]
@@ -52,15 +55,15 @@ def waiting(request: Request, actor: Finder, apres: Annotated[int, Query(ge=0)] 
         found = list_items(conn, state="open", after=apres, limit=ITEMS + 1)
     audit_query(archive.commit, actor, parameters={"query": {"work_items": "all", "state": "open"}})
     items = found[:ITEMS]
+    settled = {kind: [(str(way), WAYS[way]) for way in ways(kind)] for kind in {one["kind"] for one in items}}
     studies = lines(archive, list(dict.fromkeys(one["study"] for one in items if one["study"])))
     known = {one.study: one for one in studies}
     return page_of(
         request,
         "work.html",
         items=[(one, KINDS.get(one["kind"], one["kind"]), known.get(one["study"])) for one in items],
+        ways=settled,
         next=f"/travail?apres={items[-1]['id']}" if len(found) > ITEMS else None,
-        ways=list(WAYS.items()),
-        holding={str(kind) for kind in HOLDING},
         may_settle=Action.SETTLE in actor.may,
     )
 
@@ -74,6 +77,5 @@ def settled(
     raison: Annotated[str, Form(max_length=MAX_REASON)],
 ) -> Response:
     """A person has dealt with it."""
-    archive = auth.archive_of(request)
-    archive.commit.run(partial(settle, item=item, how=comment, reason=raison, actor=actor, at=archive.clock()))
+    settle(auth.archive_of(request), item, how=comment, reason=raison, actor=actor)
     return RedirectResponse("/travail", 303)

@@ -12,13 +12,14 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, Select, bindparam, select
 
-from archive.access import Actor, Door
+from archive.access import SYSTEM, Actor, Door
 from archive.audit.accesses import Access
-from archive.audit.record import Event, refused
+from archive.audit.record import Event, record, refused
 from archive.core import Archive
 from archive.dicom.header import Header, read_header
 from archive.errors import Conflict, Gone, Rejected, UidMismatch, Unavailable
 from archive.index.arrival import Arrival
+from archive.index.aside import replace_first
 from archive.index.copies import add_cold_copy
 from archive.index.write import add_instance, quarantine, repair_instance
 from archive.instance import CopyState, Outcome, State
@@ -26,6 +27,7 @@ from archive.schema import instance, location
 from archive.schema.types import AnyRow
 from archive.storage.incoming import Incoming
 from archive.storage.part10 import HEAD_BYTES, read_meta
+from archive.work_items import Kind, Resolved, close_item
 
 __all__ = ["Outcome", "adopt", "adopt_cold", "arrival_of", "ingest"]
 
@@ -203,6 +205,8 @@ def _record(archive: Archive, arrival: Arrival, actor: Actor, scope: str) -> Out
             )
         if outcome is Outcome.SAME_UID:  # other bytes: compare the meaning, outside the commit thread
             outcome = _settle_same_uid(archive, arrival)
+            if outcome is Outcome.QUARANTINED and archive.settings.dicom.uid_conflict == "replace":
+                outcome = _replace(archive, arrival)
     except Gone as error:
         _refuse(archive, arrival, actor, error)
         raise
@@ -283,6 +287,26 @@ def _settle_same_uid(archive: Archive, arrival: Arrival) -> Outcome:
     if not kept:
         archive.hot.unlink(arrival.path)
     return Outcome.QUARANTINED
+
+
+def _replace(archive: Archive, arrival: Arrival) -> Outcome:
+    """By `dicom.uid_conflict`: what was just set aside stands for the first, where nothing speaks against it."""
+    try:
+        archive.commit.run(partial(_stand, arrival=arrival))
+    except Conflict as error:
+        log.warning("it does not replace the first", sop_instance_uid=arrival.header.sop_instance_uid, why=str(error))
+        return Outcome.QUARANTINED
+    return Outcome.STORED
+
+
+def _stand(conn: Connection, *, arrival: Arrival) -> None:
+    uid, resolved = arrival.header.sop_instance_uid, Resolved(arrival.at, SYSTEM.user, "replace: dicom.uid_conflict")
+    became = replace_first(conn, arrival, resolved)
+    close_item(conn, Kind.UID_CONFLICT, uid, at=resolved.at, **resolved.said)
+    detail = {"kind": Kind.UID_CONFLICT, "as": "replace", "setting": "dicom.uid_conflict", **became}
+    study = arrival.header.study_instance_uid
+    patient = arrival.patient_cx or None
+    record(conn, SYSTEM, Event.INSTANCES_ACCESSED, "U", patient=patient, study=study, detail=detail)
 
 
 def _is_recoded(archive: Archive, arrival: Arrival) -> bool:

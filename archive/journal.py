@@ -56,6 +56,8 @@ class Kind(StrEnum):
     DERIVED = "derived"  # SOP Instance UID of a lossy copy: its original, its figures
     REPLACED = "replaced"  # Study Instance UID: originals that only their derived copies are left of
     PURGE = "purge"  # id of the purge: certificate, tombstones
+    HELD = "held"  # SOP Instance UID: held back, and accepted or rejected by a person
+    CONFLICT = "conflict"  # SOP Instance UID: which of several contents stands, by a person's word
     RESTORED = "restored"  # SOP Instance UID: its tombstone was lifted, or put back
 
 

@@ -23,6 +23,8 @@ from sqlalchemy import bindparam, select
 
 from archive.access import SYSTEM
 from archive.core import Archive
+from archive.dicom.companions import predecessor
+from archive.dicom.uids import WITH_COMPANIONS
 from archive.errors import ArchiveError, Busy, Gone
 from archive.index.copies import good_copies
 from archive.ingest import adopt, arrival_of
@@ -99,8 +101,8 @@ def _settle(archive: Archive, tier: Tier, path: str, swept: Swept) -> None:
 
 def not_needed(archive: Archive, path: str) -> bool:
     """Whether a file of the cold tier that has no row holds nothing that would be missed: a good copy of the same
-    instance stands, or, where it is a lossy copy, a good copy of its original on the hot tier. They are read to their
-    end.
+    instance stands, or, where it is a lossy copy, a good copy of its original on the hot tier, where it is a companion,
+    one of the object that it repeats on either. They are read to their end.
 
     Raises:
         Rejected: it is not an instance.
@@ -113,9 +115,12 @@ def not_needed(archive: Archive, path: str) -> bool:
         for row in _good(archive, arrival.header.sop_instance_uid)
     ):
         return True
+    absolute = archive.cold.path(path)
+    if arrival.header.sop_class_uid in WITH_COMPANIONS:
+        return any(_is_good(archive, row) for row in _good(archive, predecessor(pydicom.dcmread(absolute))))
     return any(
         row.tier == "hot" and row.digest == row.received_digest and _is_good(archive, row)
-        for source in _sources(archive.cold.path(path))
+        for source in _sources(absolute)
         for row in _good(archive, source)
     )
 

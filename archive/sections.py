@@ -104,8 +104,10 @@ class Dicom(Section):
     unknown_sop_classes: bool = Field(
         False, description="accept any unknown abstract syntax as a storage class, without being told that it is one"
     )
-    uid_conflict: Literal["reject"] = Field(
-        "reject", description="other content under a known SOP Instance UID: `reject` quarantines it and answers C0D1"
+    uid_conflict: Literal["reject", "replace"] = Field(
+        "reject",
+        description="other content under a known SOP Instance UID: `reject` quarantines it and answers C0D1; `replace` "
+        "has it stand, where a person could (docs/identity.md), and keeps the former aside",
     )
     default_issuer: str = Field("", description="issuer of Patient ID assumed when (0010,0021) is absent")
     default_charset: Charset = Field(

@@ -35,10 +35,6 @@ class Kind(StrEnum):
     ORDER_UNMATCHED = "order_unmatched"  # an order names a study that is filed under somebody else (REQ-HL7-98)
 
 
-# Closing these by itself would leave bytes held back that nobody waits for any more.
-HOLDING = frozenset({Kind.UID_CONFLICT, Kind.IDENTITY_CONFLICT})
-
-
 def open_item(
     conn: Connection,
     kind: Kind,
@@ -77,45 +73,78 @@ def close_item(conn: Connection, kind: Kind, subject: str, *, at: datetime, by: 
     return conn.execute(update(work_item).where(mine).values(closed)).rowcount > 0
 
 
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """That a person settled an item: when, who, and how and why."""
+
+    at: datetime
+    by: str
+    resolution: str
+
+    @property
+    def said(self) -> dict[str, str]:
+        """For a fact, which has its own time; and for `close_item`."""
+        return {"by": self.by, "resolution": self.resolution}
+
+
 class How(StrEnum):
     """What a person says who settles an item."""
 
     DONE = "done"  # put right where it came from
     ACCEPTED = "accepted"  # it may stay as it is
     UNFOUNDED = "unfounded"  # there was nothing wrong
+    ACCEPT = "accept"  # what is held back is seen, under the study in which it is filed
+    REJECT = "reject"  # what is held back stays out of view
+    KEEP = "keep"  # the first content stands, what is kept aside goes
+    REPLACE = "replace"  # what came last stands, the first content is kept aside
+
+
+_OF_ANY = (How.DONE, How.ACCEPTED, How.UNFOUNDED)
+_OF_KIND = {Kind.IDENTITY_CONFLICT: (How.ACCEPT, How.REJECT), Kind.UID_CONFLICT: (How.KEEP, How.REPLACE)}
+
+
+def ways(kind: str) -> tuple[How, ...]:
+    """How an item of this kind is settled: one that holds bytes back is settled by what becomes of them."""
+    return _OF_KIND.get(Kind(kind), _OF_ANY) if kind in list(Kind) else _OF_ANY
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What an item is about, as the audit names it."""
+    """What an item is about; patient and study as the audit names them."""
 
+    id: int
     kind: str
+    subject: str
     patient: str | None
     study: str | None
 
 
-def settle_item(conn: Connection, item: int, *, how: How, reason: str, at: datetime, by: str) -> Item:
-    """Close the item numbered `item`, because a person has dealt with it. The caller audits it.
+def item_of(conn: Connection, item: int) -> Item:
+    """The open item numbered `item`.
 
     Raises:
         NotFound: no such item.
-        Conflict: it is closed already, or bytes are held back because of it.
+        Conflict: it is closed already.
     """
     row = conn.execute(_ONE, {"item": item}).first()
     if row is None:
         raise NotFound("no such work item")
-    if row.kind in HOLDING:
-        raise Conflict("bytes are held back because of this work item: to close it would let them be forgotten")
-    values = {"state": "closed", "closed_at": at, "closed_by": by, "resolution": f"{how}: {reason}"}
-    mine = (work_item.c.pk == item) & (work_item.c.state == "open")
-    if conn.execute(update(work_item).where(mine).values(values)).rowcount != 1:
+    if row.state != "open":
         raise Conflict("this work item is closed already")
-    return Item(row.kind, cx(row.patient_id or "", row.issuer or "") or None, row.study_instance_uid)
+    patient_cx = cx(row.patient_id or "", row.issuer or "") or None
+    return Item(item, row.kind, row.subject, patient_cx, row.study_instance_uid)
 
 
 _ITEMS = work_item.outerjoin(patient, work_item.c.patient_pk == patient.c.pk)
 _ONE = (
-    select(work_item.c.kind, work_item.c.study_instance_uid, patient.c.patient_id, patient.c.issuer)
+    select(
+        work_item.c.kind,
+        work_item.c.subject,
+        work_item.c.state,
+        work_item.c.study_instance_uid,
+        patient.c.patient_id,
+        patient.c.issuer,
+    )
     .select_from(_ITEMS)
     .where(work_item.c.pk == bindparam("item"))
 )

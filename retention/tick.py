@@ -17,7 +17,7 @@ import structlog
 from archive.core import Archive
 from archive.errors import Busy, IndexUnavailable, StorageFailed
 from archive.leases import Lease, leased
-from archive.lifecycle import failures
+from archive.lifecycle import companions, failures
 from archive.lifecycle.announce import announce, withdraw_stale
 from archive.lifecycle.cold import Stays
 from archive.lifecycle.compute import (
@@ -113,6 +113,8 @@ class _Tick:
         finish_purges(self._archive)
         self._finish_removals()
         watch_clock(self._archive)
+        if not self._companions():
+            return self.did  # dates that are not computed anew keep everything
         compute_due(self._archive)
         self._undo()
         self._switch()
@@ -130,6 +132,17 @@ class _Tick:
             raise
         except Exception as error:
             log.error("removals cannot be finished", error=type(error).__name__)
+
+    def _companions(self) -> bool:
+        """Of what came for studies that were switched. Before their dates are computed: that forgets that it came.
+        False: some of it is left for the next tick."""
+
+        def act(pk: int) -> None:
+            companions.complete(self._archive, pk)
+
+        with self._archive.reading() as conn:
+            pks = companions.lacking(conn, real_now=self._archive.real_clock(), limit=_LISTED)
+        return self._each(companions.STEP, pks, act) and len(pks) < _LISTED
 
     def _undo(self) -> None:
         """A hold, or a fact that changed, during the grace period: the lossy copies go, and were never seen."""
@@ -226,8 +239,9 @@ class _Tick:
             found = look_up(conn, self._policy, today=self._today(), real_now=now, limit=limit)
         return [one.pk for one in found]
 
-    def _each(self, step: str, pks: Sequence[int], act: Callable[[int], None]) -> None:
-        """One study after the other; what fails for one does not keep the others (FIELD, pain 3)."""
+    def _each(self, step: str, pks: Sequence[int], act: Callable[[int], None]) -> bool:
+        """One study after the other; what fails for one does not keep the others (FIELD, pain 3). False: it was
+        stopped."""
         with self._archive.reading() as conn:
             limping = failures.limping(conn, step, now=self._archive.real_clock())
         self._blocked.update({pk: Blocker.FAILED for pk, rests in limping.items() if rests})
@@ -235,11 +249,11 @@ class _Tick:
         self._found += len(tried)
         for pk in tried:
             if self._stop.is_set():
-                return
+                return False
             if not self._lease.held:
                 raise Busy("another process took over the tick")
             if self._clock_jumped():
-                return
+                return False
             try:
                 act(pk)
             except (Busy, IndexUnavailable):
@@ -253,3 +267,4 @@ class _Tick:
             self._done += 1
             if self._progress is not None:
                 self._progress(self._done, self._found)
+        return True

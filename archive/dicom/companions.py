@@ -7,7 +7,7 @@ nothing. Its companion is a new instance of the same study that names the copies
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,18 +19,15 @@ from pydicom.sequence import Sequence as Items
 
 from archive.dicom.derived import SUFFIX
 from archive.dicom.equipment import Equipment
-from archive.dicom.uids import new_uid
+from archive.dicom.uids import KEY_OBJECTS, WITH_COMPANIONS, new_uid
 from archive.policy import local_time
 
-KEY_OBJECTS: Final = "1.2.840.10008.5.1.4.1.1.88.59"
-SOP_CLASSES: Final = frozenset(  # Key Object Selection; Grayscale and Color Softcopy Presentation State
-    {KEY_OBJECTS, "1.2.840.10008.5.1.4.1.1.11.1", "1.2.840.10008.5.1.4.1.1.11.2"}
-)
 # A copy of a rejection would reject, a copy of a manifest would publish: those stand for themselves.
 _NO_SELECTION: Final = frozenset({"113001", "113030", "113031", "113037", "113038", "113039"})
 # What names where something came from, or what it was: history, not references to follow.
 _HISTORY: Final = frozenset({0x00082112, 0x00209172, 0x0040A360, 0x00420013, 0x04000561})
 _DROPPED: Final = (0x00080014, 0x4FFE0001, 0xFFFAFFFA)  # Instance Creator UID, signatures of other bytes
+_CONTRIBUTION: Final = "Renamed references to lossy copies"
 _SERIES: Final = 0x0020000E
 _SOP_INSTANCE: Final = 0x00081155
 
@@ -52,9 +49,7 @@ def companion(
     predecessor is named as source of its conversion (PS3.3 C.12.1), and in a key object as document before it. Pure:
     `ds` is not changed. `series_instance_uid` is of a series for companions alone.
     """
-    if str(ds.get("SOPClassUID", "")) not in SOP_CLASSES or _stands_for_itself(ds):
-        return None
-    if ds.original_encoding[1] is False:  # words of big endian LUTs would need turning
+    if not _has_companions(ds):
         return None
     made = deepcopy(ds)
     for tag in _DROPPED:
@@ -77,12 +72,39 @@ def companion(
     return made
 
 
+def references(ds: Dataset) -> frozenset[str]:
+    """The SOP Instance UIDs that a companion of `ds` would name copies for, if it gets one at all."""
+    return frozenset(_named(ds)) if _has_companions(ds) else frozenset()
+
+
+def predecessor(ds: Dataset) -> str:
+    """The SOP Instance UID of the object that `ds` is the companion of; "" when it is none."""
+    described = (str(one.get("ContributionDescription", "")) for one in ds.get("ContributingEquipmentSequence") or ())
+    sources = ds.get("ConversionSourceAttributesSequence") or ()
+    return str(sources[-1].get("ReferencedSOPInstanceUID", "")) if _CONTRIBUTION in described and sources else ""
+
+
 def encoded(ds: Dataset) -> bytes:
     """The data set of a companion in Explicit VR Little Endian, group 0002 excluded."""
     buffer = io.BytesIO()
     plain = Dataset(ds)
     dcmwrite(buffer, plain, implicit_vr=False, little_endian=True, enforce_file_format=False)
     return buffer.getvalue()
+
+
+def _has_companions(ds: Dataset) -> bool:
+    if str(ds.get("SOPClassUID", "")) not in WITH_COMPANIONS or _stands_for_itself(ds):
+        return False
+    return ds.original_encoding[1] is not False  # words of big endian LUTs would need turning
+
+
+def _named(ds: Dataset) -> Iterator[str]:
+    for element in ds:
+        if element.VR == "SQ" and element.tag not in _HISTORY:
+            for item in element.value or ():
+                if _SOP_INSTANCE in item:
+                    yield str(item[_SOP_INSTANCE].value)
+                yield from _named(item)
 
 
 def _stands_for_itself(ds: Dataset) -> bool:
@@ -157,5 +179,5 @@ def _contribution(equipment: Equipment, when: datetime) -> Dataset:
     item.Manufacturer, item.ManufacturerModelName = equipment.manufacturer, equipment.model_name
     item.SoftwareVersions, item.StationName = equipment.software_version, equipment.station_name
     item.ContributionDateTime = f"{when:%Y%m%d%H%M%S%z}"
-    item.ContributionDescription = "Renamed references to lossy copies"
+    item.ContributionDescription = _CONTRIBUTION
     return item

@@ -1,8 +1,14 @@
-"""UIDs that the archive gives to what it makes."""
+"""UIDs that the archive gives to what it makes, and the classes of what it makes anew besides images."""
 
 from __future__ import annotations
 
+from typing import Final
 from uuid import uuid4
+
+KEY_OBJECTS: Final = "1.2.840.10008.5.1.4.1.1.88.59"
+WITH_COMPANIONS: Final = frozenset(  # Key Object Selection; Grayscale and Color Softcopy Presentation State
+    {KEY_OBJECTS, "1.2.840.10008.5.1.4.1.1.11.1", "1.2.840.10008.5.1.4.1.1.11.2"}
+)
 
 
 def new_uid() -> str:

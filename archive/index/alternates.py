@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, case, exists, func, select
 
+from archive.dicom.uids import WITH_COMPANIONS
 from archive.index.conditions import constant
 from archive.instance import CopyState, State
 from archive.schema import instance, location, series
@@ -21,6 +22,7 @@ _MEANINGS = dict((LOSSY_COPY, FULL_FIDELITY, SOURCE))
 _copy, _copy_series = instance.alias("copy"), series.alias("copy_series")
 _original, _original_series = instance.alias("original"), series.alias("original_series")
 _self = instance.alias("self")
+_NO_IMAGE = [constant(uid) for uid in sorted(WITH_COMPANIONS)]  # a companion is no other representation of anything
 
 
 def of_instance(pk: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -28,7 +30,11 @@ def of_instance(pk: ColumnElement[Any]) -> ColumnElement[Any]:
     of_original = (
         select(func.min(_text(constant(LOSSY_COPY[0]), _copy, _copy_series)))
         .select_from(_copy.join(_copy_series, _copy_series.c.pk == _copy.c.series_pk))
-        .where(_copy.c.derived_from_pk == pk, _copy.c.state == constant(str(State.STORED)))
+        .where(
+            _copy.c.derived_from_pk == pk,
+            _copy.c.state == constant(str(State.STORED)),
+            _copy.c.sop_class_uid.not_in(_NO_IMAGE),
+        )
         .scalar_subquery()
     )
     held = exists().where(location.c.instance_pk == _original.c.pk, location.c.state == constant(str(CopyState.OK)))
@@ -40,7 +46,7 @@ def of_instance(pk: ColumnElement[Any]) -> ColumnElement[Any]:
                 _original_series, _original_series.c.pk == _original.c.series_pk
             )
         )
-        .where(_self.c.pk == pk, _self.c.state == constant(str(State.STORED)))
+        .where(_self.c.pk == pk, _self.c.state == constant(str(State.STORED)), _self.c.sop_class_uid.not_in(_NO_IMAGE))
         .scalar_subquery()
     )
     return func.coalesce(of_original, of_copy)

@@ -2,7 +2,8 @@
 
 A study's fact REPLACED tells of each original that only its copy is left of, all that is needed to know it without its
 bytes (REQ-DCM-83, 84), and of each that lies in cold storage alone what its file does not say: when it was received,
-why it was not compressed. A fact DERIVED tells whose copy an instance is, as long as both are there.
+why it was not compressed. A fact DERIVED tells whose copy an instance is, as long as both are there; or whose companion
+(REQ-DCM-87): then `derivation` has `names`, and it was in sight from its first moment on.
 """
 
 from __future__ import annotations
@@ -142,8 +143,8 @@ def _moved(row: AnyRow) -> dict[str, Any]:
 
 
 def note_derived(conn: Connection, sop_instance_uid: str, body: Mapping[str, Any], *, at: datetime) -> None:
-    """Record of a lossy copy `original`, `digest`, `source`, `identity`, `derivation`; or, an empty body, that it is
-    removed."""
+    """Record of a lossy copy or companion `original`, `digest`, `source`, `identity`, `derivation`; or, an empty body,
+    that it is removed."""
     note(conn, Kind.DERIVED, sop_instance_uid, body, at=at)
 
 
@@ -151,7 +152,7 @@ def note_derived(conn: Connection, sop_instance_uid: str, body: Mapping[str, Any
 
 
 def restore_derived(conn: Connection, subject: str, body: Mapping[str, Any], at: datetime) -> None:
-    """Make it true again that the instance `subject` is a lossy copy in grace, or that it was removed.
+    """Make it true again that the instance `subject` is a lossy copy in grace, or a companion, or that it was removed.
 
     Its file was taken in as any instance: without it there is nothing to restore, and while no good copy of its
     original is there it stays in sight (law 7). Idempotent.
@@ -173,7 +174,9 @@ def restore_derived(conn: Connection, subject: str, body: Mapping[str, Any], at:
     original = conn.execute(_BY_UID, {"uid": body["original"]}).first()
     if original is not None:
         said["derived_from_pk"] = original.pk
-        if original.state == State.STORED and _held(conn, original.pk):
+        if "names" in body["derivation"]:  # a companion: in sight, also when what came was held back and accepted
+            said.update({"state": State.STORED} if row.state == State.HELD else {})
+        elif original.state == State.STORED and _held(conn, original.pk):
             said["state"] = State.PENDING
     conn.execute(_STATE.values(**said), {"instance_pk": row.pk})
 

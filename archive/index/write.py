@@ -79,6 +79,7 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
     if known is not None:
         return _again(conn, arrival, known)
     series_pk, contradiction, patient_pk = _place(conn, arrival)
+    conflict = f"{header.study_instance_uid} {arrival.identity_key}"  # the subject of its work item
     keys = header.keys[Level.IMAGE]
     instance_pk = conn.execute(
         _ADD_INSTANCE,
@@ -93,6 +94,7 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
             "received_at": arrival.at,
             "attributes": _json(header.levels[Level.IMAGE]),
             "identity": identity(header.levels),
+            "held_for": conflict if contradiction else None,
         },
     ).scalar_one()
     add_copy(conn, arrival, instance_pk)
@@ -111,7 +113,7 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
     open_item(
         conn,
         Kind.IDENTITY_CONFLICT,
-        f"{header.study_instance_uid} {arrival.identity_key}",
+        conflict,
         at=arrival.at,
         patient_pk=patient_pk,
         study_instance_uid=header.study_instance_uid,

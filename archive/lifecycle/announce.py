@@ -12,7 +12,7 @@ from sqlalchemy import Connection, bindparam, exists, or_, select, update
 from archive.access import SYSTEM
 from archive.audit.record import Event, record
 from archive.core import Archive
-from archive.instance import State
+from archive.index.held import waiting
 from archive.lifecycle.guard import Blocker, Terms, is_due, keeps, terms
 from archive.policy import local_day
 from archive.schema import hold, instance, series, study
@@ -50,7 +50,7 @@ def withdraw_stale(archive: Archive, *, policy_version: str) -> int:
     """Take back the announcements of studies that are not due any more, or on hold; how many."""
     on = local_day(archive.clock())
     with archive.reading() as conn:
-        doubtful = list(conn.execute(_DOUBTFUL, {"today": f"{on:%Y%m%d}", "held": str(State.HELD)}).scalars())
+        doubtful = list(conn.execute(_DOUBTFUL, {"today": f"{on:%Y%m%d}"}).scalars())
     return sum(archive.commit.run(partial(_withdraw, pk=pk, policy_version=policy_version, on=on)) for pk in doubtful)
 
 
@@ -65,7 +65,7 @@ _DOUBTFUL = select(study.c.pk).where(
         exists().where(
             series.c.study_pk == study.c.pk,
             instance.c.series_pk == series.c.pk,
-            instance.c.state == bindparam("held"),
+            waiting(),
         ),
     ),
 )

@@ -1,7 +1,7 @@
 """What the index knows that the dates of a study depend on (`archive.policy.Facts`): few statements, many studies.
 
-Lossy copies that the archive derived are no part of the exam: its dates and receptions are those of the originals, also
-when only their rows are left.
+Lossy copies and companions that the archive made are no part of the exam: its dates and receptions are those of the
+originals, also when only their rows are left.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from sqlalchemy import BindParameter, Connection, Select, bindparam, exists, fun
 from archive.config import Settings
 from archive.identity.record import of_json
 from archive.index.functions import first_value, unindexed
+from archive.index.held import waiting
 from archive.instance import CopyState, State
 from archive.lifecycle.sites import site_of
 from archive.policy import DOSE_REPORTS, Facts, Hold, SeriesFacts, add_days, local_day, sound_day
@@ -36,9 +37,7 @@ HOT = exists().where(  # of a study: it has images that may leave the hot tier o
     unindexed(location.c.tier) == "hot",
     location.c.state != CopyState.PURGING,
 )
-_HELD_BACK = exists().where(
-    series.c.study_pk == study.c.pk, instance.c.series_pk == series.c.pk, instance.c.state == State.HELD
-)
+_HELD_BACK = exists().where(series.c.study_pk == study.c.pk, instance.c.series_pk == series.c.pk, waiting())
 _STUDIES: Select[Any] = (
     select(
         study.c.pk,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
@@ -13,6 +14,7 @@ from archive.config import Settings
 from archive.dicom.attributes import Level
 from archive.dicom.derive import Derived, Kept
 from archive.dicom.header import Header
+from archive.dicom.uids import new_uid
 from archive.index.replaced import note_derived
 from archive.instance import CopyState, State
 from archive.lifecycle.cold import Stays, aged, hot
@@ -62,6 +64,14 @@ TO_COPY: Select[Any] = (
     .order_by(instance.c.pk, hot.c.pk)
     .limit(_PAGE)
 )
+_original = instance.alias("original")
+_SERIES_OF_COPIES = (  # one for each series of originals, the same in every call
+    select(series.c.series_instance_uid)
+    .select_from(series.join(instance).join(_original, _original.c.pk == instance.c.derived_from_pk))
+    .where(_original.c.series_pk == bindparam("of_series_pk"), instance.c.state != State.PURGING)
+    .order_by(instance.c.pk)
+    .limit(1)
+)
 _LOCK = select(instance.c.state).where(instance.c.pk == bindparam("instance_pk")).with_for_update()
 _COPIED = select(instance.c.pk).where(instance.c.pk == bindparam("instance_pk"), _HAS_COPY | _HAS_DERIVED)
 
@@ -74,6 +84,11 @@ class Work:
     study_pk: int
     on: date
     policy_version: str
+
+
+def series_of_copies(conn: Connection, series_pk: int) -> str:
+    """The UID of the series for what is made from that of the key `series_pk`; a new one for the first."""
+    return conn.execute(_SERIES_OF_COPIES, {"of_series_pk": series_pk}).scalar() or new_uid()
 
 
 def _still(conn: Connection, work: Work, row: AnyRow) -> Stays | None:
@@ -107,30 +122,59 @@ def file_derived(
     """File a lossy copy: an instance of its own, in grace, that no door knows (REQ-DCM-83); or why not."""
     if (stays := _still(conn, work, row)) is not None:
         return stays
+    _file(conn, work.study_pk, row, made.incoming, header, state=State.PENDING, told=made.record(), at=at)
+    return None
+
+
+def file_companion(
+    conn: Connection,
+    *,
+    study_pk: int,
+    row: AnyRow,
+    incoming: Incoming,
+    header: Header,
+    told: Mapping[str, Any],
+    at: datetime,
+) -> None:
+    """File the companion of a key object or presentation state: in sight from this COMMIT on (REQ-DCM-87)."""
+    _file(conn, study_pk, row, incoming, header, state=State.STORED, told=told, at=at)
+
+
+def _file(
+    conn: Connection,
+    study_pk: int,
+    row: AnyRow,
+    incoming: Incoming,
+    header: Header,
+    *,
+    state: State,
+    told: Mapping[str, Any],
+    at: datetime,
+) -> None:
+    """An instance that was made from the one of `row`, its copy in cold storage, and the fact of it."""
     source = "derived:minipacs"
-    told = made.record()
     keys = header.keys[Level.IMAGE]
     pk = conn.execute(
         instance.insert().returning(instance.c.pk),
         {
-            "series_pk": _series(conn, work.study_pk, header, at=at),
+            "series_pk": _series(conn, study_pk, header, at=at),
             "sop_instance_uid": header.sop_instance_uid,
             "sop_class_uid": header.sop_class_uid,
             "instance_number": keys.get("instance_number"),
-            "state": State.PENDING,
-            "digest": made.incoming.digest,
+            "state": state,
+            "digest": incoming.digest,
             "source": source,
             "received_at": at,
             "attributes": orjson.dumps(header.levels[Level.IMAGE]).decode(),
             "identity": row.identity,  # patient and request are those of the original, element by element
             "derived_from_pk": row.pk,
-            "derivation": orjson.dumps(told).decode(),
+            "derivation": orjson.dumps(dict(told)).decode(),
         },
     ).scalar_one()
     _add_location(
         conn,
         int(pk),
-        made.incoming,
+        incoming,
         transfer_syntax_uid=header.transfer_syntax_uid,
         pixel_offset=header.pixel_offset,
         at=at,
@@ -139,13 +183,12 @@ def file_derived(
         "original": row.sop_instance_uid,
         "study": header.study_instance_uid,
         "series": header.series_instance_uid,
-        "digest": made.incoming.digest,
+        "digest": incoming.digest,
         "source": source,
         "identity": row.identity,
-        "derivation": told,
+        "derivation": dict(told),
     }
     note_derived(conn, header.sop_instance_uid, body, at=at)
-    return None
 
 
 def _series(conn: Connection, study_pk: int, header: Header, *, at: datetime) -> int:

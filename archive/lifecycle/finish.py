@@ -168,3 +168,5 @@ def restore_purge(conn: Connection, subject: str, body: Mapping[str, Any], at: d
     keys = ("sop_instance_uid", "series_instance_uid", "sop_class_uid", "digest")
     left = [Remains(*(one[key] for key in keys)) for one in body["certificate"]["instances"]]
     add_tombstones(conn, subject, body["study"], left, at=values["begun_at"])
+    if done_at:  # with what a fact before it told to be kept aside
+        conn.execute(delete(quarantined).where(quarantined.c.sop_instance_uid.in_(_OF_PURGE)), {"purge_id": subject})

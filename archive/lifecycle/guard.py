@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, and_, exists, or_, select
 
 from archive.config import Settings
 from archive.dicom.patient_id import cx
-from archive.instance import State
+from archive.index.held import waiting
 from archive.lifecycle.approvals import NEEDED, approved
 from archive.lifecycle.suspension import suspensions
 from archive.schema import hold, instance, patient, series, study
@@ -129,4 +129,4 @@ def forbids(conn: Connection, known: Terms, settings: Settings) -> Blocker | Non
 
 def _holds_back(conn: Connection, study_pk: int) -> bool:
     there = select(instance.c.pk).join_from(instance, series).where(series.c.study_pk == study_pk)
-    return conn.execute(there.where(instance.c.state == State.HELD).limit(1)).first() is not None
+    return conn.execute(there.where(waiting()).limit(1)).first() is not None

@@ -21,7 +21,6 @@ from archive.core import Archive
 from archive.dicom.derive import Derived, Kept, derive
 from archive.dicom.equipment import equipment_of
 from archive.dicom.header import read_header
-from archive.dicom.uids import new_uid
 from archive.errors import StorageFailed
 from archive.index.replaced import note_derived, restore_derived
 from archive.instance import CopyState, State
@@ -39,7 +38,7 @@ from archive.lifecycle.cold import (
     tell,
 )
 from archive.lifecycle.compute import originals_stay_days, policy_of
-from archive.lifecycle.filing import TO_COPY, Work, file_copy, file_derived
+from archive.lifecycle.filing import TO_COPY, Work, file_copy, file_derived, series_of_copies
 from archive.lifecycle.remove import finish_removals, mark_instances
 from archive.policy import local_day, local_time
 from archive.schema import instance, location, series, study
@@ -61,14 +60,6 @@ _BAD = (  # lossy copies in grace that are lost or damaged, of originals that ar
         has_hot(good=True),
         ~exists().where(_its_copy.c.instance_pk == derived.c.pk, _its_copy.c.state == CopyState.OK),
     )
-)
-_original = instance.alias("original")
-_SERIES_OF_COPIES = (  # one for each series of originals, the same in every call
-    select(series.c.series_instance_uid)
-    .select_from(series.join(instance).join(_original, _original.c.pk == instance.c.derived_from_pk))
-    .where(_original.c.series_pk == bindparam("of_series_pk"), instance.c.state != State.PURGING)
-    .order_by(instance.c.pk)
-    .limit(1)
 )
 _DAMAGED = update(location).where(location.c.pk == bindparam("location_pk")).values(state=CopyState.DAMAGED)
 
@@ -194,8 +185,7 @@ def _derive(run: _Run, row: AnyRow) -> Derived[Incoming] | Kept:
     archive = run.archive
     if row.series_pk not in run.series:
         with archive.reading() as conn:
-            known = conn.execute(_SERIES_OF_COPIES, {"of_series_pk": row.series_pk}).scalar()
-        run.series[row.series_pk] = known or new_uid()
+            run.series[row.series_pk] = series_of_copies(conn, row.series_pk)
     try:
         return derive(
             archive.hot.path(row.path),

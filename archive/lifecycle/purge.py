@@ -34,7 +34,8 @@ from archive.lifecycle.tombstones import Remains, add_tombstones
 from archive.policy import DOSE_REPORTS, local_day
 from archive.schema import instance, patient, purge, quarantined, series, study
 
-GOES = (State.STORED, State.PENDING, State.REPLACED)  # a study with others stays (guard.keeps)
+# A study with images that wait for a person stays (guard.keeps): those held that are left were rejected.
+GOES = (State.STORED, State.PENDING, State.REPLACED, State.HELD)
 
 _CONTENT = (
     select(

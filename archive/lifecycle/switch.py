@@ -18,9 +18,12 @@ from sqlalchemy import BindParameter, Connection, Select, bindparam, or_, select
 from archive.audit.record import Outcome
 from archive.config import Settings
 from archive.core import Archive
+from archive.errors import CommitInDoubt
 from archive.index.replaced import note_replaced, restore_replaced
 from archive.instance import CopyState, State
+from archive.lifecycle import companions
 from archive.lifecycle.cold import FORMS, Stays, aged, damage, derived, has_hot, over, tell
+from archive.lifecycle.companions import Made
 from archive.lifecycle.compute import may_try
 from archive.lifecycle.guard import Terms, on_hold, terms
 from archive.lifecycle.migrate import drop_derived
@@ -44,6 +47,7 @@ class Switched:
 
     replaced: int = 0  # originals of which only the lossy copy is left
     moved: int = 0  # images that lie in cold storage as they came
+    companions: int = 0  # of key objects and presentation states, in sight from now on
     damaged: int = 0  # copies in cold storage that were no good, and are made again
     stays: Stays | None = None
 
@@ -81,7 +85,7 @@ def switch(archive: Archive, study_pk: int, *, proceed: Callable[[], bool] = lam
     """Replace a study's originals by what is in cold storage, if its grace is over and every copy is good.
 
     `proceed` is asked before each copy is read; False ends the call with nothing changed. Where a copy turns out
-    missing or damaged, the study goes back to `migrate`.
+    missing or damaged, the study goes back to `migrate`. Companions come in sight with the copies that they name.
 
     Raises:
         Unavailable: a volume or the index is away. Before the transaction nothing has changed; after it the rest of
@@ -109,12 +113,30 @@ def switch(archive: Archive, study_pk: int, *, proceed: Callable[[], bool] = lam
         archive.commit.run(partial(_drop_bad, study_pk=study_pk, bad=bad, at=archive.clock()))
         finish_removals(archive, study_pk=study_pk)
         return Switched(damaged=len(bad), stays=Stays.DAMAGED)
-    write = partial(_switch, settings=archive.settings, study_pk=study_pk, good=good, on=on, at=archive.clock())
-    done = archive.commit.run(write)
+    switching = {one.pk: one.derived_pk for one in good.values() if one.derived_pk is not None}
+    made = companions.make(archive, study_pk, switching=switching)
+    write = partial(
+        _switch, settings=archive.settings, study_pk=study_pk, good=good, made=made, on=on, at=archive.clock()
+    )
+    done = _commit(archive, write, made)
     if done.stays is Stays.INCOMPLETE:
         return _back(archive, study_pk)
     if done.stays is None:
         finish_removals(archive, study_pk=study_pk)
+    return done
+
+
+def _commit(archive: Archive, write: Callable[[Connection], Switched], made: Sequence[Made]) -> Switched:
+    """Only an unknown COMMIT keeps the files of companions that it does not file (law 7): the sweep settles them."""
+    try:
+        done = archive.commit.run(write, directories=sorted({one.incoming.directory for one in made}))
+    except CommitInDoubt:
+        raise
+    except BaseException:
+        companions.discard(made)
+        raise
+    if done.stays is not None:
+        companions.discard(made)
     return done
 
 
@@ -152,7 +174,14 @@ _READ = update(location).where(location.c.pk.in_(_BY_PKS)).values(verified_at=bi
 
 
 def _switch(
-    conn: Connection, *, settings: Settings, study_pk: int, good: dict[int, _Form], on: date, at: datetime
+    conn: Connection,
+    *,
+    settings: Settings,
+    study_pk: int,
+    good: dict[int, _Form],
+    made: Sequence[Made],
+    on: date,
+    at: datetime,
 ) -> Switched:
     known = _may(conn, settings, study_pk, on=on, at=at, lock=True)
     if isinstance(known, Stays):
@@ -165,7 +194,7 @@ def _switch(
             forms[row.pk] = _Form(row.pk, row.derived_pk, row.location_pk)
         elif row.good:
             return Switched(stays=Stays.INCOMPLETE)
-    if forms != good:  # what was read is not what stands now
+    if forms != good or not all(companions.wanted(conn, one) for one in made):  # what was read is not what stands now
         return Switched(stays=Stays.CHANGED)
     replaced = [one.pk for one in forms.values() if one.derived_pk is not None]
     for some in _batches(replaced):  # locks them against a resend that repairs
@@ -174,11 +203,18 @@ def _switch(
         conn.execute(_DERIVED_STANDS, {"pks": some})
     for some in _batches([one.location_pk for one in forms.values()]):
         conn.execute(_READ, {"pks": some, "at": at})
+    for one in made:
+        companions.file(conn, one, study_pk=study_pk, at=at)
     mark_copies_of(conn, forms, tier="hot")
     conn.execute(_END_GRACE, {"study_pk": study_pk})
     note_replaced(conn, study_pk, at=at)
-    done = Switched(replaced=len(replaced), moved=len(forms) - len(replaced))
-    detail = {"migration": "switched to cold storage", "replaced": done.replaced, "moved": done.moved}
+    done = Switched(replaced=len(replaced), moved=len(forms) - len(replaced), companions=len(made))
+    detail = {
+        "migration": "switched to cold storage",
+        "replaced": done.replaced,
+        "moved": done.moved,
+        "companions": done.companions,
+    }
     tell(conn, known, "U", detail)
     return done
 

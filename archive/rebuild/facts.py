@@ -14,6 +14,8 @@ from sqlalchemy import Connection, bindparam, func, select, text, update
 from archive.core import Archive
 from archive.errors import Unavailable
 from archive.identity.restore import restore_patient, restore_study
+from archive.index.aside import restore_conflict
+from archive.index.held import restore_held
 from archive.index.replaced import restore_derived, restore_replaced
 from archive.journal import BadLine, Fact, Kind, unknown
 from archive.lifecycle.finish import restore_purge
@@ -34,12 +36,15 @@ RESTORE: dict[str, Restore] = {
     Kind.ORDER: restore_order,
     Kind.STUDY: restore_study,
     Kind.HOLD: restore_hold,
+    Kind.HELD: restore_held,
+    Kind.CONFLICT: restore_conflict,
     Kind.DERIVED: restore_derived,
     Kind.REPLACED: restore_replaced,
     Kind.PURGE: restore_purge,
     Kind.RESTORED: restore_restored,
 }
-BEFORE_FILES = (Kind.PATIENT, Kind.ORDER, Kind.PURGE, Kind.RESTORED)  # files are filed by these; the rest tells of them
+# Files are filed by these; the rest tells of them.
+BEFORE_FILES = (Kind.PATIENT, Kind.ORDER, Kind.CONFLICT, Kind.PURGE, Kind.RESTORED)
 
 _WAITING = fact.c.journaled > 1  # see archive.schema.operations
 _FAILED = update(fact).where(fact.c.journaled == 3).values(journaled=2)

@@ -10,7 +10,7 @@ from archive.schema.operations import fact, lease, process, simulated_clock
 from archive.schema.types import METADATA
 from archive.schema.work import job, quarantined, work_item
 
-REVISION = "0002"  # what `migrations` brings the schema to
+REVISION = "0003"  # what `migrations` brings the schema to
 
 __all__ = [
     "METADATA",

@@ -12,6 +12,7 @@ from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, String, T
 
 from archive.schema.types import METADATA, Key, Text_C, UtcDateTime
 
+_HELD = text("held_for IS NOT NULL")
 _PURGING = text("state = 'purging'")  # few of many, looked for by every tick (archive.lifecycle.remove)
 
 patient = Table(
@@ -94,9 +95,11 @@ instance = Table(
     Column("received_at", UtcDateTime, nullable=False),
     Column("attributes", Text, nullable=False),
     Column("identity", String(32)),  # digest of what its header says of patient and request; NULL: not known
-    Column("derived_from_pk", BigInteger, index=True),  # the original of a lossy copy
-    Column("derivation", Text),  # JSON: codec, settings, policy version, figures of the gate (REQ-DCM-86)
+    Column("derived_from_pk", BigInteger, index=True),  # whose lossy copy, or companion, it is
+    Column("held_for", Text_C),  # held back: the subject of its work item; NULL: nobody waits for it
+    Column("derivation", Text),  # JSON: codec, settings, policy version, figures of the gate; of a companion `names`
     Index("ix_instance_series_pk_state", "series_pk", "state"),
+    Index("ix_instance_held_for", "held_for", sqlite_where=_HELD, postgresql_where=_HELD),
     Index("ix_instance_purging", "pk", sqlite_where=_PURGING, postgresql_where=_PURGING),
 )
 

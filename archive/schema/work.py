@@ -40,6 +40,7 @@ quarantined = Table(
     Column("first_received_at", UtcDateTime, nullable=False),
     Column("last_received_at", UtcDateTime, nullable=False),
     Column("times", Integer, nullable=False),
+    Column("former", Integer, nullable=False, server_default="0"),  # 1: it was the instance, until it was replaced
     UniqueConstraint("sop_instance_uid", "digest"),
 )
 

@@ -139,22 +139,25 @@ def list_work_items(
 @work_items.command("settle")
 def settle_work_item(
     item: Annotated[int, typer.Argument(help="Number of the item, as «list» shows it.", min=1)],
-    how: Annotated[str, typer.Option("--as", help="done, accepted or unfounded.")],
+    how: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            help="done, accepted, unfounded; of an identity_conflict accept, reject; of a uid_conflict keep, replace.",
+        ),
+    ],
     reason: Annotated[str, typer.Option(help="Why; kept with the item and in the audit.")],
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Close an item that somebody has dealt with. It opens again when its cause comes up again."""
-    from functools import partial
-
+    from archive.settling import settle
     from archive.work_items import How
-    from archive.workflow.settle import settle
 
     if how not in list(How):
         raise typer.BadParameter(f"--as is one of: {', '.join(How)}")
     with opened(config, process="work-items") as (archive, actor):
-        act = partial(settle, item=item, how=how, reason=reason, actor=actor, at=archive.clock())
-        archive.commit.run(act)
+        settle(archive, item, how=how, reason=reason, actor=actor)
     if as_json:
         say_json({"id": item, "state": "closed", "as": how, "reason": reason})
     else:

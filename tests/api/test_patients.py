@@ -160,15 +160,25 @@ def test_a_person_settles_a_work_item_once_with_a_reason(
     assert len(client.get("/api/v1/work-items", params={"state": "open"}).json()["items"]) == 1, "it came up again"
 
 
-def test_an_item_that_holds_bytes_back_is_not_closed_by_itself(
+@pytest.mark.req("REQ-DCM-15", "REQ-DCM-19")
+def test_an_item_that_holds_bytes_back_is_settled_by_what_becomes_of_them(
     archive: Archive, url: str, client: httpx.Client, token: Callable[..., str]
 ) -> None:
-    for changes in ({}, {"PatientID": "IPP2", "SOPInstanceUID": "1.2.3"}):
+    for changes in ({}, {"PatientID": "IPP2", "SOPInstanceUID": "1.2.3"}, {"SOPInstanceUID": "1.2.3"}):
         body = part10(ct_slice(**changes))
         client.post("/dicom-web/studies", content=body, headers={"Content-Type": "application/dicom"})
-    items = client.get("/api/v1/work-items", params={"kind": "identity_conflict"}).json()["items"]
+    held = client.get("/api/v1/work-items", params={"kind": "identity_conflict"}).json()["items"][0]["id"]
+    aside = client.get("/api/v1/work-items", params={"kind": "uid_conflict"}).json()["items"][0]["id"]
     with httpx.Client(
         base_url=url, headers={"Authorization": f"Bearer {token('identity_officer', name='ida')}"}
     ) as ida:
-        answer = ida.post(f"/api/v1/work-items/{items[0]['id']}/settle", json={"as": "done", "reason": "no"})
-    assert answer.status_code == 409
+        answer = ida.post(f"/api/v1/work-items/{held}/settle", json={"as": "done", "reason": "no"})
+        assert (answer.status_code, "accept, reject" in answer.text) == (400, True)
+        for item, how, status in ((aside, "replace", 409), (aside, "keep", 200), (held, "accept", 200)):
+            answer = ida.post(f"/api/v1/work-items/{item}/settle", json={"as": how, "reason": "verified"})
+            assert (answer.status_code, how) == (status, how)
+    [found] = client.get("/dicom-web/studies").json()
+    assert found["00201208"]["Value"] == [2]
+    told = {row["detail"]["as"]: row for row in rows(archive, user="ida", event="110103", outcome=0)}
+    assert set(told) == {"keep", "accept"}
+    assert (told["accept"]["action"], told["accept"]["detail"]["instances"]) == ("U", 1)

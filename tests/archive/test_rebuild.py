@@ -10,13 +10,14 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 import psycopg
+import pydicom
 import pytest
 from sqlalchemy import delete, event, exists, or_, select, true, update
 
@@ -24,6 +25,8 @@ from archive.access import EVERYTHING, Actor, Door
 from archive.config import Settings
 from archive.core import Archive, open_archive
 from archive.dicom.attributes import Level
+from archive.dicom.equipment import Equipment
+from archive.dicom.rejection_note import Rejected, rejection_note
 from archive.errors import Conflict, IndexUnavailable, StorageFailed
 from archive.heartbeat import Heartbeat
 from archive.identity.acts import Act, PatientKey
@@ -58,6 +61,7 @@ from archive.schema import (
     suspension,
     tombstone,
 )
+from archive.storage.part10 import Part10
 from archive.workflow import orders
 from archive.workflow.images import merge
 from tests.archive.lifecycle.studies import at, row_of, send, uid_of
@@ -137,6 +141,23 @@ def told(archive: Archive) -> dict[str, Any]:
     return answers
 
 
+def select_key_image(archive: Archive, name: str, actor: Actor) -> Outcome:
+    """A key object that names the first image of a study."""
+    first, *_ = select_stored(archive, study_uids=[uid_of(name)])
+    named = [Rejected(first.sop_instance_uid, first.series_instance_uid, first.sop_class_uid)]
+    attributes = pydicom.dcmread(first.path, stop_before_pixels=True).to_json_dict()
+    made = rejection_note(
+        attributes,
+        named,
+        equipment=Equipment("1"),
+        at=datetime(2022, 1, 3, 12, tzinfo=UTC),
+        title=("113000", "Of Interest"),
+    )
+    file = Part10(archive.hot, at=archive.clock())
+    file.feed(made.content)
+    return ingest(archive, file.finish(), actor=actor)
+
+
 def lived(archive: Archive, actor: Actor, *, sent: Collection[str] = ()) -> None:
     """An archive with a past: corrected, merged, ordered, held, migrated, purged. The images of `sent` are there."""
     at(archive, "2026-01-05")
@@ -150,6 +171,8 @@ def lived(archive: Archive, actor: Actor, *, sent: Collection[str] = ()) -> None
                 image["PixelData"] = _SMOOTH
             assert send(archive, name, day, PatientComments="as received", **image) is Outcome.STORED
     assert send(archive, "plain", "20260105", PatientID="P-somebody-else", number=3) is Outcome.STORED_HELD
+    if "old" not in sent:
+        assert select_key_image(archive, "old", actor) is Outcome.STORED
     rules = archive.authorities
     said = Act(archive.clock(), actor, "A31", rules)
     key = {name: PatientKey(f"P-{name}", "") for name in ("corrected", "merged", "kept", "ordered")}
@@ -180,8 +203,8 @@ def lived(archive: Archive, actor: Actor, *, sent: Collection[str] = ()) -> None
     at(archive, "2026-04-20")
     compute_due(archive)
     done = switch(archive, row_of(archive, "old").pk)
-    assert (done.replaced, done.moved) == (
-        (2, 0) if sent else (1, 1)
+    assert (done.replaced, done.moved, done.companions) == (
+        (2, 0, 0) if sent else (1, 2, 1)
     )  # noise does not pass the gate: it stays as it is
     assert announce(archive, row_of(archive, "gone").pk, policy_version=policy_of(archive.settings).version) is None
     at(archive, "2026-06-20")

@@ -11,6 +11,7 @@ import random
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from sqlalchemy import Engine, create_engine, text
 
 from archive.access import EVERYTHING, Actor, Door
 from archive.config import Settings
-from archive.core import open_archive
+from archive.core import Archive, open_archive
+from archive.dicom.equipment import Equipment
+from archive.dicom.rejection_note import Rejected, rejection_note
 from archive.heartbeat import follow
 from archive.ingest import ingest
 from archive.integrity import fsck, verify
 from archive.lifecycle.holds import add_hold
+from archive.recovery import sweep
 from archive.storage.part10 import Part10
 from tests.builders import ct_slice, new_uid, part10
 from tests.crash.test_kill import ROUNDS, SEED
@@ -60,7 +64,7 @@ def to(server: Server, when: str) -> None:
 
 
 def fill(settings: Settings) -> set[str]:
-    """Studies of 2026; the digests that were taken."""
+    """Studies of 2026, each with a key object; the digests that were taken."""
     digests = set()
     with open_archive(settings, process="test") as archive:
         follow(archive)
@@ -76,13 +80,22 @@ def fill(settings: Settings) -> set[str]:
                     SliceThickness="5",
                 )
                 ds.PixelData = smooth(study * SLICES + number)
-                file = Part10(archive.hot, at=archive.clock())
-                file.feed(part10(ds))
-                incoming = file.finish()
-                digests.add(incoming.digest)
-                ingest(archive, incoming, actor=ACTOR)
+                digests.add(take_in(archive, part10(ds)))
+            named = [Rejected(ds.SOPInstanceUID, ds.SeriesInstanceUID, ds.SOPClassUID)]
+            key = rejection_note(
+                ds.to_json_dict(), named, equipment=Equipment("1"), at=archive.clock(), title=("113000", "Of Interest")
+            )
+            digests.add(take_in(archive, key.content))
         add_hold(archive, HELD, reason="litige", until=None, actor=ACTOR)
     return digests
+
+
+def take_in(archive: Archive, content: bytes) -> str:
+    file = Part10(archive.hot, at=archive.clock())
+    file.feed(content)
+    incoming = file.finish()
+    ingest(archive, incoming, actor=ACTOR)
+    return incoming.digest
 
 
 def count(engine: Engine, query: str) -> int:
@@ -172,10 +185,15 @@ def test_a_tick_that_is_killed_loses_nothing_and_does_nothing_twice(
     )
     finished(server)
     sound(settings)
+    with open_archive(settings, process="sweep") as archive:  # companions that a kill left before their COMMIT
+        sweep(archive, older_than=timedelta(0), look_back=None)
     assert count(engine, "SELECT count(*) FROM instance WHERE state = 'replaced'") == images - SLICES
-    assert count(engine, "SELECT count(*) FROM instance WHERE state = 'stored'") == images
-    assert len(files(server, "hot")) == SLICES
-    assert len(set(files(server, "cold").values())) == images - SLICES
+    companions = count(engine, "SELECT count(*) FROM instance WHERE state = 'stored' AND derivation LIKE '%\"names\"%'")
+    assert companions == STUDIES - 1
+    assert count(engine, "SELECT count(*) FROM instance WHERE state = 'stored'") == images + STUDIES + companions
+    assert len(files(server, "hot")) == SLICES + 1
+    filed = count(engine, "SELECT count(*) FROM location WHERE tier = 'cold'")
+    assert filed == len(files(server, "cold")) == images - SLICES + (STUDIES - 1) + companions
 
     # the purge, after its notice
     to(server, "2031-01-06T09:00:00+01:00")
@@ -190,7 +208,7 @@ def test_a_tick_that_is_killed_loses_nothing_and_does_nothing_twice(
     assert count(engine, "SELECT count(*) FROM audit WHERE event = '110105'") == STUDIES - 1
     assert count(engine, "SELECT count(*) FROM study") == 1
     held = files(server, "hot")
-    assert len(held) == SLICES
+    assert len(held) == SLICES + 1
     assert set(held.values()) <= originals
     assert files(server, "cold") == {}
     with capsys.disabled():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.builders import ct_slice, part10
+from tests.builders import ct_slice, new_uid, part10
 from tests.server import Server
 
 
@@ -27,3 +27,12 @@ def test_an_item_is_settled_once_with_a_reason(tmp_path: Path) -> None:
     [closed] = json.loads(server.command("work-items", "list", "--state", "closed", "--json").stdout)["items"]
     assert closed["resolution"] == "accepted: identified by phone"
     assert closed["closed_by"]
+    for number, patient in enumerate(("IPP2", "IPP3")):
+        ds = ct_slice(PatientID=patient, number=number, StudyInstanceUID=new_uid("2"), SeriesInstanceUID=new_uid("2.1"))
+        file.write_bytes(part10(ds))
+        assert server.command("import", str(file)).returncode == 0
+    listed = json.loads(server.command("work-items", "list", "--json").stdout)["items"]
+    [held] = [item["id"] for item in listed if item["kind"] == "identity_conflict"]
+    settle = ("work-items", "settle", str(held), "--reason", "another patient")
+    assert server.command(*settle, "--as", "done").returncode == 1
+    assert server.command(*settle, "--as", "reject").returncode == 0

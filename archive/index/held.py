@@ -1,0 +1,72 @@
+"""Instances that contradict the record (REQ-DCM-19): a person accepts them as they are filed, or rejects them.
+
+Held back they are `held`, and `held_for` names the subject of their work item. Accepted they are current. Rejected they
+stay `held`, for nobody: out of view, every byte kept until their study is purged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, or_, select, update
+
+from archive.index.correct import facts_changed
+from archive.instance import State
+from archive.journal import Kind, note
+from archive.schema import instance, series, study
+from archive.work_items import Kind as Item
+from archive.work_items import Resolved, close_item
+
+_STATE = update(instance).where(instance.c.pk == bindparam("instance_pk"))
+_BY_UID = (
+    select(instance.c.pk, instance.c.state, instance.c.digest, study.c.patient_pk)
+    .select_from(instance.join(series).join(study))
+    .where(instance.c.sop_instance_uid == bindparam("uid"))
+)
+_LEFT = select(instance.c.pk).where(instance.c.state == State.HELD, instance.c.held_for == bindparam("s")).limit(1)
+
+
+def waiting() -> ColumnElement[bool]:
+    """A condition on `instance`: it is held back, and nobody has settled it."""
+    return and_(instance.c.state == State.HELD, instance.c.held_for.is_not(None))
+
+
+def settle_held(
+    conn: Connection, subject: str, resolved: Resolved, *, study_instance_uid: str | None, accept: bool
+) -> int:
+    """Accept or reject every instance that waits for the work item about `subject`; how many. Inside a write of
+    `archive.commit`."""
+    before = and_(instance.c.held_for == "", study.c.study_instance_uid == study_instance_uid)  # held by release 0002
+    rows = conn.execute(
+        select(instance.c.pk, instance.c.sop_instance_uid, instance.c.digest, study.c.patient_pk)
+        .select_from(instance.join(series).join(study))
+        .where(instance.c.state == State.HELD, or_(instance.c.held_for == subject, before))
+        .order_by(instance.c.pk)
+        .with_for_update(of=instance)
+    ).all()
+    for row in rows:
+        _settle(conn, row.pk, accept=accept)
+        body = {"accepted": accept, "digest": row.digest, "item": subject, **resolved.said}
+        note(conn, Kind.HELD, row.sop_instance_uid, body, at=resolved.at)
+    for patient_pk in sorted({row.patient_pk for row in rows}):
+        facts_changed(conn, patient_pk)
+    return len(rows)
+
+
+def _settle(conn: Connection, instance_pk: int, *, accept: bool) -> None:
+    state = State.STORED if accept else State.HELD
+    conn.execute(_STATE.values(state=state, held_for=None), {"instance_pk": instance_pk})
+
+
+def restore_held(conn: Connection, subject: str, body: Mapping[str, Any], at: datetime) -> None:
+    """Make it true again that the instance `subject` was accepted or rejected (`rebuild-index`). Idempotent."""
+    row = conn.execute(_BY_UID, {"uid": subject}).first()
+    if row is None or row.digest != body["digest"]:
+        return
+    if row.state == State.HELD or (row.state == State.STORED and not body["accepted"]):
+        _settle(conn, row.pk, accept=body["accepted"])
+        facts_changed(conn, row.patient_pk)
+    if conn.execute(_LEFT, {"s": body["item"]}).first() is None:
+        close_item(conn, Item.IDENTITY_CONFLICT, body["item"], at=at, by=body["by"], resolution=body["resolution"])
