@@ -6,6 +6,7 @@ REQ-DCM-02, 05, 06, 07, 08. Only what is implemented is echoed.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 
 from archive import accounts
 from archive.access import PEER_MAY, Action, Actor, Door
@@ -13,7 +14,7 @@ from archive.core import Archive
 from archive.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from archive.dicom.syntaxes import IMPLICIT_LE
 from archive.errors import Rejected
-from archive.sections import Dicom
+from archive.sections import Dicom, Peer
 from dicom_scp.associate import (
     APPLICATION_CONTEXT,
     AssociateAccept,
@@ -60,20 +61,22 @@ _OLD_PROTOCOL = Refused(1, 2, 2, "no common version of the protocol")
 _APPLICATION = Refused(1, 1, 2, "unknown application context")
 _CALLED = Refused(1, 1, 7, "unknown called AE title", alert=True)
 _CALLING = Refused(1, 1, 3, "unknown calling AE title", alert=True)
+_ELSEWHERE = Refused(1, 1, 3, "this AE title does not call from that address", alert=True)
+_NO_CERTIFICATE = Refused(1, 1, 3, "this AE title calls with a certificate of its own", alert=True)
 _TINY = Refused(1, 1, 1, "the maximum length of a PDU is too small")
 _IDENTITY = Refused(1, 2, 1, "the user identity was not accepted")  # audited where it is checked
 
 
-def negotiate(archive: Archive, request: AssociateRequest, *, source: str) -> Agreed | Refused:
-    """Decide on a request that came from the address `source`.
+def negotiate(archive: Archive, request: AssociateRequest, *, source: str, certificate: str | None) -> Agreed | Refused:
+    """Decide on a request that came from the address `source`, its `certificate` being believed (a fingerprint).
 
     Raises Unavailable when a passcode cannot be checked now.
     """
     settings = archive.settings.dicom
-    refused = _refuse(settings, request)
+    peer = settings.callers().get(request.calling_ae)
+    refused = _refuse(settings, request) or _impostor(peer, source, certificate)
     if refused is not None:
         return refused
-    peer = settings.callers().get(request.calling_ae)
     services = peer.may if peer else _STRANGERS_MAY
     actor = Actor(
         user=request.calling_ae,
@@ -123,6 +126,20 @@ def _refuse(settings: Dicom, request: AssociateRequest) -> Refused | None:
         return _CALLING
     if 0 < request.user.max_pdu < LEAST_MAX_PDU:
         return _TINY
+    return None
+
+
+def _impostor(peer: Peer | None, source: str, certificate: str | None) -> Refused | None:
+    """Whether a known AE title is used by somebody who cannot be that peer (REQ-SEC-01)."""
+    if peer is None:
+        return None
+    if peer.address is not None:
+        address = ip_address(source)
+        mapped = getattr(address, "ipv4_mapped", None)  # how a socket for both sees the older one
+        if (mapped or address) not in peer.address:
+            return _ELSEWHERE
+    if peer.fingerprints and certificate not in peer.fingerprints:
+        return _NO_CERTIFICATE
     return None
 
 

@@ -24,6 +24,8 @@ from tests.dicom_scp import wire
 from tests.dicom_scp.conftest import Running, running
 from tests.dicom_scp.wire import BIG_ENDIAN, CT, EXPLICIT, IMPLICIT, STUDY_FIND, STUDY_GET, Peer, request
 
+OVER_TLS = True
+
 PRIVATE_CLASS = "1.2.826.0.1.3680043.10.1683.77.1"
 MWL = "1.2.840.10008.5.1.4.31"
 REJECTED = 3
@@ -240,13 +242,13 @@ def test_what_the_standard_uses_for_something_else_is_never_a_storage_class() ->
 def test_echoscu_and_pynetdicom_are_answered(server: Running) -> None:
     need("echoscu")
     done = subprocess.run(
-        ["echoscu", "-v", "-aec", "MINIPACS", "--repeat", "3", "127.0.0.1", str(server.port)],
+        ["echoscu", "-v", "-aec", "MINIPACS", "--repeat", "3", *server.options(), "127.0.0.1", str(server.port)],
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     ae = AE("TESTER")
     ae.add_requested_context("1.2.840.10008.1.1")
-    assoc = ae.associate("127.0.0.1", server.port, ae_title="MINIPACS")
+    assoc = ae.associate("127.0.0.1", server.port, ae_title="MINIPACS", tls_args=server.tls_args)
     assert assoc.is_established
     assert assoc.send_c_echo().Status == 0
     assoc.release()
