@@ -18,8 +18,8 @@ from archive.config import Settings
 from archive.core import Archive, open_archive
 from archive.schema import audit, instance
 from dicom_scp.server import serve
-from tests.certificates import Authority
-from tests.conftest import need, new_database
+from tests.certificates import Authority, Certificate
+from tests.conftest import new_database
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -31,13 +31,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def transport() -> str:
     return "tcp"
-
-
-@pytest.fixture(scope="session")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Certificates, made once."""
-    need("openssl")
-    return Authority(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture
@@ -72,6 +65,21 @@ class Running:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         context = self.caller_context()
         return sock if context is None else context.wrap_socket(sock, server_hostname="127.0.0.1")
+
+    @classmethod
+    def beside(cls, server: Running, sock: socket.socket) -> Running:
+        """The same archive, listening in clear text too."""
+        stopping = threading.Event()
+        thread = threading.Thread(target=serve, args=(server.archive, sock, stopping), daemon=True)
+        thread.start()
+        made = cls(server.archive, sock.getsockname()[1], stopping, thread)
+        made.authority = None
+        return made
+
+    @property
+    def caller(self) -> Certificate:
+        assert self.authority is not None
+        return self.authority.caller
 
     def caller_context(self) -> ssl.SSLContext | None:
         """TLS as a caller with a certificate does it; None: none is wanted."""

@@ -91,22 +91,23 @@ class Destination:
 
 
 @contextmanager
-def destination(settings: Settings, **how: Any) -> Iterator[Destination]:
-    """It speaks TLS, and demands a certificate, where the archive does."""
-    made = Destination(**how, tls=destination_context(settings))
+def destination(settings: Settings, *, made_out_to: str = "127.0.0.1", **how: Any) -> Iterator[Destination]:
+    """It speaks TLS, and demands a certificate, where the archive does; its own is made out to an address."""
+    made = Destination(**how, tls=destination_context(settings, made_out_to))
     try:
         yield made
     finally:
         made.close()
 
 
-def destination_context(settings: Settings) -> ssl.SSLContext | None:
+def destination_context(settings: Settings, address: str) -> ssl.SSLContext | None:
     if settings.tls.cert is None:
         return None
     authority = Authority(settings.tls.cert.parent)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.root.cert))
     context.verify_mode = ssl.CERT_REQUIRED
-    return authority.issue("destination").load(context)
+    shown = authority.issue(f"destination-{address}", names=f"subjectAltName=DNS:localhost,IP:{address}")
+    return shown.load(context)
 
 
 @contextmanager
