@@ -85,6 +85,9 @@ class Settings(Section):
             raise ValueError("tls.cert and tls.key go together: set both")
         if self.dicom.tls_mutual and not (self.tls.on and self.tls.ca):
             raise ValueError("dicom.tls_mutual: a certificate can be demanded with tls.cert, tls.key and tls.ca alone")
+        jwt = self.dicom.jwt
+        if len({jwt.keys is None, not jwt.issuer, not jwt.audience}) > 1:
+            raise ValueError("dicom.jwt: keys, issuer and audience go together")
         for name, peer in self.dicom.peers.items():
             for key, value in (("tls", peer.tls), ("fingerprints", peer.fingerprints)):
                 if value and self.tls.ca is None:

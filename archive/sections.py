@@ -114,6 +114,15 @@ class Peer(Section):
     )
 
 
+class Jwt(Section):
+    """JSON Web Tokens as User Identity (PS3.7 D.3.3.7, type 5): off until `keys` is set."""
+
+    keys: Path | None = Field(None, description="public keys of the issuer: a JSON Web Key Set, a file")
+    issuer: str = Field("", description="who has to have issued a token (`iss`)")
+    audience: str = Field("", description="for whom: what the issuer calls this archive (`aud`)")
+    user: str = Field("sub", min_length=1, description="the claim that names the user, for the audit")
+
+
 class Dicom(Section):
     """The DICOM port."""
 
@@ -135,6 +144,7 @@ class Dicom(Section):
         None, description="accept calling AE titles that are not in `peers`; default: only on loopback"
     )
     peers: dict[str, Peer] = Field({}, description="`[dicom.peers.CT1]` tables: who may call, and where to send")
+    jwt: Jwt = Jwt()
     workers: int = Field(1, ge=1, le=64, description="processes that share the port")
     max_pdu: int = Field(131072, ge=4096, le=1 << 24, description="largest PDU received, bytes")
     max_associations: int = Field(200, ge=1, description="associations at one time in a worker; more are rejected")

@@ -25,7 +25,7 @@ from dicom_scp.ends import (
     AbortReason,
     AssociationEnd,
     ConnectionGone,
-    NotAuthenticated,
+    NotTrusted,
     PeerAborted,
     ProtocolError,
     TooSlow,
@@ -108,7 +108,7 @@ class Association:
             if self._stopping:
                 self._abort(AbortReason.NOT_SPECIFIED)
             self._log.info("association lost", why=str(error), stopping=self._stopping)
-        except NotAuthenticated as error:
+        except NotTrusted as error:
             self._turn_away(str(error))
         except TooSlow as error:
             self._log.warning("association aborted", why=str(error))

@@ -28,7 +28,7 @@ class TooSlow(AssociationEnd):
     """A deadline passed. The association is aborted."""
 
 
-class NotAuthenticated(AssociationEnd):
+class NotTrusted(AssociationEnd):
     """TLS was not agreed on, or the certificate is not the peer's (ITI-19). Nothing of DICOM can be said."""
 
 

@@ -86,7 +86,7 @@ def negotiate(archive: Archive, request: AssociateRequest, *, source: str, certi
     )
     response: bytes | None = None
     identity = request.user.identity
-    if identity is not None and identity.kind in (1, 2):
+    if identity is not None and identity.kind in _kinds(settings):
         try:
             actor = _identified(archive, actor, identity)
         except Rejected:
@@ -143,11 +143,20 @@ def _impostor(peer: Peer | None, source: str, certificate: str | None) -> Refuse
     return None
 
 
+def _kinds(settings: Dicom) -> tuple[int, ...]:
+    """The kinds of user identity that are used. The others are neither looked at nor answered (PS3.7 §D.3.3.7)."""
+    return (1, 2) if settings.jwt.keys is None else (1, 2, 5)
+
+
 def _identified(archive: Archive, actor: Actor, identity: Identity) -> Actor:
     """The actor under the name that the peer gives (REQ-DCM-05): its rights shrink to those of a checked account.
 
-    Kinds that are not implemented never come here: they are neither used nor answered (PS3.7 §D.3.3.7.3).
+    A token names the user; its rights are those of the peer.
     """
+    if identity.kind == 5:
+        token = identity.primary
+        user = accounts.vouched_for(archive, archive.settings.dicom.jwt, token, source=actor.source, door=actor.door)
+        return replace(actor, user=user)
     name = identity.primary.decode("utf-8", "replace").strip("\0 ")[:64]
     if identity.kind == 1:
         return replace(actor, user=name) if name else actor

@@ -26,7 +26,7 @@ from dicom_scp.ends import (
     AssociationEnd,
     ConnectionGone,
     NotAssociated,
-    NotAuthenticated,
+    NotTrusted,
     PeerAborted,
     ProtocolError,
 )
@@ -64,7 +64,7 @@ class Requestor:
 
         Raises:
             ConnectionGone, TooSlow: it cannot be reached.
-            NotAuthenticated: TLS was not agreed on, or it is not who it should be.
+            NotTrusted: TLS was not agreed on, or it is not who it should be.
             NotAssociated: it refuses.
         """
         dicom = settings.dicom
@@ -75,7 +75,7 @@ class Requestor:
             until = monotonic() + dicom.artim_seconds
             transport.handshake(until)
             if peer.tls and peer.fingerprints and transport.certificate not in peer.fingerprints:
-                raise NotAuthenticated("the certificate of the peer is not among its fingerprints")
+                raise NotTrusted("the certificate of the peer is not among its fingerprints")
             request = AssociateRequest(
                 called=title(ae_title),
                 calling=title(dicom.ae_title),

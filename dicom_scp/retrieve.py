@@ -23,7 +23,7 @@ from archive.retrieve import Access, Stored, again, open_access
 from archive.sections import Peer
 from dicom_scp import dimse
 from dicom_scp.dimse import Counts, Field
-from dicom_scp.ends import AssociationEnd, CopyEnded, NotAssociated, NotAuthenticated
+from dicom_scp.ends import AssociationEnd, CopyEnded, NotAssociated, NotTrusted
 from dicom_scp.exchange import Exchange, Message
 from dicom_scp.messages import Answer, RetrieveRequest
 from dicom_scp.requestor import Requestor
@@ -181,7 +181,7 @@ def move(
     except AssociationEnd as error:
         log.warning("the move destination failed", destination=request.destination, why=str(error), scope=request.scope)
         comment = "the move destination cannot be reached, or broke off"
-        if isinstance(error, NotAuthenticated):
+        if isinstance(error, NotTrusted):
             _alert(archive, request, str(error))
         while retrieval.current is not None:
             retrieval.done(None, access)

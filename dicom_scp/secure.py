@@ -13,7 +13,7 @@ from socket import socket
 
 from archive.clock import monotonic
 from archive.tls import fingerprint, reason
-from dicom_scp.ends import AssociationEnd, ConnectionGone, NotAuthenticated, TooSlow
+from dicom_scp.ends import AssociationEnd, ConnectionGone, NotTrusted, TooSlow
 from dicom_scp.transport import Transport
 
 _RECORD = 1 << 14  # the most that one record carries (RFC 8446 §5.1)
@@ -44,7 +44,7 @@ class SecureTransport(Transport):
             except ssl.SSLWantReadError:
                 self._take(until)
             except ssl.SSLError as error:  # the alert that says so to the peer waits in `_outgoing`
-                raise NotAuthenticated(reason(error)) from error
+                raise NotTrusted(reason(error)) from error
         self._flush(until)
 
     def turn_away(self, until: float) -> None:

@@ -33,10 +33,10 @@ class Transport:
         self._writing.register(sock, select.POLLOUT)
 
     def handshake(self, until: float) -> None:
-        """Agree on TLS, before anything else: here nothing. Raises NotAuthenticated, ConnectionGone, TooSlow."""
+        """Agree on TLS, before anything else: here nothing. Raises NotTrusted, ConnectionGone, TooSlow."""
 
     def turn_away(self, until: float) -> None:
-        """After NotAuthenticated: tell the peer why, and let it close, no longer than `until`: here nothing."""
+        """After NotTrusted: tell the peer why, and let it close, no longer than `until`: here nothing."""
 
     @property
     def certificate(self) -> str | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import structlog
 
 from archive import tls
+from archive.accounts import assertions
 from archive.config import EDGES, ConfigError, Settings, load
 from archive.core import Archive, open_archive
 from archive.errors import ArchiveError
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = load(options.config)
         if options.edge == "dicom":
             tls.check(settings)
+            assertions.check(settings.dicom.jwt)
         with ExitStack() as held:
             sock, tls_sock = (
                 None if fd is None else held.enter_context(socket.socket(fileno=fd))

@@ -94,8 +94,14 @@ def _stops(settings: Settings) -> list[str]:
         for one, other in combinations(supervise.ports(settings), 2)
         if one.number and one.number == other.number
     ]
+    from archive.accounts import assertions
+
     try:
         tls.check(settings)
+    except ConfigError as error:
+        problems.append(str(error))
+    try:
+        assertions.check(settings.dicom.jwt)
     except ConfigError as error:
         problems.append(str(error))
     return problems
@@ -147,6 +153,8 @@ def _tls_advice(settings: Settings) -> list[str]:
                 "dicom.tls_mutual: no certificate is demanded of callers; "
                 + ("set it to true" if settings.tls.ca else "set tls.ca to the authority of theirs")
             )
+    if not is_loopback(dicom.host) and dicom.jwt.keys is not None and settings.dicom_in_clear:
+        found.append("dicom.jwt: tokens and passcodes that come in clear text can be read on the network")
     if not is_loopback(dicom.host):
         found += [
             f"dicom.peers.{title}: who reaches the port can call by this AE title; set address or fingerprints"

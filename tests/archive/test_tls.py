@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import ssl
+import subprocess
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from archive import tls
 from archive.config import ConfigError, Settings
 from archive.sections import Peer, Tls
 from tests.certificates import Authority, Certificate, openssl, self_signed
+from tests.conftest import need
 
 NOW = datetime.now(UTC) + timedelta(hours=1)  # certificates are made later than this line runs
 
@@ -177,6 +181,25 @@ def test_clear_text_is_opened_on_this_machine_or_where_somebody_said_so(authorit
         ({"host": "0.0.0.0", "insecure": True, **listed}, True),
     ):
         assert Settings.model_validate({"tls": authority.settings(), "dicom": dicom}).dicom_in_clear is in_clear
+
+
+def test_the_commands_of_the_page_make_certificates_that_work(tmp_path: Path) -> None:
+    need("openssl", "sh")
+    page = (Path(__file__).parents[2] / "docs" / "certificats.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.S)
+    assert len(commands) == 3
+    done = subprocess.run(
+        ["sh", "-ec", "".join(commands)], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    ours = Certificate(tmp_path / "minipacs.crt", tmp_path / "minipacs.key")
+    ca = tmp_path / "ca.crt"
+    tls.check(Settings(tls=shown(ours, ca)))
+    assert ours.key.stat().st_mode & 0o077 == 0
+    fingerprint = done.stdout.strip().rpartition("=")[2]
+    assert Peer(fingerprints=(fingerprint,)).fingerprints == (Certificate(tmp_path / "ct1.crt", ours.key).fingerprint,)
+    for purpose, name in product(("sslserver", "sslclient"), ("minipacs", "ct1")):
+        openssl("verify", "-CAfile", ca, "-purpose", purpose, tmp_path / f"{name}.crt")
 
 
 def test_a_certificate_needs_its_key(authority: Authority) -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
 from pydicom.uid import UID
 from pynetdicom import AE
 
@@ -198,6 +203,28 @@ def test_a_name_is_taken_and_what_cannot_be_checked_is_not_confirmed(
         accept = peer.associate(request(user=user(identity=Identity(kind, True, b"anne", b""))))
         assert accept.user.identity_response == response
         assert peer.echoes()
+
+
+@pytest.mark.req("REQ-DCM-05", "REQ-DCM-08")
+def test_a_token_names_the_user_and_a_wrong_one_is_rejected(settings: Settings, tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps({"keys": [ECAlgorithm.to_jwk(key.public_key(), as_dict=True)]}))
+    claims = {"iss": "https://sso.example", "aud": "minipacs", "sub": "anne", "exp": time.time() + 300}
+    right = jwt.encode(claims, key, algorithm="ES256").encode()
+    section = {"keys": keys, "issuer": "https://sso.example", "audience": "minipacs"}
+    with running(settings, jwt=section, peers={"TESTER": {"may": ["query"]}}) as server:
+        with Peer(server) as peer:
+            assert peer.associate(request(user=user(identity=Identity(5, True, right)))).user.identity_response == b""
+            ds = ct_slice()
+            peer.say(wire.command(3, dimse.store_request(1, CT, ds.SOPInstanceUID)))
+            peer.say(wire.data_set(3, data_set(ds)))
+            assert peer.answer().status == 0x0124  # the rights are those of the peer
+        login, refusal = server.audit_rows()[-2:]
+        assert (login.event, login.user, login.outcome) == (Event.USER_AUTHENTICATION, "anne", 0)
+        assert (refusal.event, refusal.user, refusal.outcome) == (Event.INSTANCES_TRANSFERRED, "anne", 8)
+        wrong = Identity(5, True, right[:-4] + b"AAAA")
+        assert answered(server, user=user(identity=wrong)) == (REJECTED, bytes((1, 2, 1)))
 
 
 @pytest.mark.req("REQ-DCM-11", "REQ-DCM-12")

@@ -17,7 +17,7 @@ import pytest
 from archive import tls
 from archive.clock import monotonic
 from archive.sections import Tls
-from dicom_scp.ends import AssociationEnd, ConnectionGone, NotAuthenticated, TooSlow
+from dicom_scp.ends import AssociationEnd, ConnectionGone, NotTrusted, TooSlow
 from dicom_scp.secure import SecureTransport
 from dicom_scp.transport import Transport
 from tests.certificates import Authority
@@ -265,7 +265,7 @@ def test_speech_before_the_handshake_is_refused_in_our_words(authority: Authorit
     near, far = pair()
     transport = SecureTransport(far, tls.acceptor(Tls.model_validate(authority.settings()), mutual=True))
     near.sendall(b"\x01\x00\x00\x00\x00\xcd" + bytes(205))  # the head of an A-ASSOCIATE-RQ
-    with pytest.raises(NotAuthenticated):
+    with pytest.raises(NotTrusted):
         transport.handshake(soon())
     with pytest.raises(AssociationEnd):
         transport.send([b"in clear text?"], soon())

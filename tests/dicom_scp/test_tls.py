@@ -18,7 +18,7 @@ from archive.config import Settings
 from dicom_scp.associate import encode_request, title
 from dicom_scp.dimse import Field
 from dicom_scp.echo import verify
-from dicom_scp.ends import NotAuthenticated
+from dicom_scp.ends import NotTrusted
 from dicom_scp.status import Status
 from tests.builders import ct_slice, data_set, part10
 from tests.certificates import Authority, Certificate, self_signed
@@ -325,7 +325,7 @@ def test_a_peer_of_another_authority_is_not_believed(settings: Settings, authori
     with running(settings) as server:
         peers = {"MINIPACS": {"host": "127.0.0.1", "port": server.port, "tls": True}}
         for trusted, shown, error in (
-            (other.root, authority.archive, NotAuthenticated),
+            (other.root, authority.archive, NotTrusted),
             (authority.root, other.archive, Exception),
             (authority.root, authority.archive, None),
         ):
