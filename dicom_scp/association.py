@@ -97,7 +97,7 @@ class Association:
     def run(self) -> None:
         """Serve until the end of the association. Raises nothing."""
         try:
-            self._transport.handshake(self._accepted_at + self._settings.artim_seconds)
+            self._shake_hands()
             request = self._await_request()
             agreed = self._decide(request)
             if agreed is not None:
@@ -122,6 +122,12 @@ class Association:
         finally:
             self._transport.close()
             self._archive.accesses.end_scope(self.id)
+
+    def _shake_hands(self) -> None:
+        """TLS, where it is spoken; ARTIM covers it and the request. Log lines from here on name the certificate."""
+        self._transport.handshake(self._accepted_at + self._settings.artim_seconds)
+        if self._transport.certificate is not None:
+            self._log = self._log.bind(certificate=self._transport.certificate)
 
     def _await_request(self) -> AssociateRequest:
         """Sta2: the request, whole, before ARTIM runs out."""
@@ -194,12 +200,7 @@ class Association:
             id=self.id,
             attach=self._attach,
         )
-        self._log.info(
-            "association accepted",
-            calling_ae=request.calling_ae,
-            contexts=len(agreed.contexts),
-            certificate=self._transport.certificate,
-        )
+        self._log.info("association accepted", calling_ae=request.calling_ae, contexts=len(agreed.contexts))
         messages = 0
         while True:
             self._rest()

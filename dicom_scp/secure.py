@@ -42,6 +42,7 @@ class SecureTransport(Transport):
                 self._tls.do_handshake()
                 break
             except ssl.SSLWantReadError:
+                self._flush(until)
                 self._take(until)
             except ssl.SSLError as error:  # the alert that says so to the peer waits in `_outgoing`
                 raise NotTrusted(reason(error)) from error
@@ -77,6 +78,7 @@ class SecureTransport(Transport):
                 count += len(piece)
             if count:
                 return count
+            self._flush(until)  # an answer of TLS itself, if it has one
             self._take(until)
 
     def _decrypted(self, size: int) -> bytes | None:
@@ -91,8 +93,7 @@ class SecureTransport(Transport):
             raise ConnectionGone(f"TLS: {reason(error)}") from error
 
     def _take(self, until: float) -> None:
-        """Take what the socket has, waiting for it; what TLS wants to say goes out before."""
-        self._flush(until)
+        """Take what the socket has, waiting for it."""
         count = super().read_into(self._wire, until)
         self._incoming.write(self._wire[:count])
 

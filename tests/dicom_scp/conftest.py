@@ -23,8 +23,8 @@ from tests.conftest import new_database
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A module with `OVER_TLS = True` runs its tests that open a connection twice: over TCP, and over TLS."""
-    if getattr(metafunc.module, "OVER_TLS", False) and "settings" in metafunc.fixturenames:
+    """`OVER_TLS` of a module names a fixture: the tests that use it run twice, over TCP and over TLS (REQ-DCM-04)."""
+    if getattr(metafunc.module, "OVER_TLS", None) in metafunc.fixturenames:
         metafunc.parametrize("transport", ["tcp", "tls"])
 
 

@@ -37,7 +37,7 @@ from tests.dicom_scp.retrieving import (
 from tests.dicom_scp.test_negotiate import user
 from tests.dicom_scp.wire import CT, EXPLICIT, IMPLICIT, Proposed, request
 
-OVER_TLS = True
+OVER_TLS = "settings"
 
 
 @pytest.mark.req("REQ-DCM-39")

@@ -43,7 +43,7 @@ from tests.dicom_scp.retrieving import (
 from tests.dicom_scp.wire import CT, EXPLICIT, IMPLICIT
 from tests.server import free_port
 
-OVER_TLS = True
+OVER_TLS = "settings"
 
 
 class Destination:

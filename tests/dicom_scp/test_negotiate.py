@@ -29,7 +29,7 @@ from tests.dicom_scp import wire
 from tests.dicom_scp.conftest import Running, running
 from tests.dicom_scp.wire import BIG_ENDIAN, CT, EXPLICIT, IMPLICIT, STUDY_FIND, STUDY_GET, Peer, request
 
-OVER_TLS = True
+OVER_TLS = "settings"
 
 PRIVATE_CLASS = "1.2.826.0.1.3680043.10.1683.77.1"
 MWL = "1.2.840.10008.5.1.4.31"

@@ -25,7 +25,7 @@ from tests.dicom_scp.conftest import Running, running
 from tests.dicom_scp.retrieving import Getter, cancel, identifier, keep, retrieve_command
 from tests.dicom_scp.wire import CT, STUDY_FIND, Peer
 
-OVER_TLS = True
+OVER_TLS = "settings"
 
 ABORT = 7
 IMAGES = identifier(

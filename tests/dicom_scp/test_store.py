@@ -33,7 +33,7 @@ from tests.dicom_scp import wire
 from tests.dicom_scp.conftest import Running, running
 from tests.dicom_scp.wire import CT, EXPLICIT, Peer, Proposed, request
 
-OVER_TLS = True
+OVER_TLS = "settings"
 
 # Command Data Set Type (0000,0800): 0001 becomes 0101
 WITHOUT_DATA_SET = dimse.store_request(1, CT, "1.2.3").replace(b"\0\0\0\x08\x02\0\0\0\1\0", b"\0\0\0\x08\x02\0\0\0\1\1")

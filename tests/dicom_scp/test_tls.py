@@ -239,7 +239,10 @@ def test_an_ae_title_with_a_certificate_of_its_own_is_refused_to_others(
     with running(settings, peers=peers, accept_unknown_callers=False) as server:
         assert not rejected(server)
         assert not rejected(server, calling=title("ANYONE"))
-        assert rejected(server, calling=title("OTHER"))
+        with capture_logs() as logs:
+            assert rejected(server, calling=title("OTHER"))
+        [line] = [line for line in logs if line["event"] == "association rejected"]
+        assert line["certificate"] == authority.caller.fingerprint
         [row] = alerts(server)
         assert (row.user, row.source) == ("OTHER", "127.0.0.1")
         assert json.loads(row.detail) == {
