@@ -7,9 +7,12 @@ import socket
 import ssl
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from structlog.testing import capture_logs
 
@@ -24,10 +27,11 @@ from tests.builders import ct_slice, data_set, part10
 from tests.certificates import Authority, Certificate, self_signed
 from tests.conftest import need
 from tests.dicom_scp.conftest import Running, running
-from tests.dicom_scp.retrieving import Getter, identifier, keep
+from tests.dicom_scp.retrieving import Getter, counts, identifier, keep
 from tests.dicom_scp.test_hostile import alive, wait_until
 from tests.dicom_scp.test_move import destination
 from tests.dicom_scp.wire import REQUEST, Peer, request
+from tests.server import free_port
 
 REJECTED = 3
 
@@ -379,3 +383,69 @@ def test_dcmtk_stores_and_finds_over_tls(server: Running, tmp_path: Path) -> Non
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert without.returncode != 0
+
+
+@contextmanager
+def orthanc(folder: Path, authority: Authority, *, dicom_port: int, archive_port: int) -> Iterator[httpx.Client]:
+    """An Orthanc that speaks TLS alone and demands a certificate; it knows the archive as `minipacs`."""
+    need("Orthanc")
+    shown, web_port = authority.issue("orthanc"), free_port()
+    configuration = {
+        "StorageDirectory": str(folder / "orthanc"),
+        "IndexDirectory": str(folder / "orthanc"),
+        "Plugins": [],
+        "HttpPort": web_port,
+        "AuthenticationEnabled": False,
+        "DicomAet": "ORTHANC",
+        "DicomPort": dicom_port,
+        "DicomTlsEnabled": True,
+        "DicomTlsCertificate": str(shown.cert),
+        "DicomTlsPrivateKey": str(shown.key),
+        "DicomTlsTrustedCertificates": str(authority.root.cert),
+        "DicomModalities": {
+            "minipacs": {"AET": "MINIPACS", "Host": "127.0.0.1", "Port": archive_port, "UseDicomTls": True}
+        },
+    }
+    (folder / "orthanc").mkdir()
+    (folder / "orthanc.json").write_text(json.dumps(configuration))
+    with (folder / "orthanc.log").open("w") as log:
+        process = subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)
+    client = httpx.Client(base_url=f"http://127.0.0.1:{web_port}", timeout=60)
+
+    def answers() -> bool:
+        try:
+            return client.get("/system").is_success
+        except httpx.TransportError:
+            return False
+
+    try:
+        assert wait_until(answers, seconds=60), (folder / "orthanc.log").read_text()
+        yield client
+    finally:
+        client.close()
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.req("REQ-DCM-04")
+def test_orthanc_sends_and_receives_over_tls(settings: Settings, authority: Authority, tmp_path: Path) -> None:
+    port = free_port()
+    pinned = [authority.issue("orthanc").fingerprint]
+    peers = {"ORTHANC": {"host": "127.0.0.1", "port": port, "tls": True, "fingerprints": pinned}}
+    ds = ct_slice(rows=800, columns=800)
+    with (
+        running(settings, peers=peers) as server,
+        orthanc(tmp_path, authority, dicom_port=port, archive_port=server.port) as client,
+    ):
+        kept = client.post("/instances", content=part10(ds)).json()["ID"]
+        assert client.post("/modalities/minipacs/echo", json={}).is_success
+        assert client.post("/modalities/minipacs/store", content=kept).json()["FailedInstancesCount"] == 0
+        assert server.stored_uids() == [ds.SOPInstanceUID]
+        client.delete(f"/instances/{kept}")
+        with Getter(server) as caller:
+            caller.associate()
+            caller.ask(9, Field.C_MOVE_RQ, identifier(), "ORTHANC")
+            _, responses = caller.collect()
+        assert (responses[-1].Status, counts(responses[-1])) == (Status.SUCCESS, (None, 1, 0, 0))
+        assert client.get("/instances").json() == [kept]
+        assert alerts(server) == []
