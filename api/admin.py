@@ -221,7 +221,12 @@ def system(request: Request, actor: MaySystem) -> Response:
             "test_mode": settings.test_mode,
             "clock": {"now": archive.clock(), "simulated": archive.time.simulated},
             "site": {"name": settings.site.name, "finess": settings.site.finess, "profile": settings.site.profile},
-            "dicom": {"ae_title": settings.dicom.ae_title, "host": settings.dicom.host, "port": settings.dicom.port},
+            "dicom": {
+                "ae_title": settings.dicom.ae_title,
+                "host": settings.dicom.host,
+                "port": settings.dicom.port if settings.dicom_in_clear else None,
+                "tls_port": settings.dicom.tls_port if settings.tls.on else None,
+            },
             "storage": {"hot": {"free_bytes": archive.hot.free_bytes()}},
             "processes": [
                 {

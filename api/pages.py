@@ -99,7 +99,7 @@ def home(request: Request, page: int = 1) -> Response:
         )
     except InvalidQuery:
         message = "Une valeur de la recherche n’est pas correcte : vérifiez les dates."
-    dicom = auth.archive_of(request).settings.dicom
+    settings = auth.archive_of(request).settings
     return page_of(
         request,
         "studies.html",
@@ -113,9 +113,10 @@ def home(request: Request, page: int = 1) -> Response:
         next=_home_address(form, page + 1) if more else None,
         first=offset + 1,
         last=offset + len(studies),
-        ae_title=dicom.ae_title,
-        dicom_host=dicom.host,
-        dicom_port=dicom.port,
+        ae_title=settings.dicom.ae_title,
+        dicom_host=settings.dicom.host,
+        dicom_port=settings.dicom.port if settings.dicom_in_clear else None,
+        dicom_tls_port=settings.dicom.tls_port if settings.tls.on else None,
     )
 
 

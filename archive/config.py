@@ -29,6 +29,7 @@ from archive.sections import (
     Section,
     Site,
     Storage,
+    Tls,
     is_loopback,
     section_of,
 )
@@ -51,6 +52,7 @@ class Settings(Section):
     )
     database: Database = Database()
     storage: Storage = Storage()
+    tls: Tls = Tls()
     dicom: Dicom = Dicom()
     hl7: Hl7 = Hl7()
     identity: Identity = Identity()
@@ -61,13 +63,35 @@ class Settings(Section):
     def _safe(self) -> Settings:
         """REQ-FACE-04: beyond loopback only when somebody said so."""
         for name, section in (("dicom", self.dicom), ("hl7", self.hl7), ("api", self.api)):
-            if not is_loopback(section.host) and not section.insecure:
+            if not is_loopback(section.host) and not section.insecure and not (name == "dicom" and self.tls.on):
+                encrypted = "set tls.cert and tls.key, " if name == "dicom" else ""
                 raise ValueError(
                     f"{name}.host = {section.host!r} can be reached from the network without TLS: "
-                    f"keep 127.0.0.1, or set {name}.insecure = true to accept this"
+                    f"keep 127.0.0.1, {encrypted}or set {name}.insecure = true to accept this"
                 )
+        if not self.dicom_in_clear and self.dicom.accepts_strangers():
+            raise ValueError(
+                "dicom.accept_unknown_callers: beyond this machine callers are listed in dicom.peers; "
+                "set it to false, or dicom.insecure = true to accept this"
+            )
         if not is_loopback(self.dicom.host) and not self.dicom.peers and not self.dicom.accepts_strangers():
             raise ValueError("dicom.peers is empty: nobody could call; add a [dicom.peers.NAME] table per modality")
+        return self
+
+    @model_validator(mode="after")
+    def _certified(self) -> Settings:
+        """What TLS needs; the files themselves are tried by `archive.tls.check`."""
+        if (self.tls.cert is None) != (self.tls.key is None):
+            raise ValueError("tls.cert and tls.key go together: set both")
+        if self.dicom.tls_mutual and not (self.tls.on and self.tls.ca):
+            raise ValueError("dicom.tls_mutual: a certificate can be demanded with tls.cert, tls.key and tls.ca alone")
+        jwt = self.dicom.jwt
+        if len({jwt.keys is None, not jwt.issuer, not jwt.audience}) > 1:
+            raise ValueError("dicom.jwt: keys, issuer and audience go together")
+        for name, peer in self.dicom.peers.items():
+            for key, value in (("tls", peer.tls), ("fingerprints", peer.fingerprints)):
+                if value and self.tls.ca is None:
+                    raise ValueError(f"dicom.peers.{name}.{key} needs tls.ca: whose certificates are believed")
         return self
 
     @model_validator(mode="after")
@@ -90,6 +114,16 @@ class Settings(Section):
         """The sites, or the one site of a small practice, as `main`."""
         one = self.site
         return self.sites or (OneSite(id="main", name=one.name, finess=one.finess, profile=one.profile),)
+
+    @property
+    def dicom_in_clear(self) -> bool:
+        """Whether `dicom.port` is opened: on this machine, or where somebody said so (REQ-DCM-04, REQ-FACE-04)."""
+        return is_loopback(self.dicom.host) or self.dicom.insecure
+
+    @property
+    def dicom_mutual_tls(self) -> bool:
+        """Whether a caller over TLS has to show a certificate."""
+        return self.tls.ca is not None if self.dicom.tls_mutual is None else self.dicom.tls_mutual
 
     @property
     def database_url(self) -> str:

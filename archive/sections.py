@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, IPvAnyNetwork
 
 
 class Section(BaseModel):
@@ -19,6 +19,11 @@ class Section(BaseModel):
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x20-\x7e]*[\x21-\x7e][\x20-\x7e]*$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Service = Literal["store", "query", "retrieve"]
+Fingerprint = Annotated[
+    str,
+    Field(pattern=r"^([0-9A-Fa-f]{2}:?){31}[0-9A-Fa-f]{2}$"),
+    AfterValidator(lambda text: text.replace(":", "").lower()),
+]
 Charset = Literal[  # single-byte terms and UTF-8 of PS3.3 C.12.1.1.2: what a whole site may assume
     "ISO_IR 100", "ISO_IR 101", "ISO_IR 109", "ISO_IR 110", "ISO_IR 126", "ISO_IR 127", "ISO_IR 138",
     "ISO_IR 144", "ISO_IR 148", "ISO_IR 166", "ISO_IR 192", "ISO_IR 203",
@@ -68,15 +73,54 @@ class Storage(Section):
     )
 
 
+class Tls(Section):
+    """Who the archive is, and whom it believes, where it speaks TLS: the DICOM port, and peers that it calls."""
+
+    cert: Path | None = Field(
+        None, description="our certificate, then those between it and its authority: a PEM file; switches TLS on"
+    )
+    key: Path | None = Field(None, description="its private key, without passphrase: a PEM file")
+    ca: Path | None = Field(
+        None,
+        description="authorities whose certificates are believed, or certificates of peers themselves: a PEM file",
+    )
+
+    @property
+    def on(self) -> bool:
+        """Whether we can be called over TLS."""
+        return self.cert is not None
+
+
 class Peer(Section):
     """A DICOM application entity that the archive knows."""
 
     ae_title: AETitle | None = Field(None, description="AE title; default: the name of the table")
-    host: str | None = Field(None, description="address; with `port`, the peer is a move destination")
+    host: str | None = Field(None, description="where it is called; with `port`, the peer is a move destination")
     port: Port | None = Field(None, description="port")
+    tls: bool = Field(
+        False,
+        description="call it over TLS; its certificate is made out to `host`, or is one of `fingerprints`",
+    )
+    address: IPvAnyNetwork | None = Field(
+        None, description="where it calls from, `10.0.0.7` or `10.0.0.0/24`; from elsewhere it is rejected"
+    )
+    fingerprints: tuple[Fingerprint, ...] = Field(
+        (),
+        description="SHA-256 fingerprints of its certificate (several while it is renewed): calling without one of "
+        "them it is rejected, called it is left",
+    )
     may: tuple[Service, ...] = Field(
         ("store", "query", "retrieve"), description="what the peer may ask for: `store`, `query`, `retrieve`"
     )
+
+
+class Jwt(Section):
+    """JSON Web Tokens as User Identity (PS3.7 D.3.3.7, type 5): off until `keys` is set."""
+
+    keys: Path | None = Field(None, description="public keys of the issuer: a JSON Web Key Set, a file")
+    issuer: str = Field("", description="who has to have issued a token (`iss`)")
+    audience: str = Field("", description="for whom: what the issuer calls this archive (`aud`)")
+    user: str = Field("sub", min_length=1, description="the claim that names the user, for the audit")
 
 
 class Dicom(Section):
@@ -84,13 +128,23 @@ class Dicom(Section):
 
     ae_title: AETitle = Field("MINIPACS", description="AE title of the archive")
     ae_titles: tuple[AETitle, ...] = Field((), description="further AE titles answered on the same port")
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: Port = Field(11112, description="port to listen on; 0 lets the system choose")
-    insecure: bool = Field(False, description="needed to listen beyond loopback without TLS; logged at each start")
+    host: str = Field("127.0.0.1", description="address to listen on, with and without TLS")
+    port: Port = Field(
+        11112,
+        description="port without TLS; 0 lets the system choose. Beyond loopback closed, unless `insecure`",
+    )
+    tls_port: Port = Field(2762, description="port with TLS, open once `tls.cert` is set; 0 lets the system choose")
+    tls_mutual: bool | None = Field(
+        None, description="demand of callers over TLS a certificate that leads to `tls.ca`; default: when that is set"
+    )
+    insecure: bool = Field(
+        False, description="needed for clear text beyond loopback, alone or beside TLS; logged at each start"
+    )
     accept_unknown_callers: bool | None = Field(
         None, description="accept calling AE titles that are not in `peers`; default: only on loopback"
     )
     peers: dict[str, Peer] = Field({}, description="`[dicom.peers.CT1]` tables: who may call, and where to send")
+    jwt: Jwt = Jwt()
     workers: int = Field(1, ge=1, le=64, description="processes that share the port")
     max_pdu: int = Field(131072, ge=4096, le=1 << 24, description="largest PDU received, bytes")
     max_associations: int = Field(200, ge=1, description="associations at one time in a worker; more are rejected")

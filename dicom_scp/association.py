@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 import uuid
 
@@ -17,28 +18,50 @@ from archive.access import Actor, Door
 from archive.audit.record import Event, EventType, Outcome, refused
 from archive.clock import monotonic
 from archive.core import Archive
-from archive.errors import Unavailable
+from archive.errors import ArchiveError, Unavailable
 from dicom_scp import pdu
 from dicom_scp.associate import AssociateRequest, decode_request, encode_accept
-from dicom_scp.ends import AbortReason, AssociationEnd, ConnectionGone, PeerAborted, ProtocolError, TooSlow
+from dicom_scp.ends import (
+    AbortReason,
+    AssociationEnd,
+    ConnectionGone,
+    NotTrusted,
+    PeerAborted,
+    ProtocolError,
+    TooSlow,
+)
 from dicom_scp.exchange import Exchange
 from dicom_scp.negotiate import CONGESTED, Agreed, Refused, negotiate
 from dicom_scp.pdu import Fragment, PduType, Reader
+from dicom_scp.secure import SecureTransport
 from dicom_scp.services import Session, serve
 from dicom_scp.transport import Transport
 
 log = structlog.get_logger(__name__)
 
+_FAREWELL_SECONDS = 1.0  # for the peer to close after it was turned away
+
 
 class Association:
-    """Serves one connection in the thread that calls `run`; `stop`, `expire` and `kill` come from another."""
+    """Serves one connection in the thread that calls `run`; `stop`, `expire` and `kill` come from another.
 
-    def __init__(self, archive: Archive, sock: socket.socket, source: str, *, refuse: Refused | None = None) -> None:
+    `tls`: it came in on the port with TLS.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        sock: socket.socket,
+        source: str,
+        *,
+        tls: ssl.SSLContext | None = None,
+        refuse: Refused | None = None,
+    ) -> None:
         self._archive = archive
         self._settings = archive.settings.dicom
         self._source = source
         self._refuse = refuse
-        self._transport = Transport(sock)
+        self._transport = Transport(sock) if tls is None else SecureTransport(sock, tls)
         self._reader = Reader(self._transport, limit=self._settings.max_pdu, seconds=self._settings.dimse_seconds)
         self._onward: Transport | None = None
         self._lock = threading.Lock()
@@ -74,6 +97,7 @@ class Association:
     def run(self) -> None:
         """Serve until the end of the association. Raises nothing."""
         try:
+            self._shake_hands()
             request = self._await_request()
             agreed = self._decide(request)
             if agreed is not None:
@@ -84,6 +108,8 @@ class Association:
             if self._stopping:
                 self._abort(AbortReason.NOT_SPECIFIED)
             self._log.info("association lost", why=str(error), stopping=self._stopping)
+        except NotTrusted as error:
+            self._turn_away(str(error))
         except TooSlow as error:
             self._log.warning("association aborted", why=str(error))
             self._abort(AbortReason.NOT_SPECIFIED)
@@ -96,6 +122,12 @@ class Association:
         finally:
             self._transport.close()
             self._archive.accesses.end_scope(self.id)
+
+    def _shake_hands(self) -> None:
+        """TLS, where it is spoken; ARTIM covers it and the request. Log lines from here on name the certificate."""
+        self._transport.handshake(self._accepted_at + self._settings.artim_seconds)
+        if self._transport.certificate is not None:
+            self._log = self._log.bind(certificate=self._transport.certificate)
 
     def _await_request(self) -> AssociateRequest:
         """Sta2: the request, whole, before ARTIM runs out."""
@@ -113,13 +145,15 @@ class Association:
         refusal = self._refuse
         if refusal is None:
             try:
-                outcome = negotiate(self._archive, request, source=self._source)
+                outcome = negotiate(
+                    self._archive, request, source=self._source, certificate=self._transport.certificate
+                )
                 if isinstance(outcome, Agreed):
                     self._send(encode_accept(outcome.accept))
                     return outcome
                 refusal = outcome
                 if refusal.alert:
-                    self._audit(request, refusal)
+                    self._alert(request.calling_ae, refusal.detail, called_ae=request.called_ae)
             except Unavailable:
                 refusal = CONGESTED
         self._log.warning("association rejected", calling_ae=request.calling_ae, why=refusal.detail)
@@ -127,16 +161,25 @@ class Association:
         self._linger()
         return None
 
-    def _audit(self, request: AssociateRequest, refusal: Refused) -> None:
+    def _turn_away(self, why: str) -> None:
+        """No TLS, or a certificate that is not believed: told to the audit, then to the peer."""
+        self._log.warning("TLS was not agreed on", why=why)
+        try:
+            self._alert(self._source, why)
+        except ArchiveError as error:
+            self._log.error("a refusal is missing in the audit", error=type(error).__name__)
+        self._transport.turn_away(monotonic() + _FAREWELL_SECONDS)
+
+    def _alert(self, user: str, reason: str, **detail: str) -> None:
         """Somebody knocked who has no business here: told before the answer (law 4)."""
         refused(
             self._archive.commit,
-            Actor(user=request.calling_ae, source=self._source, door=Door.DICOM, may=frozenset()),
+            Actor(user=user, source=self._source, door=Door.DICOM, may=frozenset()),
             Event.SECURITY_ALERT,
             "E",
-            reason=refusal.detail,
+            reason=reason,
             outcome=Outcome.SERIOUS_FAILURE,
-            detail={"type": EventType.NODE_AUTHENTICATION, "called_ae": request.called_ae},
+            detail={"type": EventType.NODE_AUTHENTICATION, **detail},
         )
 
     def _serve(self, request: AssociateRequest, agreed: Agreed) -> None:

@@ -37,7 +37,7 @@ def peer_of(archive: Archive, ae_title: str) -> Peer:
 
 def _echo(archive: Archive, job: Job) -> Mapping[str, Any]:
     ae_title = str(job.payload["ae_title"])
-    return {"status": verify(archive.settings.dicom, ae_title, peer_of(archive, ae_title))}
+    return {"status": verify(archive.settings, ae_title, peer_of(archive, ae_title))}
 
 
 DUTIES: dict[str, Duty] = {"dicom.echo": _echo}

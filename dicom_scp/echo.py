@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from archive.config import Settings
 from archive.dicom.syntaxes import IMPLICIT_LE
-from archive.sections import Dicom, Peer
+from archive.sections import Peer
 from dicom_scp import dimse
 from dicom_scp.associate import Proposed
 from dicom_scp.classes import VERIFICATION
@@ -18,7 +19,7 @@ def echo() -> Answer:
     return Answer(Status.SUCCESS)
 
 
-def verify(settings: Dicom, ae_title: str, peer: Peer) -> int:
+def verify(settings: Settings, ae_title: str, peer: Peer) -> int:
     """Ask a peer whether it answers, on an association of its own; its status, 0 when all is well (REQ-DCM-01).
 
     Raises AssociationEnd in its kinds: it cannot be reached, refuses us, or breaks off.

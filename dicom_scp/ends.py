@@ -28,6 +28,10 @@ class TooSlow(AssociationEnd):
     """A deadline passed. The association is aborted."""
 
 
+class NotTrusted(AssociationEnd):
+    """TLS was not agreed on, or the certificate is not the peer's (ITI-19). Nothing of DICOM can be said."""
+
+
 class PeerAborted(AssociationEnd):
     """The peer sent A-ABORT."""
 

@@ -6,6 +6,7 @@ REQ-DCM-02, 05, 06, 07, 08. Only what is implemented is echoed.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 
 from archive import accounts
 from archive.access import PEER_MAY, Action, Actor, Door
@@ -13,7 +14,7 @@ from archive.core import Archive
 from archive.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from archive.dicom.syntaxes import IMPLICIT_LE
 from archive.errors import Rejected
-from archive.sections import Dicom
+from archive.sections import Dicom, Peer
 from dicom_scp.associate import (
     APPLICATION_CONTEXT,
     AssociateAccept,
@@ -60,20 +61,22 @@ _OLD_PROTOCOL = Refused(1, 2, 2, "no common version of the protocol")
 _APPLICATION = Refused(1, 1, 2, "unknown application context")
 _CALLED = Refused(1, 1, 7, "unknown called AE title", alert=True)
 _CALLING = Refused(1, 1, 3, "unknown calling AE title", alert=True)
+_ELSEWHERE = Refused(1, 1, 3, "this AE title does not call from that address", alert=True)
+_NO_CERTIFICATE = Refused(1, 1, 3, "this AE title calls with a certificate of its own", alert=True)
 _TINY = Refused(1, 1, 1, "the maximum length of a PDU is too small")
 _IDENTITY = Refused(1, 2, 1, "the user identity was not accepted")  # audited where it is checked
 
 
-def negotiate(archive: Archive, request: AssociateRequest, *, source: str) -> Agreed | Refused:
-    """Decide on a request that came from the address `source`.
+def negotiate(archive: Archive, request: AssociateRequest, *, source: str, certificate: str | None) -> Agreed | Refused:
+    """Decide on a request that came from the address `source`, its `certificate` being believed (a fingerprint).
 
     Raises Unavailable when a passcode cannot be checked now.
     """
     settings = archive.settings.dicom
-    refused = _refuse(settings, request)
+    peer = settings.callers().get(request.calling_ae)
+    refused = _refuse(settings, request) or _impostor(peer, source, certificate)
     if refused is not None:
         return refused
-    peer = settings.callers().get(request.calling_ae)
     services = peer.may if peer else _STRANGERS_MAY
     actor = Actor(
         user=request.calling_ae,
@@ -83,7 +86,7 @@ def negotiate(archive: Archive, request: AssociateRequest, *, source: str) -> Ag
     )
     response: bytes | None = None
     identity = request.user.identity
-    if identity is not None and identity.kind in (1, 2):
+    if identity is not None and identity.kind in _kinds(settings):
         try:
             actor = _identified(archive, actor, identity)
         except Rejected:
@@ -126,11 +129,34 @@ def _refuse(settings: Dicom, request: AssociateRequest) -> Refused | None:
     return None
 
 
+def _impostor(peer: Peer | None, source: str, certificate: str | None) -> Refused | None:
+    """Whether a known AE title is used by somebody who cannot be that peer (REQ-SEC-01)."""
+    if peer is None:
+        return None
+    if peer.address is not None:
+        address = ip_address(source)
+        mapped = getattr(address, "ipv4_mapped", None)  # how a socket for both sees the older one
+        if (mapped or address) not in peer.address:
+            return _ELSEWHERE
+    if peer.fingerprints and certificate not in peer.fingerprints:
+        return _NO_CERTIFICATE
+    return None
+
+
+def _kinds(settings: Dicom) -> tuple[int, ...]:
+    """The kinds of user identity that are used. The others are neither looked at nor answered (PS3.7 §D.3.3.7)."""
+    return (1, 2) if settings.jwt.keys is None else (1, 2, 5)
+
+
 def _identified(archive: Archive, actor: Actor, identity: Identity) -> Actor:
     """The actor under the name that the peer gives (REQ-DCM-05): its rights shrink to those of a checked account.
 
-    Kinds that are not implemented never come here: they are neither used nor answered (PS3.7 §D.3.3.7.3).
+    A token names the user; its rights are those of the peer.
     """
+    if identity.kind == 5:
+        token = identity.primary
+        user = accounts.vouched_for(archive, archive.settings.dicom.jwt, token, source=actor.source, door=actor.door)
+        return replace(actor, user=user)
     name = identity.primary.decode("utf-8", "replace").strip("\0 ")[:64]
     if identity.kind == 1:
         return replace(actor, user=name) if name else actor

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
+from archive import tls
 from archive.clock import monotonic
+from archive.config import Settings
 from archive.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
-from archive.sections import Dicom, Peer
+from archive.sections import Peer
 from dicom_scp import pdu
 from dicom_scp.associate import (
     AssociateRequest,
@@ -22,11 +24,20 @@ from dicom_scp.associate import (
 )
 from dicom_scp.classes import Service, service_of
 from dicom_scp.dimse import RESPONSE, Command, Field, normalized_request
-from dicom_scp.ends import AbortReason, AssociationEnd, NotAssociated, PeerAborted, ProtocolError
+from dicom_scp.ends import (
+    AbortReason,
+    AssociationEnd,
+    ConnectionGone,
+    NotAssociated,
+    NotTrusted,
+    PeerAborted,
+    ProtocolError,
+)
 from dicom_scp.exchange import Context, Exchange, Message
 from dicom_scp.normalized import encode
 from dicom_scp.pdu import Fragment, Pdu, PduType, Reader
-from dicom_scp.transport import Transport
+from dicom_scp.secure import SecureTransport
+from dicom_scp.transport import Transport, connect
 
 CONNECT_SECONDS = 10.0
 _RELEASE_SECONDS = 5.0
@@ -45,7 +56,7 @@ class Requestor:
     @classmethod
     def open(
         cls,
-        settings: Dicom,
+        settings: Settings,
         ae_title: str,
         peer: Peer,
         proposed: tuple[Proposed, ...],
@@ -60,21 +71,24 @@ class Requestor:
 
         Raises:
             ConnectionGone, TooSlow: it cannot be reached.
+            NotTrusted: TLS was not agreed on, or it is not who it should be.
             NotAssociated: it refuses.
         """
-        if peer.host is None or peer.port is None:
-            raise NotAssociated("the peer has no address")
-        transport = Transport.connect(peer.host, peer.port, seconds=min(CONNECT_SECONDS, settings.artim_seconds))
+        dicom = settings.dicom
+        transport = _connect(settings, peer)
         try:
             opened(transport)
-            reader = Reader(transport, limit=settings.max_pdu, seconds=settings.dimse_seconds)
-            until = monotonic() + settings.artim_seconds
+            reader = Reader(transport, limit=dicom.max_pdu, seconds=dicom.dimse_seconds)
+            until = monotonic() + dicom.artim_seconds
+            transport.handshake(until)
+            if peer.tls and peer.fingerprints and transport.certificate not in peer.fingerprints:
+                raise NotTrusted("the certificate of the peer is not among its fingerprints")
             request = AssociateRequest(
                 called=title(ae_title),
-                calling=title(settings.ae_title),
+                calling=title(dicom.ae_title),
                 contexts=proposed,
                 user=UserInformation(
-                    max_pdu=settings.max_pdu,
+                    max_pdu=dicom.max_pdu,
                     implementation_class_uid=IMPLEMENTATION_CLASS_UID,
                     implementation_version=IMPLEMENTATION_VERSION,
                     roles=dict(roles or {}),
@@ -87,9 +101,9 @@ class Requestor:
                 reader,
                 contexts=contexts,
                 peer_max_pdu=peer_max_pdu,
-                dimse_seconds=settings.dimse_seconds,
+                dimse_seconds=dicom.dimse_seconds,
             )
-            return cls(transport, reader, exchange, dimse_seconds=settings.dimse_seconds)
+            return cls(transport, reader, exchange, dimse_seconds=dicom.dimse_seconds)
         except BaseException as error:
             if isinstance(error, ProtocolError):
                 with contextlib.suppress(AssociationEnd):
@@ -169,6 +183,18 @@ class Requestor:
                 self.exchange.abort(reason)
         finally:
             self.transport.close()
+
+
+def _connect(settings: Settings, peer: Peer) -> Transport:
+    if peer.host is None or peer.port is None:
+        raise NotAssociated("the peer has no address")
+    context = tls.requestor(settings.tls, named=not peer.fingerprints) if peer.tls else None
+    sock = connect(peer.host, peer.port, seconds=min(CONNECT_SECONDS, settings.dicom.artim_seconds))
+    try:
+        return Transport(sock) if context is None else SecureTransport(sock, context, host=peer.host)
+    except (OSError, ValueError) as error:  # reset already; a host that no certificate can be made out to
+        sock.close()
+        raise ConnectionGone("the connection cannot be used") from error
 
 
 def _accepted(received: Pdu | Fragment, proposed: tuple[Proposed, ...]) -> tuple[dict[int, Context], int]:

@@ -13,6 +13,7 @@ from functools import partial
 import structlog
 from pynetdicom.status import code_to_category
 
+from archive.audit.record import Event, EventType, refused
 from archive.clock import monotonic
 from archive.core import Archive
 from archive.dicom.syntaxes import IMPLICIT_LE
@@ -22,7 +23,7 @@ from archive.retrieve import Access, Stored, again, open_access
 from archive.sections import Peer
 from dicom_scp import dimse
 from dicom_scp.dimse import Counts, Field
-from dicom_scp.ends import AssociationEnd, CopyEnded, NotAssociated
+from dicom_scp.ends import AssociationEnd, CopyEnded, NotAssociated, NotTrusted
 from dicom_scp.exchange import Exchange, Message
 from dicom_scp.messages import Answer, RetrieveRequest
 from dicom_scp.requestor import Requestor
@@ -180,9 +181,23 @@ def move(
     except AssociationEnd as error:
         log.warning("the move destination failed", destination=request.destination, why=str(error), scope=request.scope)
         comment = "the move destination cannot be reached, or broke off"
+        if isinstance(error, NotTrusted):
+            _alert(archive, request, str(error))
         while retrieval.current is not None:
             retrieval.done(None, access)
     retrieval.finish(comment)
+
+
+def _alert(archive: Archive, request: RetrieveRequest, reason: str) -> None:
+    """Who answers is not the destination, or does not believe us: nothing was sent (REQ-SEC-01)."""
+    refused(
+        archive.commit,
+        request.actor,
+        Event.SECURITY_ALERT,
+        "E",
+        reason=reason,
+        detail={"type": EventType.NODE_AUTHENTICATION, "destination": request.destination},
+    )
 
 
 def _transfer(
@@ -202,7 +217,7 @@ def _transfer(
     caller = _Caller(retrieval)
     breaks, taken, retried = 0, 0, None
     while retrieval.current is not None:
-        requestor = Requestor.open(archive.settings.dicom, request.destination, peer, proposed, opened=attach)
+        requestor = Requestor.open(archive.settings, request.destination, peer, proposed, opened=attach)
         try:
             with requestor:
                 _feed(requestor, caller, exchange, message, request=request, archive=archive, access=access)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import select
 import socket
+import ssl
 import threading
+from collections.abc import Mapping
 
 import structlog
 
+from archive import tls
 from archive.clock import monotonic
 from archive.core import Archive
 from dicom_scp.association import Association
@@ -51,19 +54,37 @@ class _Live:
             return self._lock.wait_for(lambda: not self._associations, max(0, until - monotonic()))
 
 
-def serve(archive: Archive, sock: socket.socket, stopping: threading.Event) -> None:
-    """Answer DICOM on a listening socket, and do `dicom.*` jobs, until `stopping` is set; then end every association
-    and return.
+Listening = Mapping[int, tuple[socket.socket, ssl.SSLContext | None]]  # by descriptor
 
-    The socket may be shared with other processes: it stays open and listening. Messages that are being served have
+
+def serve(
+    archive: Archive,
+    sock: socket.socket | None,
+    stopping: threading.Event,
+    *,
+    tls_sock: socket.socket | None = None,
+) -> None:
+    """Answer DICOM on listening sockets, without and with TLS, and do `dicom.*` jobs, until `stopping` is set; then end
+    every association.
+
+    The sockets may be shared with other processes: they stay open and listening. Messages that are being served have
     five seconds to end; what is left is aborted.
+
+    Raises ConfigError when a certificate cannot be used.
     """
+    settings = archive.settings
+    sockets: dict[int, tuple[socket.socket, ssl.SSLContext | None]] = {}
+    if sock is not None:
+        sockets[sock.fileno()] = (sock, None)
+    if tls_sock is not None:
+        sockets[tls_sock.fileno()] = (tls_sock, tls.acceptor(settings.tls, mutual=settings.dicom_mutual_tls))
     live = _Live()
     wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    listener = threading.Thread(target=_listen, args=(archive, sock, wake_read, live), name="listen", daemon=True)
+    listener = threading.Thread(target=_listen, args=(archive, sockets, wake_read, live), name="listen", daemon=True)
     listener.start()
-    host, port = sock.getsockname()[:2]
-    log.info("listening for DICOM", host=host, port=port, ae_title=archive.settings.dicom.ae_title)
+    for listening, context in sockets.values():
+        host, port = listening.getsockname()[:2]
+        log.info("listening for DICOM", host=host, port=port, ae_title=settings.dicom.ae_title, tls=context is not None)
     duties = Duties(archive)
     try:
         stopping.wait()
@@ -92,36 +113,42 @@ def _end(live: _Live) -> None:
         log.error("associations do not end", count=len(live))
 
 
-def _listen(archive: Archive, sock: socket.socket, wake: int, live: _Live) -> None:
-    sock.setblocking(False)  # another worker may be quicker to take what poll announced
+def _listen(archive: Archive, sockets: Listening, wake: int, live: _Live) -> None:
     poll = select.poll()
     poll.register(wake, select.POLLIN)
-    poll.register(sock, select.POLLIN)
+    for sock, _ in sockets.values():
+        sock.setblocking(False)  # another worker may be quicker to take what poll announced
+        poll.register(sock, select.POLLIN)
     while True:
-        if any(fd == wake for fd, _ in poll.poll()):
+        ready = [fd for fd, _ in poll.poll()]
+        if wake in ready:
             return
-        try:
-            connection, address = sock.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            continue
-        except OSError as error:  # out of descriptors: those who are here go on
-            log.error("a connection cannot be accepted", error=error.strerror)
-            only_wake = select.poll()
-            only_wake.register(wake, select.POLLIN)
-            if only_wake.poll(_RETRY_MILLISECONDS):
-                return
-            continue
-        _open(archive, connection, str(address[0]), live)
+        for sock, context in (sockets[fd] for fd in ready):
+            try:
+                connection, address = sock.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                continue
+            except OSError as error:  # out of descriptors: those who are here go on
+                log.error("a connection cannot be accepted", error=error.strerror)
+                only_wake = select.poll()
+                only_wake.register(wake, select.POLLIN)
+                if only_wake.poll(_RETRY_MILLISECONDS):
+                    return
+                continue
+            _open(archive, connection, str(address[0]), context, live)
 
 
-def _open(archive: Archive, connection: socket.socket, source: str, live: _Live) -> None:
+def _open(
+    archive: Archive, connection: socket.socket, source: str, context: ssl.SSLContext | None, live: _Live
+) -> None:
     limit = archive.settings.dicom.max_associations
     if len(live) >= limit + _REJECTING:
         connection.close()
         return
     association: Association | None = None
     try:
-        association = Association(archive, connection, source, refuse=BUSY if len(live) >= limit else None)
+        refuse = BUSY if len(live) >= limit else None
+        association = Association(archive, connection, source, tls=context, refuse=refuse)
         live.add(association)
         threading.Thread(target=_run, args=(association, live), name=f"assoc-{association.id[:8]}", daemon=True).start()
     except (OSError, RuntimeError) as error:  # reset already, or no thread to be had

@@ -1,7 +1,7 @@
 """Bytes over one TCP connection, where every wait has a deadline.
 
-The socket is non-blocking; the thread that owns it sleeps in `poll` (no descriptor limit, no polling loop). What TLS
-will need is the same five verbs: read, send, wait, shut, close.
+The socket is non-blocking; the thread that owns it sleeps in `poll` (no descriptor limit, no polling loop). TLS has
+the same verbs, in `secure.py`.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ class Transport:
         self._writing = select.poll()
         self._writing.register(sock, select.POLLOUT)
 
-    @classmethod
-    def connect(cls, host: str, port: int, *, seconds: float) -> Transport:
-        """Open a connection. Raises ConnectionGone or TooSlow."""
-        try:
-            return cls(socket.create_connection((host, port), timeout=seconds))
-        except TimeoutError as error:
-            raise TooSlow("no connection in time") from error
-        except (OSError, UnicodeError) as error:
-            raise ConnectionGone("the peer cannot be reached") from error
+    def handshake(self, until: float) -> None:
+        """Agree on TLS, before anything else: here nothing. Raises NotTrusted, ConnectionGone, TooSlow."""
+
+    def turn_away(self, until: float) -> None:
+        """After NotTrusted: tell the peer why, and let it close, no longer than `until`: here nothing."""
+
+    @property
+    def certificate(self) -> str | None:
+        """The fingerprint of the certificate that the peer showed and that is believed, if any."""
+        return None
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -56,7 +57,7 @@ class Transport:
             try:
                 count = self._sock.recv_into(view)
             except BlockingIOError:
-                if not self.wait(until):
+                if not self._sleep(until):
                     raise TooSlow("the peer was silent for too long") from None
                 continue
             except OSError as error:
@@ -70,19 +71,28 @@ class Transport:
 
         Acknowledges at once what was read: a peer that sends in small pieces without TCP_NODELAY waits for it.
         """
+        return self._sleep(until)
+
+    def _sleep(self, until: float) -> bool:
+        self._acknowledge()
+        return _poll(self._reading, until)
+
+    def _acknowledge(self) -> None:
         with contextlib.suppress(OSError):
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        return _poll(self._reading, until)
+
+    def holds_bytes(self) -> bool:
+        """Whether something was taken from the socket that was not read yet, and that `poll` cannot see."""
+        return False
 
     def wait_beside(self, other: Transport, until: float) -> bool:
         """Sleep until this connection or `other` can be read (True), or until the deadline (False)."""
         both = select.poll()
         for transport in (self, other):
-            if transport.fileno() < 0:
+            if transport.fileno() < 0 or transport.holds_bytes():
                 return True
             both.register(transport.fileno(), select.POLLIN)
-            with contextlib.suppress(OSError):
-                transport._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            transport._acknowledge()
         return _poll(both, until)
 
     def readable(self) -> bool:
@@ -137,6 +147,16 @@ class Transport:
         with contextlib.suppress(ConnectionGone, TooSlow):
             while monotonic() < until:
                 self.read_into(scrap, until)
+
+
+def connect(host: str, port: int, *, seconds: float) -> socket.socket:
+    """Open a connection. Raises ConnectionGone or TooSlow."""
+    try:
+        return socket.create_connection((host, port), timeout=seconds)
+    except TimeoutError as error:
+        raise TooSlow("no connection in time") from error
+    except (OSError, UnicodeError) as error:
+        raise ConnectionGone("the peer cannot be reached") from error
 
 
 def _poll(poll: select.poll, until: float) -> bool:

@@ -1,4 +1,4 @@
-"""The process of one edge: `python -m minipacs.edge dicom --fd N`. The supervisor starts it and owns its socket.
+"""The process of one edge: `python -m minipacs.edge dicom --fd N`. The supervisor starts it and owns its sockets.
 
 The edge `retention` has none: it waits for time to pass, and for what others ask of it.
 """
@@ -18,6 +18,8 @@ from pathlib import Path
 
 import structlog
 
+from archive import tls
+from archive.accounts import assertions
 from archive.config import EDGES, ConfigError, Settings, load
 from archive.core import Archive, open_archive
 from archive.errors import ArchiveError
@@ -42,9 +44,16 @@ def main(argv: list[str] | None = None) -> int:
     _die_with(options.parent)
     try:
         settings = load(options.config)
+        if options.edge == "dicom":
+            tls.check(settings)
+            assertions.check(settings.dicom.jwt)
         with ExitStack() as held:
-            sock = None if options.fd is None else held.enter_context(socket.socket(fileno=options.fd))
-            return _run(options.edge, _serve_of(options.edge, sock), settings, sock, sweeps=options.sweep)
+            sock, tls_sock = (
+                None if fd is None else held.enter_context(socket.socket(fileno=fd))
+                for fd in (options.fd, options.tls_fd)
+            )
+            work = _serve_of(options.edge, sock, tls_sock)
+            return _run(options.edge, work, settings, [one for one in (sock, tls_sock) if one], sweeps=options.sweep)
     except (ConfigError, ArchiveError) as error:
         log.error("the edge cannot start", error=type(error).__name__, detail=str(error))
         return 1
@@ -54,6 +63,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="minipacs.edge")
     parser.add_argument("edge", choices=EDGES)
     parser.add_argument("--fd", type=int, help="the listening socket, inherited")
+    parser.add_argument("--tls-fd", type=int, help="the one for connections over TLS (dicom)")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--log", type=logs.Form, choices=list(logs.Form), default=logs.Form.TEXT)
     parser.add_argument("--parent", type=int, help="pid of the supervisor: die with it")
@@ -61,17 +71,19 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _serve_of(edge: str, sock: socket.socket | None) -> Serve:
+def _serve_of(edge: str, sock: socket.socket | None, tls_sock: socket.socket | None) -> Serve:
     """Imported here: a process loads the libraries of its own protocol only."""
     if edge == "retention":
         from retention.serve import serve as work
 
         return lambda archive, stopping: work(archive, None, stopping)
+    if edge == "dicom" and (sock or tls_sock):
+        from dicom_scp.server import serve as dicom
+
+        return lambda archive, stopping: dicom(archive, sock, stopping, tls_sock=tls_sock)
     if sock is None:
         raise ConfigError(f"the edge {edge} needs the socket that it listens on (--fd)")
-    if edge == "dicom":
-        from dicom_scp.server import serve
-    elif edge == "hl7":
+    if edge == "hl7":
         from hl7_listener.serve import serve
     else:
         from api.serve import serve
@@ -87,7 +99,7 @@ def _die_with(parent: int | None) -> None:
         raise SystemExit(1)
 
 
-def _run(edge: str, serve: Serve, settings: Settings, sock: socket.socket | None, *, sweeps: bool) -> int:
+def _run(edge: str, serve: Serve, settings: Settings, sockets: list[socket.socket], *, sweeps: bool) -> int:
     stopping = threading.Event()
     failed: list[BaseException] = []
 
@@ -107,7 +119,7 @@ def _run(edge: str, serve: Serve, settings: Settings, sock: socket.socket | None
         thread = threading.Thread(target=work, name="serve")
         thread.start()
         beat.listening()
-        log.info("at work", listening=address_of(sock) if sock else None)
+        log.info("at work", listening=", ".join(map(address_of, sockets)) or None)
         asked = None
         while asked is None and thread.is_alive():
             asked = signal.sigtimedwait(STOP, 0.5)

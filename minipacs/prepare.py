@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 
 import migrations
-from archive.accounts import ensure_first_account
+from archive import tls
+from archive.accounts import assertions, ensure_first_account
 from archive.config import ConfigError, Settings, load
 from archive.core import open_archive
 from archive.errors import ArchiveError
@@ -26,9 +27,12 @@ def prepare(settings: Settings) -> str | None:
     A database that is older than the journal of facts (a backup was restored) is brought up to date.
 
     Raises:
+        ConfigError: a certificate, a key or an authority of `tls`, or the keys of `dicom.jwt`, cannot be used.
         Unavailable: the database cannot be reached, or its schema is older or newer, or it is empty beside the files
             of an archive (the message says what to run); or a volume is away.
     """
+    tls.check(settings)
+    assertions.check(settings.dicom.jwt)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     if migrations.current(settings.database_url) is None:
         migrations.upgrade(settings.database_url)

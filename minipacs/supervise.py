@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from archive.clock import monotonic
+from archive.clock import Clock, monotonic
 from archive.config import EDGES, Settings
 from archive.sections import Api, Dicom, Hl7
 from minipacs.logs import Form
@@ -40,12 +40,23 @@ class Refused(Exception):
         self.code = code
 
 
+@dataclass(frozen=True, slots=True)
+class Port:
+    """Where an edge listens. `key`: the setting that gives the number."""
+
+    edge: str
+    key: str
+    host: str
+    number: int
+    tls: bool = False
+
+
 @dataclass(slots=True)
 class Worker:
     """One process of an edge, living or to be started at `due` (monotonic)."""
 
     edge: str
-    sock: socket.socket | None  # None: an edge that listens to nobody
+    sockets: list[tuple[Port, socket.socket]]  # none: an edge that listens to nobody
     sweeps: bool
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
@@ -66,7 +77,11 @@ def serve(
     password = _prepare(config, form)
     _warn(settings)
     workers = [
-        Worker(edge, sockets.get(edge), sweeps=(edge, number) == (edges[0], 0))
+        Worker(
+            edge,
+            [(port, sock) for port, sock in sockets.items() if port.edge == edge],
+            sweeps=(edge, number) == (edges[0], 0),
+        )
         for edge in edges
         for number in range({"dicom": settings.dicom.workers, "api": settings.api.workers}.get(edge, 1))
     ]
@@ -82,20 +97,33 @@ def serve(
     return 0 if clean else 1
 
 
-def listen(settings: Settings, edges: Sequence[str]) -> dict[str, socket.socket]:
-    """Bind the port of each edge that has one. Raises Refused, with the key to change."""
-    return {edge: _bind(edge, section) for edge, section in ports(settings).items() if edge in edges}
+def listen(settings: Settings, edges: Sequence[str]) -> dict[Port, socket.socket]:
+    """Bind the ports of these edges. Raises Refused, with the key to change."""
+    return {port: _bind(port) for port in ports(settings) if port.edge in edges}
 
 
-def ports(settings: Settings) -> dict[str, Dicom | Hl7 | Api]:
+def ports(settings: Settings) -> list[Port]:
+    """The ports that are opened, edge by edge: DICOM in clear text not beyond this machine, unless somebody said so."""
+    dicom = settings.dicom
+    found = []
+    if settings.dicom_in_clear:
+        found.append(Port("dicom", "dicom.port", dicom.host, dicom.port))
+    if settings.tls.on:
+        found.append(Port("dicom", "dicom.tls_port", dicom.host, dicom.tls_port, tls=True))
+    found.append(Port("hl7", "hl7.port", settings.hl7.host, settings.hl7.port))
+    found.append(Port("api", "api.port", settings.api.host, settings.api.port))
+    return found
+
+
+def sections(settings: Settings) -> dict[str, Dicom | Hl7 | Api]:
     """The sections that say where to listen, by edge."""
     return {"dicom": settings.dicom, "hl7": settings.hl7, "api": settings.api}
 
 
-def _bind(edge: str, section: Dicom | Hl7 | Api) -> socket.socket:
+def _bind(port: Port) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            section.host, section.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            port.host, port.number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -103,8 +131,8 @@ def _bind(edge: str, section: Dicom | Hl7 | Api) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as error:
         raise Refused(
-            f"{edge} cannot listen on {section.host}:{section.port}: {error.strerror}. Stop the program that holds the "
-            f"port, or set {edge}.host and {edge}.port"
+            f"{port.edge} cannot listen on {port.host}:{port.number}: {error.strerror}. Stop the program that holds "
+            f"the port, or set {port.edge}.host and {port.key}"
         ) from error
     return sock
 
@@ -127,9 +155,10 @@ def _config_option(config: Path | None) -> list[str]:
 
 
 def _start(worker: Worker, *, config: Path | None, form: Form) -> None:
-    fds = [] if worker.sock is None else [worker.sock.fileno()]
     command = [sys.executable, "-P", "-m", "minipacs.edge", worker.edge, "--log", form]
-    command += [part for fd in fds for part in ("--fd", str(fd))]
+    for port, sock in worker.sockets:
+        command += ["--tls-fd" if port.tls else "--fd", str(sock.fileno())]
+    fds = [sock.fileno() for _, sock in worker.sockets]
     command += ["--parent", str(os.getpid()), *_config_option(config)]
     if worker.sweeps:
         command.append("--sweep")
@@ -186,32 +215,41 @@ def _stop(workers: list[Worker]) -> bool:
 
 def _warn(settings: Settings) -> None:
     """What has to be said at each start (REQ-FACE-04)."""
-    for name, section in ports(settings).items():
+    for name, section in sections(settings).items():
         if section.insecure:
             log.warning(
                 "insecure: clear text beyond this machine is allowed", key=f"{name}.insecure", host=section.host
             )
+    if settings.tls.on:
+        from archive.tls import expiry
+
+        said = expiry(settings.tls, at=Clock().real())
+        if said is not None:
+            log.warning("the certificate needs attention", why=said)
     if settings.test_mode:
         log.warning("test_mode: the clock can be moved; not for patients")
 
 
-def welcome(settings: Settings, sockets: dict[str, socket.socket], *, password: str | None) -> str:
+def welcome(settings: Settings, sockets: dict[Port, socket.socket], *, password: str | None) -> str:
     """What a person reads at start: addresses and, once, the first account. In French first."""
     lines = ["", "minipacs est démarré (running). Ctrl-C l'arrête (stops it)."]
-    if "api" in sockets:
-        base = f"http://{address_of(sockets['api'])}"
+    at = {port.key: address_of(sock) for port, sock in sockets.items()}
+    if "api.port" in at:
+        base = f"http://{at['api.port']}"
         lines += [f"  Bureau et API (desk and API)   {base}/", f"  DICOMweb                       {base}/dicom-web"]
-    if "dicom" in sockets:
-        lines.append(f"  DICOM                          {settings.dicom.ae_title} @ {address_of(sockets['dicom'])}")
-    if "hl7" in sockets:
-        lines.append(f"  HL7 (MLLP)                     {address_of(sockets['hl7'])}")
+    if "dicom.port" in at:
+        lines.append(f"  DICOM                          {settings.dicom.ae_title} @ {at['dicom.port']}")
+    if "dicom.tls_port" in at:
+        lines.append(f"  DICOM sur TLS (over TLS)       {settings.dicom.ae_title} @ {at['dicom.tls_port']}")
+    if "hl7.port" in at:
+        lines.append(f"  HL7 (MLLP)                     {at['hl7.port']}")
     if password is not None:
         lines += [
             "",
             "Premier compte, affiché cette seule fois (first account, shown only this once) :",
             f"  nom (name)           admin\n  mot de passe         {password}",
         ]
-    if any(section.insecure for section in ports(settings).values()):
+    if any(section.insecure for section in sections(settings).values()):
         lines += ["", "ATTENTION : insecure = true, les échanges ne sont pas chiffrés (not encrypted)."]
     if settings.test_mode:
         lines += ["", "MODE TEST (test_mode) : ne pas utiliser pour des patients."]

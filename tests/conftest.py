@@ -17,6 +17,7 @@ from archive.access import EVERYTHING, Actor, Door
 from archive.config import Settings
 from archive.core import Archive, open_archive
 from migrations import upgrade
+from tests.certificates import Authority
 
 STRICT = os.environ.get("MINIPACS_TEST_STRICT") == "1"
 
@@ -116,6 +117,13 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Setting
         yield Settings.model_validate(
             {"data_dir": tmp_path / "data", "database": {"url": url}, "storage": {"reserve_bytes": 0}}
         )
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Certificates, each made once."""
+    need("openssl")
+    return Authority(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture

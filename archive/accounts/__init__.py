@@ -4,6 +4,7 @@ Secrets are stored hashed and shown once. Whatever changes here is audited in th
 and idle time follow the real clock (law 6).
 """
 
+from archive.accounts.assertions import vouched_for
 from archive.accounts.passwords import LEAST_CHARACTERS
 from archive.accounts.people import (
     Account,
@@ -39,4 +40,5 @@ __all__ = [
     "list_tokens",
     "revoke_token",
     "set_password",
+    "vouched_for",
 ]

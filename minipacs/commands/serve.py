@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from itertools import combinations
@@ -10,7 +11,9 @@ from typing import Annotated
 
 import typer
 
-from archive.config import EDGES, Settings, load
+from archive import tls
+from archive.clock import Clock
+from archive.config import EDGES, ConfigError, Settings, load
 from archive.sections import is_loopback
 from minipacs import logs, supervise
 from minipacs.terminal import FINDING, Config, Json, complain, say, say_json
@@ -87,10 +90,20 @@ def _stops(settings: Settings) -> list[str]:
                 "nothing can be stored"
             )
     problems += [
-        f"{one}.port and {other}.port are the same"
-        for (one, first), (other, second) in combinations(supervise.ports(settings).items(), 2)
-        if first.port and first.port == second.port
+        f"{one.key} and {other.key} are the same"
+        for one, other in combinations(supervise.ports(settings), 2)
+        if one.number and one.number == other.number
     ]
+    from archive.accounts import assertions
+
+    try:
+        tls.check(settings)
+    except ConfigError as error:
+        problems.append(str(error))
+    try:
+        assertions.check(settings.dicom.jwt)
+    except ConfigError as error:
+        problems.append(str(error))
     return problems
 
 
@@ -99,11 +112,12 @@ def _advice(settings: Settings) -> list[str]:
     found = []
     if settings.test_mode:
         found.append("test_mode: the clock can be moved; not for patients")
-    for name, section in supervise.ports(settings).items():
+    for name, section in supervise.sections(settings).items():
         if section.insecure:
             found.append(f"{name}.insecure: clear text beyond this machine is allowed")
         if section.insecure and is_loopback(section.host):
             found.append(f"{name}.insecure is not needed: {section.host} is this machine only")
+    found += _tls_advice(settings)
     if settings.dicom.accepts_strangers() and settings.dicom.peers:
         found.append("dicom.accept_unknown_callers: callers that are not in dicom.peers are accepted too")
     found += [
@@ -119,6 +133,34 @@ def _advice(settings: Settings) -> list[str]:
         found.append("site.name is empty: pages and reports cannot name the practice")
     if settings.database_url.startswith("sqlite") and settings.dicom.workers + settings.api.workers > 4:
         found.append("many workers share SQLite, where one writes at a time: consider PostgreSQL (database.url)")
+    return found
+
+
+def _tls_advice(settings: Settings) -> list[str]:
+    dicom, found = settings.dicom, []
+    if settings.tls.on:
+        with contextlib.suppress(ConfigError):  # a problem, said as one
+            found += [said for said in (tls.expiry(settings.tls, at=Clock().real()),) if said]
+        if not settings.dicom_in_clear:
+            found.append(
+                f"dicom.port: {dicom.port} stays closed, callers use dicom.tls_port ({dicom.tls_port}); "
+                "dicom.insecure = true would open it"
+            )
+        if is_loopback(dicom.host):
+            found.append(f"dicom.tls_port: {dicom.host} is this machine only; set dicom.host to let others in")
+        if not settings.dicom_mutual_tls:
+            found.append(
+                "dicom.tls_mutual: no certificate is demanded of callers; "
+                + ("set it to true" if settings.tls.ca else "set tls.ca to the authority of theirs")
+            )
+    if not is_loopback(dicom.host) and dicom.jwt.keys is not None and settings.dicom_in_clear:
+        found.append("dicom.jwt: tokens and passcodes that come in clear text can be read on the network")
+    if not is_loopback(dicom.host):
+        found += [
+            f"dicom.peers.{title}: who reaches the port can call by this AE title; set address or fingerprints"
+            for title, peer in dicom.callers().items()
+            if peer.address is None and not peer.fingerprints
+        ]
     return found
 
 

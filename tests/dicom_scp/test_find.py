@@ -36,6 +36,8 @@ from tests.dicom_scp.conftest import Running
 from tests.dicom_scp.retrieving import Getter, cancel, retrieve_command
 from tests.dicom_scp.test_find_encoding import EXPLICIT, IMPLICIT, encoded, read
 
+OVER_TLS = "server"
+
 
 @pytest.fixture
 def filled(archive: Archive, actor: Actor) -> Archive:
@@ -310,7 +312,7 @@ def associated(server: Running, *, relational: bool = False, combined: bool = Fa
     item = SOPClassExtendedNegotiation()
     item.sop_class_uid = STUDY_ROOT_FIND
     item.service_class_application_information = bytes([relational, combined])
-    assoc = ae.associate("127.0.0.1", server.port, ae_title="MINIPACS", ext_neg=[item])
+    assoc = ae.associate("127.0.0.1", server.port, ae_title="MINIPACS", ext_neg=[item], tls_args=server.tls_args)
     assert assoc.is_established
     return assoc
 
@@ -359,7 +361,7 @@ def test_findscu_of_dcmtk_finds(server: Running, actor: Actor, syntax: str) -> N
     need("findscu")
     filling(server.archive, actor)
     command = [
-        "findscu", "-v", "-S", syntax, "-aec", "MINIPACS", "127.0.0.1", str(server.port), "-k",
+        "findscu", "-v", "-S", syntax, "-aec", "MINIPACS", *server.options(), "127.0.0.1", str(server.port), "-k",
         "QueryRetrieveLevel=STUDY", "-k", "PatientName=lefevre^*", "-k", "StudyInstanceUID", "-k",
         "NumberOfStudyRelatedInstances", "-k", "0008,0005=ISO_IR 100",
     ]  # fmt: skip

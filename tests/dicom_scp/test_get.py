@@ -37,6 +37,8 @@ from tests.dicom_scp.retrieving import (
 from tests.dicom_scp.test_negotiate import user
 from tests.dicom_scp.wire import CT, EXPLICIT, IMPLICIT, Proposed, request
 
+OVER_TLS = "settings"
+
 
 @pytest.mark.req("REQ-DCM-39")
 @pytest.mark.parametrize("max_pdu", [0, 1024, 4096, 16_384, 1 << 20])
@@ -243,10 +245,11 @@ def test_getscu_brings_a_study_back_byte_for_byte(server: Running, tmp_path: Pat
     slices = write_study(server)
     folder = tmp_path / "got"
     folder.mkdir()
-    done = subprocess.run(
-        ["getscu", "-S", "+B", "-od", str(folder), "-aec", "MINIPACS",
-         "-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={STUDY}", "127.0.0.1", str(server.port)],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    with server.port_in_clear() as port:
+        done = subprocess.run(
+            ["getscu", "-S", "+B", "-od", str(folder), "-aec", "MINIPACS",
+             "-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={STUDY}", "127.0.0.1", str(port)],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert bodies(folder) == {ds.SOPInstanceUID: data_set(ds) for ds in slices}

@@ -18,6 +18,8 @@ from tests.builders import data_set as encoded
 from tests.dicom_scp.conftest import Running, running
 from tests.dicom_scp.wire import CT, REQUEST, Peer, command, data_set, p_data, pdv, request
 
+OVER_TLS = "settings"
+
 ABORT = 7
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from dicom_scp.echo import verify
 from dicom_scp.ends import AssociationEnd, NotAssociated
 from dicom_scp.status import Status
 from tests.builders import ct_slice, data_set
+from tests.certificates import Authority
 from tests.conftest import need
 from tests.dicom_scp import wire
 from tests.dicom_scp.conftest import Running, running
@@ -41,11 +43,19 @@ from tests.dicom_scp.retrieving import (
 from tests.dicom_scp.wire import CT, EXPLICIT, IMPLICIT
 from tests.server import free_port
 
+OVER_TLS = "settings"
+
 
 class Destination:
     """A storage SCP of pynetdicom: takes what it is told to take, and remembers it."""
 
-    def __init__(self, *, syntaxes: tuple[str, ...] = (EXPLICIT, IMPLICIT), statuses: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        syntaxes: tuple[str, ...] = (EXPLICIT, IMPLICIT),
+        statuses: tuple[int, ...] = (),
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.port = free_port()
         self.statuses = list(statuses)
         self.came: dict[str, tuple[str, bytes]] = {}
@@ -58,6 +68,7 @@ class Destination:
         self._server = self._ae.start_server(
             ("127.0.0.1", self.port),
             block=False,
+            ssl_context=tls,
             evt_handlers=[(evt.EVT_C_STORE, self._store), (evt.EVT_ESTABLISHED, self._established)],
         )
 
@@ -80,17 +91,28 @@ class Destination:
 
 
 @contextmanager
-def destination(**how: Any) -> Iterator[Destination]:
-    made = Destination(**how)
+def destination(settings: Settings, *, made_out_to: str = "127.0.0.1", **how: Any) -> Iterator[Destination]:
+    """It speaks TLS, and demands a certificate, where the archive does; its own is made out to an address."""
+    made = Destination(**how, tls=destination_context(settings, made_out_to))
     try:
         yield made
     finally:
         made.close()
 
 
+def destination_context(settings: Settings, address: str) -> ssl.SSLContext | None:
+    if settings.tls.cert is None:
+        return None
+    authority = Authority(settings.tls.cert.parent)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.root.cert))
+    context.verify_mode = ssl.CERT_REQUIRED
+    shown = authority.issue(f"destination-{address}", names=f"subjectAltName=DNS:localhost,IP:{address}")
+    return shown.load(context)
+
+
 @contextmanager
 def moving(settings: Settings, port: int) -> Iterator[tuple[Running, Getter]]:
-    peers = {"DEST": {"host": "127.0.0.1", "port": port}, "NOWHERE": {}}
+    peers = {"DEST": {"host": "127.0.0.1", "port": port, "tls": settings.tls.on}, "NOWHERE": {}}
     with running(settings, peers=peers) as server, Getter(server) as peer:
         peer.associate()
         yield server, peer
@@ -98,7 +120,7 @@ def moving(settings: Settings, port: int) -> Iterator[tuple[Running, Getter]]:
 
 @pytest.mark.req("REQ-DCM-39", "REQ-DCM-43")
 def test_a_move_sends_what_was_kept_and_names_its_originator(settings: Settings) -> None:
-    with destination() as to, moving(settings, to.port) as (server, peer):
+    with destination(settings) as to, moving(settings, to.port) as (server, peer):
         slices = keep(server.archive, *(ct_slice(rows=200, columns=200, number=number) for number in (1, 2, 3)))
         peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
         _, responses = peer.collect()
@@ -125,7 +147,7 @@ def test_the_answers_of_the_destination_make_the_ending(
     told: tuple[int | None, int, int, int],
     failed: list[int],
 ) -> None:
-    with destination(statuses=statuses) as to, moving(settings, to.port) as (server, peer):
+    with destination(settings, statuses=statuses) as to, moving(settings, to.port) as (server, peer):
         slices = keep(server.archive, *(ct_slice(number=number) for number in (1, 2, 3)))
         peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
         _, responses = peer.collect()
@@ -158,7 +180,7 @@ def test_a_destination_that_does_not_answer_fails_every_sub_operation(settings: 
 
 
 def test_a_destination_that_is_lost_on_the_way_is_called_again(settings: Settings) -> None:
-    with destination() as to, moving(settings, to.port) as (server, peer):
+    with destination(settings) as to, moving(settings, to.port) as (server, peer):
         to.abort_at = 1
         slices = keep(server.archive, *(ct_slice(number=number) for number in (1, 2, 3)))
         peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
@@ -170,7 +192,7 @@ def test_a_destination_that_is_lost_on_the_way_is_called_again(settings: Setting
 
 def test_a_copy_that_fails_while_it_is_sent_fails_alone(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel's answer is made up: no disk fails at a chosen byte."""
-    with destination() as to, moving(settings, to.port) as (server, peer):
+    with destination(settings) as to, moving(settings, to.port) as (server, peer):
         large = ct_slice(rows=700, columns=700, number=1)
         small = ct_slice(number=2)
         keep(server.archive, large, small)
@@ -190,7 +212,7 @@ def test_a_copy_that_fails_while_it_is_sent_fails_alone(settings: Settings, monk
 
 @pytest.mark.req("REQ-DCM-38")
 def test_a_cancel_stops_a_move(settings: Settings) -> None:
-    with destination() as to, moving(settings, to.port) as (server, peer):
+    with destination(settings) as to, moving(settings, to.port) as (server, peer):
         to.pause = 0.3
         keep(server.archive, *(ct_slice(number=number) for number in range(1, 6)))
         peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
@@ -206,7 +228,7 @@ def test_a_cancel_stops_a_move(settings: Settings) -> None:
 
 
 def test_a_caller_that_aborts_stops_its_move(settings: Settings) -> None:
-    with destination() as to, moving(settings, to.port) as (server, peer):
+    with destination(settings) as to, moving(settings, to.port) as (server, peer):
         to.pause = 0.2
         keep(server.archive, *(ct_slice(number=number) for number in range(1, 30)))
         peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
@@ -218,7 +240,7 @@ def test_a_caller_that_aborts_stops_its_move(settings: Settings) -> None:
 
 @pytest.mark.req("REQ-DCM-41")
 def test_a_destination_that_takes_only_lossy_syntaxes_gets_nothing(settings: Settings) -> None:
-    with destination(syntaxes=("1.2.840.10008.1.2.4.50",)) as to, moving(settings, to.port) as (server, peer):
+    with destination(settings, syntaxes=("1.2.840.10008.1.2.4.50",)) as to, moving(settings, to.port) as (server, peer):
         keep(server.archive, ct_slice())
         peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
         _, responses = peer.collect()
@@ -233,7 +255,7 @@ def test_a_destination_without_the_stored_syntax_gets_another_without_loss(
     settings: Settings, kept_in: str, target: str
 ) -> None:
     """Large enough for several sends."""
-    with destination(syntaxes=(target,)) as to, moving(settings, to.port) as (server, peer):
+    with destination(settings, syntaxes=(target,)) as to, moving(settings, to.port) as (server, peer):
         ds = ct_slice(rows=700, columns=701, transfer_syntax=kept_in if kept_in != RLE else EXPLICIT)
         pixels = ds.pixel_array.copy()
         if kept_in == RLE:
@@ -257,25 +279,30 @@ def test_a_destination_without_the_stored_syntax_gets_another_without_loss(
 def test_movescu_has_a_study_sent_to_storescp_byte_for_byte(settings: Settings, tmp_path: Path) -> None:
     need("movescu", "storescp")
     folder, port = tmp_path / "moved", free_port()
+    receiving = []
+    if settings.tls.cert is not None:
+        authority = Authority(settings.tls.cert.parent)
+        receiving = authority.options(authority.issue("destination"))
     folder.mkdir()
-    receiver = subprocess.Popen(["storescp", "+B", "-od", str(folder), "-aet", "DEST", str(port)])
+    receiver = subprocess.Popen(["storescp", *receiving, "+B", "-od", str(folder), "-aet", "DEST", str(port)])
     try:
-        with running(settings, peers={"DEST": {"host": "127.0.0.1", "port": port}}) as server:
+        with running(settings, peers={"DEST": {"host": "127.0.0.1", "port": port, "tls": settings.tls.on}}) as server:
             slices = write_study(server)
             peer = server.archive.settings.dicom.callers()["DEST"]
             deadline = time.monotonic() + 10
             while True:
                 try:
-                    assert verify(server.archive.settings.dicom, "DEST", peer) == 0
+                    assert verify(server.archive.settings, "DEST", peer) == 0
                     break
                 except AssociationEnd:
                     assert time.monotonic() < deadline
                     time.sleep(0.05)
-            done = subprocess.run(
-                ["movescu", "-S", "-aec", "MINIPACS", "-aem", "DEST",
-                 "-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={STUDY}", "127.0.0.1", str(server.port)],
-                capture_output=True, text=True, timeout=60, check=False,
-            )  # fmt: skip
+            with server.port_in_clear() as here:
+                done = subprocess.run(
+                    ["movescu", "-S", "-aec", "MINIPACS", "-aem", "DEST",
+                     "-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={STUDY}", "127.0.0.1", str(here)],
+                    capture_output=True, text=True, timeout=60, check=False,
+                )  # fmt: skip
             assert done.returncode == 0, done.stderr
     finally:
         receiver.terminate()
@@ -288,10 +315,11 @@ def test_a_peer_is_asked_whether_it_answers(settings: Settings, server: Running)
     port = server.port
     values = settings.model_dump()
     values["dicom"]["peers"] = {
-        "MINIPACS": {"host": "127.0.0.1", "port": port},
-        "OTHER": {"host": "127.0.0.1", "port": port},
+        "MINIPACS": {"host": "127.0.0.1", "port": port, "tls": settings.tls.on},
+        "OTHER": {"host": "127.0.0.1", "port": port, "tls": settings.tls.on},
     }
-    dicom = Settings.model_validate(values).dicom
-    assert verify(dicom, "MINIPACS", dicom.callers()["MINIPACS"]) == 0
+    changed = Settings.model_validate(values)
+    callers = changed.dicom.callers()
+    assert verify(changed, "MINIPACS", callers["MINIPACS"]) == 0
     with pytest.raises(NotAssociated):
-        verify(dicom, "OTHER", dicom.callers()["OTHER"])
+        verify(changed, "OTHER", callers["OTHER"])

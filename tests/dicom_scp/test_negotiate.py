@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
 from pydicom.uid import UID
 from pynetdicom import AE
 
@@ -23,6 +28,8 @@ from tests.conftest import need
 from tests.dicom_scp import wire
 from tests.dicom_scp.conftest import Running, running
 from tests.dicom_scp.wire import BIG_ENDIAN, CT, EXPLICIT, IMPLICIT, STUDY_FIND, STUDY_GET, Peer, request
+
+OVER_TLS = "settings"
 
 PRIVATE_CLASS = "1.2.826.0.1.3680043.10.1683.77.1"
 MWL = "1.2.840.10008.5.1.4.31"
@@ -198,6 +205,28 @@ def test_a_name_is_taken_and_what_cannot_be_checked_is_not_confirmed(
         assert peer.echoes()
 
 
+@pytest.mark.req("REQ-DCM-05", "REQ-DCM-08")
+def test_a_token_names_the_user_and_a_wrong_one_is_rejected(settings: Settings, tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps({"keys": [ECAlgorithm.to_jwk(key.public_key(), as_dict=True)]}))
+    claims = {"iss": "https://sso.example", "aud": "minipacs", "sub": "anne", "exp": time.time() + 300}
+    right = jwt.encode(claims, key, algorithm="ES256").encode()
+    section = {"keys": keys, "issuer": "https://sso.example", "audience": "minipacs"}
+    with running(settings, jwt=section, peers={"TESTER": {"may": ["query"]}}) as server:
+        with Peer(server) as peer:
+            assert peer.associate(request(user=user(identity=Identity(5, True, right)))).user.identity_response == b""
+            ds = ct_slice()
+            peer.say(wire.command(3, dimse.store_request(1, CT, ds.SOPInstanceUID)))
+            peer.say(wire.data_set(3, data_set(ds)))
+            assert peer.answer().status == 0x0124  # the rights are those of the peer
+        login, refusal = server.audit_rows()[-2:]
+        assert (login.event, login.user, login.outcome) == (Event.USER_AUTHENTICATION, "anne", 0)
+        assert (refusal.event, refusal.user, refusal.outcome) == (Event.INSTANCES_TRANSFERRED, "anne", 8)
+        wrong = Identity(5, True, right[:-4] + b"AAAA")
+        assert answered(server, user=user(identity=wrong)) == (REJECTED, bytes((1, 2, 1)))
+
+
 @pytest.mark.req("REQ-DCM-11", "REQ-DCM-12")
 def test_every_class_and_syntax_of_the_tables_is_accepted() -> None:
     for suffix in ("66.7", "66.8", "88.76", "2.1", "13.1.3", "104.5", "481.9", "9.1.1", "130"):
@@ -240,13 +269,13 @@ def test_what_the_standard_uses_for_something_else_is_never_a_storage_class() ->
 def test_echoscu_and_pynetdicom_are_answered(server: Running) -> None:
     need("echoscu")
     done = subprocess.run(
-        ["echoscu", "-v", "-aec", "MINIPACS", "--repeat", "3", "127.0.0.1", str(server.port)],
+        ["echoscu", "-v", "-aec", "MINIPACS", "--repeat", "3", *server.options(), "127.0.0.1", str(server.port)],
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     ae = AE("TESTER")
     ae.add_requested_context("1.2.840.10008.1.1")
-    assoc = ae.associate("127.0.0.1", server.port, ae_title="MINIPACS")
+    assoc = ae.associate("127.0.0.1", server.port, ae_title="MINIPACS", tls_args=server.tls_args)
     assert assoc.is_established
     assert assoc.send_c_echo().Status == 0
     assoc.release()

@@ -9,7 +9,8 @@ import pytest
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 
-from archive.sections import Dicom, Peer
+from archive.config import Settings
+from archive.sections import Peer
 from dicom_scp.associate import Proposed
 from dicom_scp.dimse import Field
 from dicom_scp.ends import NotAssociated
@@ -48,7 +49,7 @@ def listener() -> Iterator[tuple[int, list[Dataset]]]:
 def test_a_peer_is_told_and_its_answer_heard(listener: tuple[int, list[Dataset]], syntax: str) -> None:
     port, heard = listener
     peer = Peer(host="127.0.0.1", port=port)
-    with Requestor.open(Dicom(), "LISTENER", peer, (Proposed(1, IAN, (syntax,)),)) as requestor:
+    with Requestor.open(Settings(), "LISTENER", peer, (Proposed(1, IAN, (syntax,)),)) as requestor:
         answers = [requestor.perform(Field.N_CREATE_RQ, IAN, f"1.2.{one}", SAID) for one in (4, 5)]
     assert [(one.status, one.sop_instance_uid) for one in answers] == [(0, "1.2.4"), (0, "1.2.5")]
     assert [str(ds.PatientName) for ds in heard] == ["LEFÈVRE^Anaïs"] * 2
@@ -60,7 +61,7 @@ def test_a_class_that_the_peer_does_not_take_is_not_asked_for(listener: tuple[in
     peer = Peer(host="127.0.0.1", port=listener[0])
     proposed = (Proposed(1, IAN, (EXPLICIT,)), Proposed(3, MPPS, (EXPLICIT,)))
     with (
-        Requestor.open(Dicom(), "LISTENER", peer, proposed) as requestor,
+        Requestor.open(Settings(), "LISTENER", peer, proposed) as requestor,
         pytest.raises(NotAssociated),
     ):
         requestor.perform(Field.N_CREATE_RQ, MPPS, "1.2.3", SAID)

@@ -25,6 +25,8 @@ from tests.dicom_scp.conftest import Running, running
 from tests.dicom_scp.retrieving import Getter, cancel, identifier, keep, retrieve_command
 from tests.dicom_scp.wire import CT, STUDY_FIND, Peer
 
+OVER_TLS = "settings"
+
 ABORT = 7
 IMAGES = identifier(
     implicit=True,
@@ -159,7 +161,12 @@ def test_two_servers_share_a_listening_socket_and_one_may_stop(settings: Setting
         shared = socket.create_server(("127.0.0.1", 0))
         stops = [threading.Event(), threading.Event()]
         threads = [
-            threading.Thread(target=serve, args=(server.archive, shared, stop), daemon=True)
+            threading.Thread(
+                target=serve,
+                args=(server.archive, None if settings.tls.on else shared, stop),
+                kwargs={"tls_sock": shared if settings.tls.on else None},
+                daemon=True,
+            )
             for server, stop in zip((one, other), stops, strict=True)
         ]
         for thread in threads:
@@ -170,7 +177,7 @@ def test_two_servers_share_a_listening_socket_and_one_may_stop(settings: Setting
         for _ in range(5):
             ae = AE("TESTER")
             ae.add_requested_context(wire.VERIFICATION)
-            assoc = ae.associate("127.0.0.1", port, ae_title="MINIPACS")
+            assoc = ae.associate("127.0.0.1", port, ae_title="MINIPACS", tls_args=one.tls_args)
             assert assoc.send_c_echo().Status == 0
             assoc.release()
         stops[1].set()

@@ -33,6 +33,8 @@ from tests.dicom_scp import wire
 from tests.dicom_scp.conftest import Running, running
 from tests.dicom_scp.wire import CT, EXPLICIT, Peer, Proposed, request
 
+OVER_TLS = "settings"
+
 # Command Data Set Type (0000,0800): 0001 becomes 0101
 WITHOUT_DATA_SET = dimse.store_request(1, CT, "1.2.3").replace(b"\0\0\0\x08\x02\0\0\0\1\0", b"\0\0\0\x08\x02\0\0\0\1\1")
 
@@ -295,14 +297,14 @@ def test_storescu_and_pynetdicom_store(server: Running, tmp_path: Path) -> None:
     slices = [ct_slice(rows=128, columns=128, number=number) for number in range(1, 6)]
     with files(tmp_path / "sent", *slices) as paths:
         done = subprocess.run(
-            ["storescu", "-v", "-aec", "MINIPACS", "127.0.0.1", str(server.port), *paths],
+            ["storescu", "-v", "-aec", "MINIPACS", *server.options(), "127.0.0.1", str(server.port), *paths],
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     last = ct_slice(number=9)
     ae = AE("TESTER")
     ae.add_requested_context(CT, EXPLICIT)
-    assoc = ae.associate("127.0.0.1", server.port, ae_title="MINIPACS")
+    assoc = ae.associate("127.0.0.1", server.port, ae_title="MINIPACS", tls_args=server.tls_args)
     assert assoc.send_c_store(last).Status == 0
     assoc.release()
     assert server.stored_uids() == [ds.SOPInstanceUID for ds in [*slices, last]]
