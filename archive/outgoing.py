@@ -103,7 +103,7 @@ class Outgoing:
                 source_syntax=stored.transfer_syntax_uid,
                 target_syntax=transfer_syntax_uid,
             )
-        return transcode.native_pieces(
+        return transcode.pieces(
             stored.path,
             data_set_offset=stored.data_set_offset,
             source_syntax=stored.transfer_syntax_uid,

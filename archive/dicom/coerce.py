@@ -26,7 +26,7 @@ from archive.dicom.corrections import (
     unaffected,
     vr_of,
 )
-from archive.dicom.elements import UNDEFINED, encoding_of, opened
+from archive.dicom.elements import UNDEFINED, opened
 from archive.dicom.json import JsonReader
 from archive.dicom.source import Source
 from archive.dicom.transcode import Writer, charsets_of
@@ -53,20 +53,21 @@ class Coercion:
 def pieces(
     path: str, coercion: Coercion, *, data_set_offset: int, source_syntax: str, target_syntax: str
 ) -> Iterator[bytes]:
-    """The data set of a stored file with its changes, in its own syntax or in a native one, in pieces.
+    """The data set of a stored file with its changes, in its own syntax or in one of the
+    `alternatives`, in pieces.
 
     Raises (with the first piece):
         NotAcceptable: it cannot be given in `target_syntax`.
         UnreadableInstance: the elements cannot be followed.
         OSError: the file cannot be read.
     """
-    if target_syntax != source_syntax and target_syntax not in transcode.targets(source_syntax):
+    if target_syntax != source_syntax and target_syntax not in transcode.alternatives(source_syntax):
         raise NotAcceptable(f"what is stored in {source_syntax} cannot be given in {target_syntax}")
     where, own = data_set_offset, target_syntax == source_syntax
     with opened(path, data_set_offset=where, transfer_syntax_uid=source_syntax) as (source, encoding):
         # in its own syntax, what cannot be followed in a sequence is copied
         elements = top_level(source, encoding) if own else parse(source, encoding)
-        writer = Writer(source, source_syntax, encoding_of(target_syntax), decode=not own)
+        writer = Writer(source, source_syntax, target_syntax)
         written = _data_set(source, elements, writer, coercion, rest=own)
         yield from _deflated(written) if own and encoding.deflated else written
 
