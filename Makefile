@@ -54,6 +54,7 @@ bench: $(VENV)/.installed-dev
 # What is generated and committed.
 docs: $(VENV)/.installed
 	$(BIN)/python -m minipacs.settings_page > docs/settings.md
+	$(BIN)/python -m minipacs.conformance_page > docs/conformance.md
 
 # New versions of dependencies: make lock ARGS=--upgrade
 lock: $(VENV)/.installed

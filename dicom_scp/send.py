@@ -63,6 +63,7 @@ class Sender:
         answered: waits for the response to a sub-operation with this Message ID, and returns its status.
         between: called from time to time while a long instance is being sent.
         originator: who asked for the C-MOVE, and the Message ID of that request.
+        bulk: False sends instances without pixels and other bulk data, in whatever syntax the peer takes.
     """
 
     def __init__(
@@ -73,8 +74,10 @@ class Sender:
         answered: Callable[[int], int],
         between: Callable[[], None] = lambda: None,
         originator: tuple[str, int] | None = None,
+        bulk: bool = True,
     ) -> None:
         self._exchange = exchange
+        self._bulk = bulk
         self._leaving = leaving
         self._answered = answered
         self._between = between
@@ -105,10 +108,11 @@ class Sender:
             self._message_id, stored.sop_class_uid, stored.sop_instance_uid, originator=self._originator
         )
         leaving = self._leaving(stored)
-        if leaving.intact(syntax):
+        if self._bulk and leaving.intact(syntax):
             self._send_file(context_id, command, stored)
         else:
-            self._exchange.send_pieces(context_id, command, leaving.data_set(syntax), between=self._between)
+            pieces = leaving.data_set(syntax, bulk=self._bulk)
+            self._exchange.send_pieces(context_id, command, pieces, between=self._between)
         return self._answered(self._message_id)
 
     def _send_file(self, context_id: int, command: bytes, stored: Stored) -> None:
@@ -131,7 +135,8 @@ class Sender:
         """Context and syntax of each way to send it: as it is stored, then without loss in what the peer takes."""
         by_syntax = self._routes.get(stored.sop_class_uid, {})
         own = stored.transfer_syntax_uid
-        for syntax in (own, *alternatives(own)):
+        others: Iterable[str] = alternatives(own) if self._bulk else dict.fromkeys((*PLAIN, *by_syntax))
+        for syntax in dict.fromkeys((own, *others)):
             if syntax in by_syntax:
                 yield by_syntax[syntax], syntax
 

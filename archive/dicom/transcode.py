@@ -6,7 +6,7 @@ change. Decoding what came lossy adds no loss; it stays marked (0028,2110). What
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 
 from archive.dicom import encode, lossless, pixels, syntaxes, values
@@ -24,6 +24,9 @@ _LOSSY_JPEG = {f"{syntaxes.JPEG}50", f"{syntaxes.JPEG}51"}
 _PHOTOMETRIC, _PLANAR, _LOSSY, _PIXEL_DATA = 0x00280004, 0x00280006, 0x00282110, 0x7FE00010
 _FLOATS = {0x7FE00008, 0x7FE00009}
 _OFFSET_TABLES = {0x7FE00001, 0x7FE00002, 0x7FE00003}
+_BULK = {  # pixels and their tables, provider URL, document, waveform, spectroscopy
+    *range(0x7FE00001, 0x7FE00004), 0x7FE00008, 0x7FE00009, 0x7FE00010, 0x00287FE0, 0x00420011, 0x54001010, 0x56000020
+}  # fmt: skip
 _PIECE = 1 << 20
 _LONGEST = 0xFFFFFFFE
 # (0008,0005), MAC parameters and digital signatures: they speak of the bytes of text as they were
@@ -124,17 +127,19 @@ class Writer:
     Args:
         syntax, target: transfer syntaxes of the source, and of what is written. Where they are the same, pixels are
             copied as they are.
+        bulk: False leaves bulk data out, at every level (PS3.4 Annex Z).
         recode: write all text in UTF-8; the value is what undefined bytes are read with. (0008,0005) of every level is
             left out then, and so are signatures, which cover other bytes.
     """
 
-    def __init__(self, source: Source, syntax: str, target: str, *, recode: str = "") -> None:
+    def __init__(self, source: Source, syntax: str, target: str, *, bulk: bool = True, recode: str = "") -> None:
         encoding = encoding_of(target)
         self.encoding = encoding._replace(deflated=False)
         self.recode = recode
         self._source = source
         self._syntax = syntax
         self._target = target
+        self._bulk = bulk
         self._decode = target != syntax
         self._compress = self._decode and target in lossless.SYNTAXES
         self._representation = 0
@@ -150,13 +155,15 @@ class Writer:
         self._alike = self._same and any(element.encoding[:2] == self.encoding[:2] for element in elements)
         self._representation = pixel_representation(self._source, elements, self._representation)
         self._charsets = charsets_of(self._source, elements) or self._charsets
-        compress = self._compress and not nested
+        compress = self._compress and not nested and self._bulk
+        if not self._bulk:
+            elements = [element for element in elements if not _is_bulk(element.tag)]
         if compress and any(element.tag in _FLOATS for element in elements):
             raise NotAcceptable("pixels that no lossless codec takes")
         if self._decode and any(element.tag == _PIXEL_DATA and (compress or element.undefined) for element in elements):
             target = self._target if compress else syntaxes.EXPLICIT_LE
             parts = self._with_pixels(elements, _Pixels(self._source, elements, self._syntax, target))
-        elif edits and self._alike and not self._decode and not self.recode:
+        elif edits and self._alike and self._bulk and not self._decode and not self.recode:
             parts = self._runs(elements, edits)
         else:
             parts = ((element.tag, self.element(element)) for element in elements)
@@ -211,7 +218,7 @@ class Writer:
     def element(self, element: Element) -> Iterator[bytes]:
         if element.tag & 0xFFFF == 0 or (self.recode and element.tag in _OF_OTHER_BYTES):
             return
-        if self._alike and not (self._decode and _holds_fragments(element)) and not self._recodes(element):
+        if self._alike and not self._opens(element) and not self._recodes(element):
             yield from self.copy(element.start, element.end)
         elif element.items is not None:
             yield self.head(element.tag, "SQ", UNDEFINED)
@@ -232,6 +239,12 @@ class Writer:
         yield encode.item(self.encoding)
         yield from self.data_set(elements, nested=True)
         yield encode.item_end(self.encoding)
+
+    def _opens(self, element: Element) -> bool:
+        """Whether something below it is not copied as it is."""
+        return (self._decode and _holds(element, lambda one: one.items is None and one.undefined)) or (
+            not self._bulk and _holds(element, lambda one: _is_bulk(one.tag))
+        )
 
     def _recodes(self, element: Element) -> bool:
         return bool(self.recode) and (element.items is not None or element.vr in values.TEXT_OF_CHARSET)
@@ -278,8 +291,12 @@ def edited(parts: Iterator[Part], edits: Edits) -> Iterator[Part]:
         yield waiting[-1], iter(edits[waiting.pop()] or ())
 
 
-def _holds_fragments(element: Element) -> bool:
-    """Whether there are encapsulated pixels in it, which have no place in a native syntax."""
-    if element.items is None:
-        return element.undefined
-    return any(_holds_fragments(inner) for item in element.items for inner in item)
+def _holds(element: Element, meant: Callable[[Element], bool]) -> bool:
+    """Whether an element, or one below it, is meant: encapsulated pixels, which have no place in a native syntax…"""
+    return meant(element) or any(_holds(inner, meant) for item in element.items or () for inner in item)
+
+
+def _is_bulk(tag: int) -> bool:
+    """Bulk data of PS3.4 table Z.1-1, and what only says where it lies."""
+    repeating = tag & 0xFF00FFFF in (0x60003000, 0x50003000, 0x5000200C) and not tag & 0x00010000
+    return tag in _BULK or repeating
