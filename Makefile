@@ -10,7 +10,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-head
 	--python-version 3.11 pyproject.toml
 
 .DELETE_ON_ERROR:
-.PHONY: run install test check bench lock docs clean
+.PHONY: run install test check bench soak lock docs clean
 
 run: install
 	@exec $(BIN)/minipacs serve
@@ -51,9 +51,14 @@ check: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.bench $(ARGS)
 
+# Ten minutes at full load beside hostile peers, an object of 1 GiB: make soak ARGS="--seconds 60 --object-mib 100"
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.soak $(ARGS)
+
 # What is generated and committed.
 docs: $(VENV)/.installed
 	$(BIN)/python -m minipacs.settings_page > docs/settings.md
+	$(BIN)/python -m minipacs.conformance_page > docs/conformance.md
 
 # New versions of dependencies: make lock ARGS=--upgrade
 lock: $(VENV)/.installed

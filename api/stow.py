@@ -45,6 +45,12 @@ GATHER_BYTES = 256 << 10  # bytes of a body handed to a worker thread at once
 OUT_OF_RESOURCES = 0xA700
 OTHER_STUDY = 0xA901
 ANOTHER_CONTENT = 0xC0D1
+WARNINGS = {  # Warning Reason (0008,1196), PS3.18 I.2.2.2: stored, but…
+    Outcome.COERCED: 0xB000,
+    Outcome.TRUNCATED: 0xB007,
+    Outcome.WITHOUT_MODALITY: 0xB007,
+    Outcome.WITHOUT_SIZE: 0xB007,
+}
 NOT_DICOM = 0x0110
 _REASONS: dict[type[ArchiveError], int] = {
     errors.UidMismatch: 0xA900,
@@ -232,7 +238,8 @@ def _answer(request: Request, archive: Archive, items: list[_Item], study: str |
     unavailable = [item.error for item in failed if isinstance(item.error, Unavailable)]
     if len(unavailable) == len(items):
         raise unavailable[0]  # nothing was stored, and sending it again may help: 503 or 507
-    status = 200 if not failed else 409 if len(failed) == len(items) else 202
+    warned = any(item.outcome in WARNINGS for item in items)
+    status = 409 if len(failed) == len(items) else 202 if failed or warned else 200
     body = _report(request, archive, items, study)
     return Response(orjson.dumps(body), status, media_type="application/dicom+json")
 
@@ -260,6 +267,8 @@ def _report(request: Request, archive: Archive, items: Iterable[_Item], study: s
         found = where.get(item.sop_instance_uid)
         if found is not None:
             line["00081190"] = _element("UR", address_of(request, found))
+        if item.outcome in WARNINGS:
+            line["00081196"] = _element("US", WARNINGS[item.outcome])
         referenced.append(line)
     body: dict[str, Any] = {}
     if len(studies) == 1:

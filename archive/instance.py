@@ -13,6 +13,10 @@ class Outcome(Enum):
     """What became of a received instance: a durable fact, not an error."""
 
     STORED = "stored"
+    COERCED = "stored; Patient ID or its issuer will leave changed"  # B000 (REQ-DCM-18)
+    TRUNCATED = "stored; Pixel Data is shorter than it says"  # B007, as the next two
+    WITHOUT_MODALITY = "stored; Modality is missing"
+    WITHOUT_SIZE = "stored; Rows or Columns of its Pixel Data are missing"
     STORED_HELD = "stored, held back"  # contradicts the record: out of view until a person settles it
     ALREADY_STORED = "already stored"  # a good copy of the same instance stands
     REPAIRED = "repaired"  # same bytes, and no good copy stood: the resend is the good copy now

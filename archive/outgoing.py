@@ -49,14 +49,14 @@ class Outgoing:
         """Whether it leaves in this syntax bit for bit as it is stored."""
         return transfer_syntax_uid == self.stored.transfer_syntax_uid and self.changes is None
 
-    def data_set(self, transfer_syntax_uid: str) -> Iterator[bytes]:
-        """Its data set as it leaves, in pieces.
+    def data_set(self, transfer_syntax_uid: str, *, bulk: bool = True) -> Iterator[bytes]:
+        """Its data set as it leaves, in pieces; without `bulk` data, pixels and the like are left out.
 
         Raises (with the first piece):
             NotAcceptable: it cannot be given in this syntax.
             UnreadableInstance: its elements cannot be followed.
         """
-        return self._reading(self._data_set(transfer_syntax_uid))
+        return self._reading(self._data_set(transfer_syntax_uid, bulk=bulk))
 
     def file(self, transfer_syntax_uid: str) -> Iterator[bytes]:
         """Its PS3.10 file as it leaves, in pieces; with nothing to change, the file as it lies.
@@ -90,20 +90,21 @@ class Outgoing:
             return found
         return corrections.overlaid(found, self.changes, source=self._source)
 
-    def _data_set(self, transfer_syntax_uid: str) -> Iterator[bytes]:
+    def _data_set(self, transfer_syntax_uid: str, *, bulk: bool) -> Iterator[bytes]:
         stored, changes = self.stored, self.changes
-        if self.intact(transfer_syntax_uid):
+        if bulk and self.intact(transfer_syntax_uid):
             return self._range(stored.data_set_offset)
         os.close(stored.open())  # nothing is rebuilt from what a file that was cut short still holds
-        if changes is not None:
+        if changes is not None or not bulk:
             return coerce.pieces(
                 stored.path,
-                coerce.Coercion(changes, self._source, self._charset),
+                coerce.Coercion(changes, self._source, self._charset) if changes is not None else None,
                 data_set_offset=stored.data_set_offset,
                 source_syntax=stored.transfer_syntax_uid,
                 target_syntax=transfer_syntax_uid,
+                bulk=bulk,
             )
-        return transcode.native_pieces(
+        return transcode.pieces(
             stored.path,
             data_set_offset=stored.data_set_offset,
             source_syntax=stored.transfer_syntax_uid,

@@ -41,12 +41,12 @@ STORAGE_SYNTAXES = frozenset(
 )
 
 _PREFIX = "1.2.840.10008.5.1.4.1.1."
-_NEW = (  # in the standard since 2024, should the list be an older one
-    "66.7",  # label map segmentation
-    "66.8",  # height map segmentation
-    "88.76",  # enhanced X-ray radiation dose SR
-)
-_RETIRED = (
+_NEW = {  # in the standard since 2024, should the list be an older one
+    "66.7": "Label Map Segmentation Storage",
+    "66.8": "Height Map Segmentation Storage",
+    "88.76": "Enhanced X-Ray Radiation Dose SR Storage",
+}
+_RETIRED = {
     "3",  # ultrasound multi-frame
     "5",  # nuclear medicine
     "6",  # ultrasound
@@ -63,13 +63,22 @@ _RETIRED = (
     "88.3",  # detail SR, trial
     "88.4",  # comprehensive SR, trial
     "129",  # standalone PET curve
-)
+}
 STORAGE_CLASSES = frozenset(
     {
         *(str(context.abstract_syntax) for context in AllStoragePresentationContexts),
-        *(_PREFIX + suffix for suffix in _NEW + _RETIRED),
+        *(_PREFIX + suffix for suffix in _NEW.keys() | _RETIRED),
     }
 )
+# What PS3.6 calls those that pydicom 3.0.2 does not know.
+NAMES = {_PREFIX + suffix: name for suffix, name in _NEW.items()} | {
+    _PREFIX + "9.100.1": "Waveform Presentation State Storage",
+    _PREFIX + "9.100.2": "Waveform Acquisition Presentation State Storage",
+    "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
+    JPEG + "110": "JPEG XL Lossless",
+    JPEG + "111": "JPEG XL JPEG Recompression",
+    JPEG + "112": "JPEG XL",
+}
 
 
 class Service(Enum):
@@ -85,11 +94,17 @@ class Service(Enum):
 _ROOTS = {"patient": "1.2.840.10008.5.1.4.1.2.1.", "study": "1.2.840.10008.5.1.4.1.2.2."}
 PATIENT_ROOT = frozenset(_ROOTS["patient"] + last for last in "123")
 
+# Single instances by their UID (PS3.4 Annexes Y and Z); the last one without pixels and other bulk data.
+COMPOSITE_MOVE = "1.2.840.10008.5.1.4.1.2.4.2"
+COMPOSITE_GET = "1.2.840.10008.5.1.4.1.2.4.3"
+WITHOUT_BULK_GET = "1.2.840.10008.5.1.4.1.2.5.3"
+COMPOSITE = frozenset({COMPOSITE_MOVE, COMPOSITE_GET, WITHOUT_BULK_GET})
+
 QUERY_RETRIEVE: dict[str, Service] = {
     root + last: service
     for root in _ROOTS.values()
     for last, service in (("1", Service.FIND), ("2", Service.MOVE), ("3", Service.GET))
-}
+} | {COMPOSITE_MOVE: Service.MOVE, COMPOSITE_GET: Service.GET, WITHOUT_BULK_GET: Service.GET}
 
 
 def service_of(abstract_syntax: str, *, announced: str = "", unknown_is_storage: bool = False) -> Service | None:

@@ -37,6 +37,8 @@ class Context:
     we_send: bool = False  # we may send C-STORE-RQ on it
     relational: bool = False  # extended negotiation of queries and retrieves
     combined_datetime: bool = False
+    empty_values: bool = False
+    multiple_values: bool = False
 
 
 @dataclass(frozen=True, slots=True)

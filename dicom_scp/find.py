@@ -30,6 +30,7 @@ RETRIEVE_AE_TITLE = 0x00080054
 
 _ROOTS = {PATIENT_ROOT_FIND: LEVELS, STUDY_ROOT_FIND: LEVELS[1:]}
 _UNIQUE = {Level.PATIENT: 0x00100020, Level.STUDY: 0x0020000D, Level.SERIES: 0x0020000E}
+_NO_VALUE = '""'  # asks for what has none, where that was negotiated
 # Not keys: they say how the identifier is to be read. Only an instance has an alternate representation; above, the
 # attribute is known, and always without a value.
 _ABOUT_THE_REQUEST = frozenset({SPECIFIC_CHARACTER_SET, QUERY_RETRIEVE_LEVEL})
@@ -101,7 +102,7 @@ def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> _Pl
         if vr is None and tag != RETRIEVE_AE_TITLE:
             pending = Status.PENDING_WITHOUT_KEYS  # left out of the answers (REQ-DCM-30)
             continue
-        key = _key(asked, vr or asked.vr)
+        key = _key(request, asked, vr or asked.vr)
         if is_asking(key):
             if tag in matchable:
                 keys.append(key)
@@ -149,11 +150,12 @@ def _check_hierarchy(levels: tuple[Level, ...], level: Level, identifier: Identi
             raise InvalidQuery("a unique key above the level is missing", tag=tag)
 
 
-def _key(asked: Asked, vr: str) -> Key:
+def _key(request: FindRequest, asked: Asked, vr: str) -> Key:
     if vr == "SQ":
         item = (asked.items or ((),))[:1]  # PS3.4 C.2.2.2.6: one item
-        return Key(asked.tag, "SQ", items=tuple(_key(inner, inner.vr) for inner in item[0]))
-    return Key(asked.tag, vr, asked.text)
+        return Key(asked.tag, "SQ", items=tuple(_key(request, inner, inner.vr) for inner in item[0]))
+    empty = request.empty_values and asked.text.strip(" \0") == _NO_VALUE
+    return Key(asked.tag, vr, asked.text, empty=empty, several=request.multiple_values)
 
 
 def _nested(asked: Asked) -> tuple[Field, ...] | None:

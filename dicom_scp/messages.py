@@ -36,6 +36,8 @@ class FindRequest:
     relational: bool
     combined_datetime: bool
     actor: Actor
+    empty_values: bool = False
+    multiple_values: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,14 +24,15 @@ from dicom_scp.associate import (
     Role,
     UserInformation,
 )
-from dicom_scp.classes import Service, choose_syntax, service_of
+from dicom_scp.classes import COMPOSITE, Service, choose_syntax, service_of
 from dicom_scp.exchange import Context
 
 LEAST_MAX_PDU = 1024  # a peer that takes less cannot be served at any speed
 _STRANGERS_MAY = ("store", "query", "retrieve")
-# Bytes of the extended negotiation that are implemented: relational everywhere (PS3.4 C.5.1.1, C.5.2.1, C.5.3.1),
-# combined date-time for C-FIND alone. For C-MOVE and C-GET the second byte means something else.
-_OPTIONS = {Service.FIND: (0, 1), Service.MOVE: (0,), Service.GET: (0,)}
+# Bytes of the extended negotiation that are implemented: relational everywhere (PS3.4 C.5.1.1, C.5.2.1, C.5.3.1);
+# for C-FIND alone combined date-time, empty value and multiple value matching. For C-MOVE and C-GET the second byte
+# means something else.
+OPTIONS = {Service.FIND: (0, 1, 5, 6), Service.MOVE: (0,), Service.GET: (0,)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ _ELSEWHERE = Refused(1, 1, 3, "this AE title does not call from that address", a
 _NO_CERTIFICATE = Refused(1, 1, 3, "this AE title calls with a certificate of its own", alert=True)
 _TINY = Refused(1, 1, 1, "the maximum length of a PDU is too small")
 _IDENTITY = Refused(1, 2, 1, "the user identity was not accepted")  # audited where it is checked
+REFUSALS = (_CALLED, _CALLING, _APPLICATION, _OLD_PROTOCOL, _TINY, _IDENTITY)
 
 
 def negotiate(archive: Archive, request: AssociateRequest, *, source: str, certificate: str | None) -> Agreed | Refused:
@@ -107,7 +109,7 @@ def negotiate(archive: Archive, request: AssociateRequest, *, source: str, certi
         extended={
             uid: _echo(accepted[uid], offered)
             for uid, offered in request.user.extended.items()
-            if accepted.get(uid) in _OPTIONS
+            if accepted.get(uid) in OPTIONS and uid not in COMPOSITE
         },
         identity_response=response,
     )
@@ -191,11 +193,13 @@ def _contexts(settings: Dicom, request: AssociateRequest) -> tuple[dict[int, Con
             we_send=service is Service.STORAGE and role is not None and role.scp,
             relational=options[0:1] == b"\1",
             combined_datetime=options[1:2] == b"\1",
+            empty_values=options[5:6] == b"\1",
+            multiple_values=options[6:7] == b"\1",
         )
     return contexts, tuple(results)
 
 
 def _echo(service: Service, offered: bytes) -> bytes:
     """As many bytes as were offered; 1 only for what was offered and is implemented (REQ-DCM-34)."""
-    ours = _OPTIONS.get(service, ())
+    ours = OPTIONS.get(service, ())
     return bytes(1 if value == 1 and place in ours else 0 for place, value in enumerate(offered))

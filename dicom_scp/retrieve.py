@@ -1,7 +1,7 @@
 """C-GET and C-MOVE (PS3.4 C.4.2, C.4.3): the sub-operations, and how they ended.
 
-REQ-DCM-39, 40, 41, 46; the cancel of REQ-DCM-38. A retrieve may last for hours and hold a million instances: nothing
-is read before its turn, and the 16-bit counts stop at their largest value.
+REQ-DCM-39, 40, 41, 43, 46; the cancel of REQ-DCM-38. A retrieve may last for hours and hold a million instances:
+nothing is read before its turn, and the 16-bit counts stop at their largest value.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from archive.outgoing import outgoing
 from archive.retrieve import Access, Stored, again, open_access
 from archive.sections import Peer
 from dicom_scp import dimse
+from dicom_scp.classes import WITHOUT_BULK_GET
 from dicom_scp.dimse import Counts, Field
 from dicom_scp.ends import AssociationEnd, CopyEnded, NotAssociated, NotTrusted
 from dicom_scp.exchange import Exchange, Message
@@ -148,7 +149,12 @@ def get(request: RetrieveRequest, archive: Archive, exchange: Exchange, message:
             if Exchange.is_cancel(received, message.command.message_id):
                 retrieval.cancelled = True
 
-    sender = Sender(exchange, leaving=partial(outgoing, archive), answered=answered)
+    sender = Sender(
+        exchange,
+        leaving=partial(outgoing, archive),
+        answered=answered,
+        bulk=request.sop_class_uid != WITHOUT_BULK_GET,
+    )
     while (one := retrieval.current) is not None and not retrieval.look():
         retrieval.done(_send(archive, sender, retrieval, one, request.scope), access)
         retrieval.tell()

@@ -8,7 +8,7 @@ from archive.dicom.elements import Kept, Scanner, encoding_of
 from archive.dicom.source import Source
 from archive.errors import InvalidQuery
 from archive.retrieve import Stored, select
-from dicom_scp.classes import PATIENT_ROOT
+from dicom_scp.classes import COMPOSITE, PATIENT_ROOT
 from dicom_scp.messages import RetrieveRequest
 
 _LEVEL = 0x00080052
@@ -38,6 +38,9 @@ def selected(request: RetrieveRequest, archive: Archive) -> list[Stored]:
     uids = {name: _values(found, tag, charset) for name, tag in _UIDS.items()}
 
     patient_root = request.sop_class_uid in PATIENT_ROOT
+    composite = request.sop_class_uid in COMPOSITE
+    if composite and level != "IMAGE":
+        raise InvalidQuery("instances are given whole: the level is IMAGE", tag=_LEVEL)
     if level not in _UIDS and not (level == "PATIENT" and patient_root):
         raise InvalidQuery("no such Query/Retrieve Level in this information model", tag=_LEVEL)
     if level == "PATIENT":
@@ -48,6 +51,8 @@ def selected(request: RetrieveRequest, archive: Archive) -> list[Stored]:
 
     above = ("PATIENT", "STUDY", "SERIES", "IMAGE")
     used = above[: above.index(level) + 1]
+    if composite:
+        used = ("IMAGE",)  # nothing is above it in this model
     narrow = {name: [uid for uid in uids[name] if not _is_wild(uid)] if name in used else [] for name in _UIDS}
     by_patient = patient_root and len(patient_ids) == 1 and not _is_wild(patient_ids[0])
     chosen = select(

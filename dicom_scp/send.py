@@ -1,17 +1,19 @@
 """Sending stored instances, for C-GET on the caller's association and for C-MOVE on one of ours.
 
 An instance leaves as it lies: heads, and ranges of its file. Where the RIS or a person has corrected what its header
-says, it leaves corrected (REQ-DCM-70); a peer that does not take its syntax gets it re-encoded, without loss, in little
-endian (REQ-DCM-41).
+says, it leaves corrected (REQ-DCM-70); a peer that does not take its syntax gets it without loss in another that it
+takes (REQ-DCM-41).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from archive.clock import monotonic
+from archive.dicom import lossless
 from archive.dicom.syntaxes import EXPLICIT_BE
+from archive.dicom.transcode import alternatives
 from archive.errors import NotAcceptable, StorageFailed
 from archive.outgoing import Outgoing
 from archive.retrieve import Stored
@@ -27,17 +29,20 @@ MOST_CONTEXTS = 128  # odd numbers of one byte
 
 
 def propose(stored: Iterable[Stored]) -> tuple[Proposed, ...]:
-    """The contexts for sending these: each class in each syntax it is stored in, then in plain little endian.
+    """The contexts for sending these: each class in each syntax it is stored in, then in plain little endian, then in
+    a compressed syntax that loses nothing.
 
     One syntax a context where it matters, so that the peer's answer says whether it takes it. What goes beyond 128
     is not proposed, fall-backs first.
     """
     pairs = dict.fromkeys((one.sop_class_uid, one.transfer_syntax_uid) for one in stored)
     wanted: list[tuple[str, tuple[str, ...]]] = [(uid, (syntax,)) for uid, syntax in pairs if syntax != EXPLICIT_BE]
-    for uid in dict.fromkeys(uid for uid, _ in pairs):
-        rest = tuple(syntax for syntax in PLAIN if (uid, syntax) not in pairs)
-        if rest:
-            wanted.append((uid, rest))
+    recoded = dict.fromkeys(uid for uid, syntax in pairs if alternatives(syntax))
+    for fallback, classes in ((PLAIN, dict.fromkeys(uid for uid, _ in pairs)), (lossless.SYNTAXES, recoded)):
+        for uid in classes:
+            rest = tuple(syntax for syntax in fallback if (uid, syntax) not in pairs)
+            if rest:
+                wanted.append((uid, rest))
     return tuple(Proposed(2 * place + 1, uid, syntaxes) for place, (uid, syntaxes) in enumerate(wanted[:MOST_CONTEXTS]))
 
 
@@ -58,6 +63,7 @@ class Sender:
         answered: waits for the response to a sub-operation with this Message ID, and returns its status.
         between: called from time to time while a long instance is being sent.
         originator: who asked for the C-MOVE, and the Message ID of that request.
+        bulk: False sends instances without pixels and other bulk data, in whatever syntax the peer takes.
     """
 
     def __init__(
@@ -68,8 +74,10 @@ class Sender:
         answered: Callable[[int], int],
         between: Callable[[], None] = lambda: None,
         originator: tuple[str, int] | None = None,
+        bulk: bool = True,
     ) -> None:
         self._exchange = exchange
+        self._bulk = bulk
         self._leaving = leaving
         self._answered = answered
         self._between = between
@@ -81,21 +89,30 @@ class Sender:
         """Send one instance; the status of the peer's answer.
 
         Raises:
-            NotAcceptable: the peer takes its class in no syntax that costs nothing; it was not sent.
+            NotAcceptable: the peer takes its class in no syntax that would lose nothing; it was not sent.
             UnreadableInstance: it is to leave corrected, and its elements cannot be followed; it was not sent.
             StorageFailed: its file is missing or has another length; it was not sent.
             AssociationEnd: in its kinds, CopyEnded when the file failed on the way.
         """
-        context_id, syntax = self._route(stored)
+        refused = NotAcceptable("the peer takes this class in no syntax that would lose nothing")
+        for context_id, syntax in self._routes_of(stored):
+            try:
+                return self._send_as(stored, context_id, syntax)
+            except NotAcceptable as error:  # nothing was sent
+                refused = error
+        raise refused
+
+    def _send_as(self, stored: Stored, context_id: int, syntax: str) -> int:
         self._message_id = self._message_id % 0xFFFF + 1
         command = dimse.store_request(
             self._message_id, stored.sop_class_uid, stored.sop_instance_uid, originator=self._originator
         )
         leaving = self._leaving(stored)
-        if leaving.intact(syntax):
+        if self._bulk and leaving.intact(syntax):
             self._send_file(context_id, command, stored)
         else:
-            self._exchange.send_pieces(context_id, command, leaving.data_set(syntax), between=self._between)
+            pieces = leaving.data_set(syntax, bulk=self._bulk)
+            self._exchange.send_pieces(context_id, command, pieces, between=self._between)
         return self._answered(self._message_id)
 
     def _send_file(self, context_id: int, command: bytes, stored: Stored) -> None:
@@ -114,12 +131,14 @@ class Sender:
         finally:
             os.close(fd)
 
-    def _route(self, stored: Stored) -> tuple[int, str]:
+    def _routes_of(self, stored: Stored) -> Iterator[tuple[int, str]]:
+        """Context and syntax of each way to send it: as it is stored, then without loss in what the peer takes."""
         by_syntax = self._routes.get(stored.sop_class_uid, {})
-        for syntax in (stored.transfer_syntax_uid, *PLAIN):
+        own = stored.transfer_syntax_uid
+        others: Iterable[str] = alternatives(own) if self._bulk else dict.fromkeys((*PLAIN, *by_syntax))
+        for syntax in dict.fromkeys((own, *others)):
             if syntax in by_syntax:
-                return by_syntax[syntax], syntax
-        raise NotAcceptable("the peer takes this class in no syntax that would lose nothing")
+                yield by_syntax[syntax], syntax
 
 
 def store_status(message: Message, message_id: int) -> int:

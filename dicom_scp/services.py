@@ -158,6 +158,8 @@ def _find(session: Session, message: Message) -> None:
         relational=context.relational,
         combined_datetime=context.combined_datetime,
         actor=session.actor,
+        empty_values=context.empty_values,
+        multiple_values=context.multiple_values,
     )
     waiting: list[bytes | memoryview] = []
     size, since = 0, monotonic()

@@ -26,7 +26,8 @@ class Status(IntEnum):
     SUB_OPERATIONS_FAILED = 0xA702
     UNKNOWN_DESTINATION = 0xA801
     DOES_NOT_MATCH_CLASS = 0xA900
-    WARNING = 0xB000
+    WARNING = 0xB000  # C-STORE: coercion of data elements
+    BREAKS_CLASS = 0xB007
     BUG = 0xC000
     CANNOT_UNDERSTAND = 0xC001
     UID_CONFLICT = 0xC0D1
@@ -65,8 +66,20 @@ OF_ERROR: dict[type[ArchiveError], Status] = {
     errors.CommitInDoubt: Status.OUT_OF_RESOURCES,
 }
 
+
+def _broken(outcome: Outcome, tag: int) -> Answer:
+    """A rule of the SOP class is broken; the instance is stored as it is (PS3.4 B.2.3)."""
+    return Answer(Status.BREAKS_CLASS, comment=outcome.value, offending=(tag,))
+
+
 OF_OUTCOME: dict[Outcome, Answer] = {
     Outcome.STORED: Answer(Status.SUCCESS),
+    Outcome.COERCED: Answer(
+        Status.WARNING, comment="Patient ID or its issuer will leave changed", offending=(0x00100020,)
+    ),
+    Outcome.TRUNCATED: _broken(Outcome.TRUNCATED, 0x7FE00010),
+    Outcome.WITHOUT_MODALITY: _broken(Outcome.WITHOUT_MODALITY, 0x00080060),
+    Outcome.WITHOUT_SIZE: _broken(Outcome.WITHOUT_SIZE, 0x00280010),
     Outcome.STORED_HELD: Answer(Status.SUCCESS),
     Outcome.ALREADY_STORED: Answer(Status.SUCCESS),
     Outcome.REPAIRED: Answer(Status.SUCCESS),

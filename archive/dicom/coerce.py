@@ -51,24 +51,34 @@ class Coercion:
 
 
 def pieces(
-    path: str, coercion: Coercion, *, data_set_offset: int, source_syntax: str, target_syntax: str
+    path: str,
+    coercion: Coercion | None,
+    *,
+    data_set_offset: int,
+    source_syntax: str,
+    target_syntax: str,
+    bulk: bool = True,
 ) -> Iterator[bytes]:
-    """The data set of a stored file with its changes, in its own syntax or in a native one, in pieces.
+    """The data set of a stored file with its changes, in its own syntax or in one of the `alternatives`, in pieces.
+    Without `bulk` data, in any syntax.
 
     Raises (with the first piece):
         NotAcceptable: it cannot be given in `target_syntax`.
         UnreadableInstance: the elements cannot be followed.
         OSError: the file cannot be read.
     """
-    if target_syntax != source_syntax and target_syntax not in transcode.targets(source_syntax):
+    if bulk and target_syntax != source_syntax and target_syntax not in transcode.alternatives(source_syntax):
         raise NotAcceptable(f"what is stored in {source_syntax} cannot be given in {target_syntax}")
     where, own = data_set_offset, target_syntax == source_syntax
     with opened(path, data_set_offset=where, transfer_syntax_uid=source_syntax) as (source, encoding):
         # in its own syntax, what cannot be followed in a sequence is copied
-        elements = top_level(source, encoding) if own else parse(source, encoding)
-        writer = Writer(source, source_syntax, encoding_of(target_syntax), decode=not own)
-        written = _data_set(source, elements, writer, coercion, rest=own)
-        yield from _deflated(written) if own and encoding.deflated else written
+        elements = top_level(source, encoding) if own and bulk else parse(source, encoding)
+        writer = Writer(source, source_syntax, target_syntax, bulk=bulk)
+        if coercion is None:
+            written = writer.data_set(elements)
+        else:
+            written = _data_set(source, elements, writer, coercion, rest=own and bulk)
+        yield from _deflated(written) if encoding_of(target_syntax).deflated else written
 
 
 def _data_set(

@@ -90,6 +90,16 @@ def changes(said: Json, *corrections: str) -> Changes | None:
     return Changes(changed, at, reason) if at is not None and counts else None
 
 
+def coerces_identifier(said: Json, *corrections: str) -> bool:
+    """Whether the Patient ID, or the issuer that a header names, will leave changed (REQ-DCM-18)."""
+    found = changes(said, *corrections)
+    if found is None:
+        return False
+    return PATIENT_ID in found.attributes or (
+        ISSUER in found.attributes and bool(_plain(said.get(f"{ISSUER:08X}") or {}))
+    )
+
+
 @lru_cache(maxsize=1024)
 def _parsed(text: str) -> dict[str, Any]:
     found: dict[str, Any] = orjson.loads(text)

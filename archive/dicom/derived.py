@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from archive.dicom import encode
+from archive.dicom import encode, syntaxes
 from archive.dicom.charset import LATIN1, decode, fits
 from archive.dicom.charset import encode as encode_text
 from archive.dicom.elements import EXPLICIT_LE, UNDEFINED
@@ -57,7 +57,7 @@ class DerivedWriter(Writer):
     """Writes the copy in Explicit VR Little Endian, from an original in any syntax that can be decoded."""
 
     def __init__(self, source: Source, transfer_syntax_uid: str, facets: Facets) -> None:
-        super().__init__(source, transfer_syntax_uid, EXPLICIT_LE)
+        super().__init__(source, transfer_syntax_uid, syntaxes.EXPLICIT_LE)
         self._facets = facets
         self._at = facets.at
         self._charset = ""  # of the top level

@@ -9,7 +9,7 @@ from typing import Any
 
 from archive.dicom import values
 from archive.dicom.charset import encode
-from archive.dicom.elements import ITEM, ITEM_END, LONG, SEQUENCE_END, UNDEFINED, Encoding
+from archive.dicom.elements import EXPLICIT_LE, ITEM, ITEM_END, LONG, SEQUENCE_END, UNDEFINED, Encoding
 
 _GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 _ZERO_PADDED = frozenset({"UI", *values.BINARY})
@@ -45,6 +45,11 @@ def item_end(encoding: Encoding) -> bytes:
 
 def sequence_end(encoding: Encoding) -> bytes:
     return head(SEQUENCE_END, "", 0, encoding)
+
+
+def fragment(value: bytes) -> bytes:
+    """One fragment of encapsulated pixels, of even length; an empty one is the offset table (PS3.5 §A.4)."""
+    return head(ITEM, "", len(value), EXPLICIT_LE) + value
 
 
 def of_json(key: str, content: Mapping[str, Any], encoding: Encoding, charset: str) -> bytes:

@@ -62,16 +62,28 @@ def decode(frames: Frames, number: int, *, rgb: bool = False) -> Frame:
         raise Unsupported(f"pixels in transfer syntax {syntax} cannot be decoded here")
     if image.frame_bits > 8 * MAX_FRAME_BYTES:
         raise Unsupported("frames that are too large to be decoded")
-    raw = frames.read(number)
+    try:
+        return decode_one(frames.read(number), image, syntax, rgb=rgb)
+    except Unsupported as error:
+        raise Unsupported(f"frame {number}: {error}") from error
+
+
+def decode_one(raw: bytes, image: Image, syntax: str, *, rgb: bool = False) -> Frame:
+    """The bytes of one frame of an image, as `decode`. Raises Unsupported when they cannot be decoded."""
     if image.encapsulated and _announced(raw) not in (None, (image.rows, image.columns)):
         raise Unsupported("the encoded frame has another size than the image")
     try:
         decoded = _encapsulated(raw, image, syntax, rgb) if image.encapsulated else _native(raw, image, rgb)
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":  # a panic of a codec in Rust
+        if not is_failure(error):
             raise
-        raise Unsupported(f"frame {number} cannot be decoded: {type(error).__name__}") from error
+        raise Unsupported(f"it cannot be decoded: {type(error).__name__}") from error
     return Frame(_shown(decoded.values, image), decoded.photometric_interpretation) if rgb else decoded
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether a codec failed, be it by a panic in Rust, which is no Exception."""
+    return isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime"
 
 
 def _announced(raw: bytes) -> tuple[int, int] | None:
@@ -109,6 +121,8 @@ def _encapsulated(raw: bytes, image: Image, syntax: str, rgb: bool) -> Frame:
     }
     if image.samples > 1:
         options["planar_configuration"] = image.planar
+    if image.bits_allocated == 8 and _PLUGINS[syntax] == "gdcm":
+        options["bits_stored"] = 8  # with fewer the library ends the process; they are not cut off here
     if not syntax.startswith((JPEG + "8", JPEG + "9", JPEG + "20")):
         options["correct_unused_bits"] = False  # those of the codecs that hold no sign are corrected always
     values, properties = get_decoder(UID(syntax)).as_array(

@@ -1,28 +1,32 @@
-"""A stored data set in a native transfer syntax, without loss, under its own UID (REQ-DCM-41, sheet 10 §2.2).
+"""A stored data set in another transfer syntax, without loss, under its own UID (REQ-DCM-41, sheet 10 §2.2).
 
-Values are carried over as bytes: only heads, byte order and, for compressed pixels, the pixel elements change. Decoding
-what came lossy adds no loss; it stays marked (0028,2110). Nothing here compresses.
+Values are carried over as bytes: only heads, byte order and, where the pixels are encoded otherwise, the pixel elements
+change. Decoding what came lossy adds no loss; it stays marked (0028,2110). What compresses is `archive.dicom.lossless`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 
-from archive.dicom import encode, pixels, syntaxes, values
+from archive.dicom import encode, lossless, pixels, syntaxes, values
 from archive.dicom.charset import SPECIFIC_CHARACTER_SET, decode, terms
-from archive.dicom.elements import EXPLICIT_LE, IMPLICIT_LE, UNDEFINED, Encoding, encoding_of, opened
+from archive.dicom.elements import UNDEFINED, Encoding, encoding_of, opened
 from archive.dicom.frames import Frames, image_in
 from archive.dicom.json import ambiguous, pixel_representation
 from archive.dicom.source import Source
 from archive.dicom.tree import Element, parse
 from archive.errors import NotAcceptable, NotFound, Unsupported
 
-_TARGETS = {syntaxes.EXPLICIT_LE: EXPLICIT_LE, syntaxes.IMPLICIT_LE: IMPLICIT_LE}  # best first
+_TARGETS = (syntaxes.EXPLICIT_LE, syntaxes.IMPLICIT_LE)  # best first
 # A codec's own colour transform or subsampling is undone by decoding it.
 _LOSSY_JPEG = {f"{syntaxes.JPEG}50", f"{syntaxes.JPEG}51"}
 _PHOTOMETRIC, _PLANAR, _LOSSY, _PIXEL_DATA = 0x00280004, 0x00280006, 0x00282110, 0x7FE00010
+_FLOATS = {0x7FE00008, 0x7FE00009}
 _OFFSET_TABLES = {0x7FE00001, 0x7FE00002, 0x7FE00003}
+_BULK = {  # pixels and their tables, provider URL, document, waveform, spectroscopy
+    *range(0x7FE00001, 0x7FE00004), 0x7FE00008, 0x7FE00009, 0x7FE00010, 0x00287FE0, 0x00420011, 0x54001010, 0x56000020
+}  # fmt: skip
 _PIECE = 1 << 20
 _LONGEST = 0xFFFFFFFE
 # (0008,0005), MAC parameters and digital signatures: they speak of the bytes of text as they were
@@ -39,90 +43,127 @@ def targets(transfer_syntax_uid: str) -> tuple[str, ...]:
     return tuple(syntax for syntax in _TARGETS if syntax != transfer_syntax_uid)
 
 
-def native_pieces(path: str, *, data_set_offset: int, source_syntax: str, target_syntax: str) -> Iterator[bytes]:
-    """The data set of a stored file in Explicit or Implicit VR Little Endian, in pieces of at most a frame or 1 MiB.
+def alternatives(transfer_syntax_uid: str) -> tuple[str, ...]:
+    """All syntaxes that something stored in this one can be given in, besides itself; best first: compressed ones
+    before native ones, unless the pixels are native already and would be compressed for nothing."""
+    native = targets(transfer_syntax_uid)
+    compressed = tuple(syntax for syntax in lossless.SYNTAXES if native and syntax != transfer_syntax_uid)
+    return native + compressed if transfer_syntax_uid in syntaxes.NATIVE else compressed + native
 
-    Raises (with the first piece):
-        NotAcceptable: pixels that cannot be decoded here, or are too long for a native syntax.
+
+def pieces(path: str, *, data_set_offset: int, source_syntax: str, target_syntax: str) -> Iterator[bytes]:
+    """The data set of a stored file in one of the `alternatives` to its syntax, in pieces of at most a frame or 1 MiB.
+
+    Raises (with the first piece, unless a later frame is the cause):
+        NotAcceptable: pixels that cannot be decoded here, or not be encoded so, or are too long for a native syntax.
         UnreadableInstance: the elements cannot be followed.
         OSError: the file cannot be read.
     """
-    if target_syntax not in targets(source_syntax):
+    if target_syntax not in alternatives(source_syntax):
         raise NotAcceptable(f"what is stored in {source_syntax} cannot be given in {target_syntax}")
     where = data_set_offset
     with opened(path, data_set_offset=where, transfer_syntax_uid=source_syntax) as (source, encoding):
-        yield from Writer(source, source_syntax, _TARGETS[target_syntax]).data_set(parse(source, encoding))
+        yield from Writer(source, source_syntax, target_syntax).data_set(parse(source, encoding))
 
 
-class _Decoded:
-    """The encapsulated pixels of a data set; the first frame is decoded at once, to know what they are."""
+class _Pixels:
+    """The pixels of a data set in another syntax; the first frame is made at once, to know what they become."""
 
-    def __init__(self, source: Source, elements: list[Element], syntax: str) -> None:
+    def __init__(self, source: Source, elements: list[Element], syntax: str, target: str) -> None:
         image = image_in(source, elements)
         assert image is not None  # the caller has seen pixels
         self._rgb = self.lossy = syntax in _LOSSY_JPEG
+        self._target = target
         try:
             self._frames = Frames(source, image, syntax)
             first = pixels.decode(self._frames, 1, rgb=self._rgb)
         except (NotFound, Unsupported) as error:
             raise NotAcceptable(f"it can be given as stored only: {error}") from error
+        self.compressed = target in lossless.SYNTAXES
         self.photometric = first.photometric_interpretation
         if self.photometric == "YBR_FULL_422":
             self.photometric = "YBR_FULL"
-        self.vr = "OW" if image.bits_allocated > 8 else "OB"
-        self._first = first.values.tobytes()
-        size = len(self._first) * len(self._frames)
+        self.planar = lossless.planar_configuration(target)
+        self.vr = "OB" if self.compressed or image.bits_allocated <= 8 else "OW"
+        size = first.values.nbytes * len(self._frames)
+        self._frame_bytes = first.values.nbytes
         self._padding = size % 2
-        self.length = size + self._padding
-        if self.length > _LONGEST:
+        self.length = UNDEFINED if self.compressed else size + self._padding
+        if not self.compressed and self.length > _LONGEST:
             raise NotAcceptable("the pixels are too long for a native transfer syntax")
+        self._first = self._made(first)
 
-    def frames(self) -> Iterator[bytes]:
+    def _made(self, frame: pixels.Frame) -> bytes:
+        if not self.compressed:
+            return frame.values.tobytes()
+        return lossless.encode(frame.values, self._frames.image, self._target, photometric=self.photometric)
+
+    def value(self, encoding: Encoding) -> Iterator[bytes]:
+        """What follows the head of Pixel Data; one fragment a frame, without offset table (PS3.5 A.4)."""
+        if not self.compressed:
+            yield from self._all()
+            yield b"\0" * self._padding
+            return
+        yield encode.fragment(b"")
+        for frame in self._all():
+            yield encode.fragment(frame)
+        yield encode.sequence_end(encoding)
+
+    def _all(self) -> Iterator[bytes]:
         yield self._first
         for number in range(2, len(self._frames) + 1):
             try:
-                frame = pixels.decode(self._frames, number, rgb=self._rgb).values.tobytes()
+                frame = pixels.decode(self._frames, number, rgb=self._rgb)
             except Unsupported as error:
                 raise NotAcceptable(f"it can be given as stored only: {error}") from error
-            if len(frame) != len(self._first):
+            if frame.values.nbytes != self._frame_bytes:
                 raise NotAcceptable("it can be given as stored only: frames of different sizes")
-            yield frame
-        if self._padding:
-            yield b"\0"
+            yield self._made(frame)
 
 
 class Writer:
     """Writes elements of one source in an encoding. Group lengths, which would be wrong, are left out.
 
     Args:
-        decode: write encapsulated pixels decoded, as a native syntax has them; else they stay as they are.
+        syntax, target: transfer syntaxes of the source, and of what is written. Where they are the same, pixels are
+            copied as they are.
+        bulk: False leaves bulk data out, at every level (PS3.4 Annex Z).
         recode: write all text in UTF-8; the value is what undefined bytes are read with. (0008,0005) of every level is
             left out then, and so are signatures, which cover other bytes.
     """
 
-    def __init__(
-        self, source: Source, syntax: str, encoding: Encoding, *, decode: bool = True, recode: str = ""
-    ) -> None:
+    def __init__(self, source: Source, syntax: str, target: str, *, bulk: bool = True, recode: str = "") -> None:
+        encoding = encoding_of(target)
         self.encoding = encoding._replace(deflated=False)
         self.recode = recode
         self._source = source
         self._syntax = syntax
-        self._decode = decode
+        self._target = target
+        self._bulk = bulk
+        self._decode = target != syntax
+        self._compress = self._decode and target in lossless.SYNTAXES
         self._representation = 0
         self._charsets: tuple[str, ...] = ()
         # the heads of this level are written as they are to be: its elements may be copied
         self._alike = self._same = encoding_of(syntax)[:2] == encoding[:2]
 
-    def data_set(self, elements: list[Element], edits: Edits | None = None) -> Iterator[bytes]:
-        """A data set or an item, its encapsulated pixels decoded; `edits` stand in the places of their tags."""
+    def data_set(self, elements: list[Element], edits: Edits | None = None, *, nested: bool = False) -> Iterator[bytes]:
+        """A data set or an item; `edits` stand in the places of their tags. Pixels of an item (an icon) that were
+        encapsulated are written native."""
         inherited = self._representation, self._charsets, self._alike
         # in an explicit data set, the items of a value of VR UN are implicit
         self._alike = self._same and any(element.encoding[:2] == self.encoding[:2] for element in elements)
         self._representation = pixel_representation(self._source, elements, self._representation)
         self._charsets = charsets_of(self._source, elements) or self._charsets
-        if self._decode and any(element.tag == _PIXEL_DATA and element.undefined for element in elements):
-            parts = self._with_decoded(elements, _Decoded(self._source, elements, self._syntax))
-        elif edits and self._alike and not self._decode and not self.recode:
+        compress = self._compress and not nested and self._bulk
+        if not self._bulk:
+            elements = [element for element in elements if not _is_bulk(element.tag)]
+        if compress and any(element.tag in _FLOATS for element in elements):
+            raise NotAcceptable("pixels that no lossless codec takes")
+        if self._decode and any(element.tag == _PIXEL_DATA and (compress or element.undefined) for element in elements):
+            target = self._target if compress else syntaxes.EXPLICIT_LE
+            parts = self._with_pixels(elements, _Pixels(self._source, elements, self._syntax, target))
+        elif edits and self._alike and self._bulk and not self._decode and not self.recode:
             parts = self._runs(elements, edits)
         else:
             parts = ((element.tag, self.element(element)) for element in elements)
@@ -130,19 +171,19 @@ class Writer:
             yield from pieces
         self._representation, self._charsets, self._alike = inherited
 
-    def _with_decoded(self, elements: list[Element], decoded: _Decoded) -> Iterator[Part]:
-        marked = not decoded.lossy
+    def _with_pixels(self, elements: list[Element], made: _Pixels) -> Iterator[Part]:
+        marked = not made.lossy
         for element in elements:
             if not marked and element.tag >= _LOSSY:  # JPEG always loses: said, also where the sender did not
                 yield _LOSSY, iter((self.made(_LOSSY, "CS", b"01"),))
                 marked = True
             if element.tag == _PHOTOMETRIC:
-                yield element.tag, iter((self.made(element.tag, "CS", decoded.photometric.encode()),))
+                yield element.tag, iter((self.made(element.tag, "CS", made.photometric.encode()),))
             elif element.tag == _PLANAR:
-                yield element.tag, iter((self.made(element.tag, "US", b"\0\0"),))
+                yield element.tag, iter((self.made(element.tag, "US", bytes((made.planar, 0))),))
             elif element.tag == _PIXEL_DATA:
-                yield element.tag, chain((self.head(_PIXEL_DATA, decoded.vr, decoded.length),), decoded.frames())
-            elif element.tag not in _OFFSET_TABLES and not (decoded.lossy and element.tag == _LOSSY):
+                yield element.tag, chain((self.head(_PIXEL_DATA, made.vr, made.length),), made.value(self.encoding))
+            elif element.tag not in _OFFSET_TABLES and not (made.lossy and element.tag == _LOSSY):
                 yield element.tag, self.element(element)
 
     def _runs(self, elements: list[Element], edits: Edits) -> Iterator[Part]:
@@ -177,7 +218,7 @@ class Writer:
     def element(self, element: Element) -> Iterator[bytes]:
         if element.tag & 0xFFFF == 0 or (self.recode and element.tag in _OF_OTHER_BYTES):
             return
-        if self._alike and not (self._decode and _holds_fragments(element)) and not self._recodes(element):
+        if self._alike and not self._opens(element) and not self._recodes(element):
             yield from self.copy(element.start, element.end)
         elif element.items is not None:
             yield self.head(element.tag, "SQ", UNDEFINED)
@@ -196,8 +237,14 @@ class Writer:
     def item(self, elements: list[Element]) -> Iterator[bytes]:
         """One item, of undefined length."""
         yield encode.item(self.encoding)
-        yield from self.data_set(elements)
+        yield from self.data_set(elements, nested=True)
         yield encode.item_end(self.encoding)
+
+    def _opens(self, element: Element) -> bool:
+        """Whether something below it is not copied as it is."""
+        return (self._decode and _holds(element, lambda one: one.items is None and one.undefined)) or (
+            not self._bulk and _holds(element, lambda one: _is_bulk(one.tag))
+        )
 
     def _recodes(self, element: Element) -> bool:
         return bool(self.recode) and (element.items is not None or element.vr in values.TEXT_OF_CHARSET)
@@ -244,8 +291,12 @@ def edited(parts: Iterator[Part], edits: Edits) -> Iterator[Part]:
         yield waiting[-1], iter(edits[waiting.pop()] or ())
 
 
-def _holds_fragments(element: Element) -> bool:
-    """Whether there are encapsulated pixels in it, which have no place in a native syntax."""
-    if element.items is None:
-        return element.undefined
-    return any(_holds_fragments(inner) for item in element.items for inner in item)
+def _holds(element: Element, meant: Callable[[Element], bool]) -> bool:
+    """Whether an element, or one below it, is meant: encapsulated pixels, which have no place in a native syntax…"""
+    return meant(element) or any(_holds(inner, meant) for item in element.items or () for inner in item)
+
+
+def _is_bulk(tag: int) -> bool:
+    """Bulk data of PS3.4 table Z.1-1, and what only says where it lies."""
+    repeating = tag & 0xFF00FFFF in (0x60003000, 0x50003000, 0x5000200C) and not tag & 0x00010000
+    return tag in _BULK or repeating

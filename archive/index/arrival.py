@@ -10,8 +10,10 @@ from archive.authorities import Authorities, identity_key
 from archive.dicom.attributes import Level
 from archive.dicom.header import Header
 from archive.dicom.patient_id import cx
+from archive.instance import Outcome
 
 _QUALIFIERS, _UNIVERSAL_ID = "00100024", "00400032"
+_SIZE = ("00280010", "00280011")  # Rows, Columns: type 1 of every image (PS3.3 C.7.6.3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,19 @@ class Arrival:
     def patient_cx(self) -> str:
         """The patient as an audit row names it."""
         return cx(self.patient_id, self.issuer)
+
+    @property
+    def irregularity(self) -> Outcome | None:
+        """The rule of its SOP class that its header breaks, if any: stored all the same (B007)."""
+        header = self.header
+        if header.truncated:
+            return Outcome.TRUNCATED
+        if not header.keys[Level.SERIES].get("modality"):
+            return Outcome.WITHOUT_MODALITY
+        said = header.levels[Level.IMAGE]
+        if header.pixel_offset is not None and not all((said.get(key) or {}).get("Value") for key in _SIZE):
+            return Outcome.WITHOUT_SIZE
+        return None
 
     @property
     def identity_key(self) -> str:

@@ -18,7 +18,7 @@ from sqlalchemy.types import Text
 from archive.dicom.attributes import Attribute, Level, Match
 from archive.dicom.person_name import alternatives
 from archive.index.functions import first_group, unindexed
-from archive.index.match import MAX_NUMBER, Between, Criterion, Exact, Key, Name, Number, Wild, criterion
+from archive.index.match import MAX_NUMBER, AnyOf, Between, Criterion, Empty, Exact, Key, Name, Number, Wild, criterion
 from archive.instance import CURRENT
 from archive.schema import instance, patient, series, study
 
@@ -94,11 +94,24 @@ def condition(attribute: Attribute, wanted: Criterion, parameters: Parameters) -
     selects nothing out at all. Only for attributes with a column.
     """
     column = column_of(attribute)
+    if isinstance(wanted, AnyOf):
+        found = [condition(attribute, choice, parameters) for choice in wanted.choices]
+        shapes = [shape for shape, _ in found if shape is not None]
+        return (("or", *shapes) if len(shapes) == len(found) else None), all(exact for _, exact in found)
+    if isinstance(wanted, Empty):  # a date that is none has no column either
+        return ("or", ("null", column), ("eq", column, parameters.add(""))) if _is_text(attribute) else (
+            "null",
+            column,
+        ), False
     if isinstance(wanted, Name):
         return _name(column, wanted, parameters)
     if attribute.match is Match.INTEGER:
         return _integer(column, wanted, parameters), True
     return text_condition(column, wanted, parameters), True
+
+
+def _is_text(attribute: Attribute) -> bool:
+    return attribute.match in (Match.TEXT, Match.NAME, Match.UID)
 
 
 def text_condition(column: str, wanted: Criterion, parameters: Parameters) -> Shape:
@@ -310,6 +323,8 @@ def build(shape: Shape) -> ColumnElement[bool]:  # noqa: PLR0911 - one answer fo
             .where(series.c.study_pk == study.c.pk, instance.c.series_pk == series.c.pk, current(), build(shape[1]))
             .correlate(study)
         )
+    if operator == "null":
+        return _column(shape[1]).is_(None)
     if operator in ("row_ge", "row_le"):
         left = tuple_(*(_column(name) for name in shape[1]))
         right = tuple_(*(bindparam(name, type_=Text()) for name in shape[2]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
@@ -31,13 +31,16 @@ MAX_NUMBER = 2**31 - 1  # of an IS (PS3.5 6.2), and of the columns
 class Key:
     """One matching key as it was asked: decoded text, or the keys of a sequence's item.
 
-    Several UIDs are joined by a backslash. An empty `value` without `items` matches everything.
+    Several UIDs are joined by a backslash. An empty `value` without `items` matches everything. `empty`: it asks for
+    what has no value (PS3.4 C.2.2.2.7); `several`: any of the values joined by a backslash will do (C.2.2.2.8).
     """
 
     tag: int
     vr: str
     value: str = ""
     items: tuple[Key, ...] = ()
+    empty: bool = False
+    several: bool = False
 
     @property
     def name(self) -> str:
@@ -95,11 +98,23 @@ class During:
     high: datetime | None
 
 
-Criterion = Exact | Wild | Name | Number | Between | During
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """No value at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf:
+    """One of several criteria."""
+
+    choices: tuple[Criterion, ...]
+
+
+Criterion = Empty | AnyOf | Exact | Wild | Name | Number | Between | During
 
 
 @lru_cache(maxsize=1024)
-def criterion(key: Key) -> Criterion | None:  # noqa: PLR0911 - one answer for each kind of VR
+def criterion(key: Key) -> Criterion | None:
     """What a key that is no sequence asks for; None: everything matches (PS3.4 C.2.2.2.3).
 
     `*` alone matches everything in any VR, UI too (REQ-DCM-36).
@@ -107,6 +122,14 @@ def criterion(key: Key) -> Criterion | None:  # noqa: PLR0911 - one answer for e
     Raises:
         InvalidQuery: the value is none of its VR.
     """
+    if key.empty:
+        return Empty()
+    if key.several and "\\" in key.value and key.vr != "UI" and key.vr not in LEADING_SPACES_COUNT:
+        return _several(key)
+    return _single(key)
+
+
+def _single(key: Key) -> Criterion | None:  # noqa: PLR0911 - one answer for each kind of VR
     text = key.value.rstrip(" \0")
     if key.vr not in LEADING_SPACES_COUNT:
         text = text.lstrip(" ")
@@ -134,6 +157,19 @@ def criterion(key: Key) -> Criterion | None:  # noqa: PLR0911 - one answer for e
     if key.vr in WILDCARD_VRS and ("*" in text or "?" in text):
         return Wild(text)
     return Exact((text,))
+
+
+def _several(key: Key) -> Criterion | None:
+    choices = []
+    for value in key.value.split("\\"):
+        choice = _single(replace(key, value=value))
+        if choice is None:
+            return None
+        choices.append(choice)
+    exact = [choice.values for choice in choices if isinstance(choice, Exact)]
+    if len(exact) == len(choices):
+        return Exact(tuple(dict.fromkeys(value for values in exact for value in values)))
+    return AnyOf(tuple(choices))
 
 
 def _window(key: Key, text: str) -> Between:
@@ -171,6 +207,11 @@ def _number(text: str) -> Decimal | None:
 
 def accepts(asked: Criterion, vr: str, values: Iterable[Any]) -> bool:
     """Whether one of an attribute's values, as in DICOM JSON, meets the criterion."""
+    if isinstance(asked, AnyOf):
+        values = list(values)
+        return any(accepts(choice, vr, values) for choice in asked.choices)
+    if isinstance(asked, Empty):
+        return not any(value not in (None, "", {}) for value in values)
     return any(_meets(asked, vr, value) for value in values if value is not None)
 
 
@@ -188,7 +229,7 @@ def _meets(asked: Criterion, vr: str, value: Any) -> bool:  # noqa: PLR0911 - on
         found = keys.date(text) if asked.vr == "DA" else keys.time(text)
         return found is not None and (asked.low or "") <= found and (asked.high is None or found <= asked.high)
     at = moment(text)
-    if at is None:
+    if at is None or not isinstance(asked, During):
         return False
     return (asked.low is None or compare(asked.low, at) <= 0) and (asked.high is None or compare(at, asked.high) <= 0)
 

@@ -11,7 +11,7 @@ import orjson
 from sqlalchemy import Connection, bindparam, literal, null, select, union_all, update
 
 from archive.dicom.attributes import Level
-from archive.dicom.corrections import identity
+from archive.dicom.corrections import coerces_identifier, identity, said
 from archive.dicom.header import Header
 from archive.errors import Gone
 from archive.index.arrival import Arrival
@@ -46,6 +46,8 @@ _PARENTS = (
         patient.c.pk.label("patient_pk"),
         patient.c.patient_id,
         patient.c.issuer,
+        patient.c.corrections,
+        study.c.corrections.label("study_corrections"),
     )
     .join_from(series, study)
     .join(patient)
@@ -66,8 +68,8 @@ _DAMAGED = (  # a copy that is being removed stays so, whatever is seen of it (l
 def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
     """File an instance under its patient, study and series.
 
-    Returns STORED, STORED_HELD, ALREADY_STORED (the file is not needed), REPAIRED, or SAME_UID: other bytes stand
-    under this SOP Instance UID, and nothing was written.
+    Returns STORED or one of its kinds, STORED_HELD, ALREADY_STORED (the file is not needed), REPAIRED, or SAME_UID:
+    other bytes stand under this SOP Instance UID, and nothing was written.
 
     Raises:
         Gone: it was purged at the end of its retention (C0F2).
@@ -78,13 +80,14 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
         raise Gone("it was purged at the end of its retention: «minipacs import --restore-purged» takes it back")
     if known is not None:
         return _again(conn, arrival, known)
-    series_pk, contradiction, patient_pk = _place(conn, arrival)
+    parents, contradiction = _place(conn, arrival)
+    patient_pk = parents.patient_pk
     conflict = f"{header.study_instance_uid} {arrival.identity_key}"  # the subject of its work item
     keys = header.keys[Level.IMAGE]
     instance_pk = conn.execute(
         _ADD_INSTANCE,
         {
-            "series_pk": series_pk,
+            "series_pk": parents.series_pk,
             "sop_instance_uid": header.sop_instance_uid,
             "sop_class_uid": header.sop_class_uid,
             "instance_number": keys.get("instance_number"),
@@ -109,7 +112,11 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
             evidence={"sop_instance_uid": header.sop_instance_uid, "source": arrival.source},
         )
     if not contradiction:
-        return Outcome.STORED
+        if parents.corrections and coerces_identifier(
+            said(header.levels), parents.corrections, parents.study_corrections or ""
+        ):
+            return Outcome.COERCED
+        return arrival.irregularity or Outcome.STORED
     open_item(
         conn,
         Kind.IDENTITY_CONFLICT,
@@ -186,8 +193,9 @@ def _is_long(path: str, file_bytes: int) -> bool:
         return False
 
 
-def _place(conn: Connection, arrival: Arrival) -> tuple[int, str, int]:
-    """The series to file under (made when new), what the header contradicts ("" for nothing), and the patient."""
+def _place(conn: Connection, arrival: Arrival) -> tuple[AnyRow, str]:
+    """The series to file under (made when new), its study and patient, and what the header contradicts ("" for
+    nothing)."""
     header = arrival.header
     parents = conn.execute(_PARENTS, {"uid": header.series_instance_uid}).first()
     if parents is None:
@@ -204,7 +212,7 @@ def _place(conn: Connection, arrival: Arrival) -> tuple[int, str, int]:
     contradiction = contradiction_of(conn, arrival, parents)
     if parents.study_instance_uid != header.study_instance_uid:
         contradiction = "the Series Instance UID belongs to another study"
-    return parents.series_pk, contradiction, parents.patient_pk
+    return parents, contradiction
 
 
 def _add_study(conn: Connection, arrival: Arrival, patient_pk: int) -> None:

@@ -266,7 +266,7 @@ def test_an_object_that_is_cut_short_is_kept_and_waits_for_a_person(archive: Arc
     meta = FileMeta(str(ds.SOPClassUID), str(ds.SOPInstanceUID), str(ds.file_meta.TransferSyntaxUID))
     incoming = archive.hot.receive(meta, at=MINUTE)
     incoming.write(data_set(ds)[:-1000])
-    assert ingest(archive, incoming, actor=actor) is Outcome.STORED
+    assert ingest(archive, incoming, actor=actor) is Outcome.TRUNCATED
     with archive.engine.connect() as conn:
         assert "truncated" in conn.execute(select(work_item.c.kind)).scalars().all()
 

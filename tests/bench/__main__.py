@@ -40,6 +40,7 @@ class Target:
     port: int
     pid: int
     web: str = ""
+    rest: str = ""  # of an Orthanc
     headers: dict[str, str] = field(default_factory=dict)
     figures: dict[str, list[float]] = field(default_factory=dict)
 
@@ -189,8 +190,8 @@ def minipacs(scratch: Path) -> Iterator[Target]:
 
 
 @contextmanager
-def orthanc(scratch: Path) -> Iterator[Target]:
-    dicom, http, folder = free_port(), free_port(), scratch / "orthanc"
+def orthanc(scratch: Path, *, dicom: int = 0) -> Iterator[Target]:
+    dicom, http, folder = dicom or free_port(), free_port(), scratch / "orthanc"
     folder.mkdir()
     plugins = [str(path) for path in Path("/usr/share/orthanc/plugins").glob("libOrthancDicomWeb*")]
     configuration = {
@@ -211,7 +212,14 @@ def orthanc(scratch: Path) -> Iterator[Target]:
         process = subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log, env=DCMTK)
     try:
         _wait(f"http://127.0.0.1:{http}/system")
-        yield Target("orthanc", "ORTHANC", dicom, process.pid, f"http://127.0.0.1:{http}/dicom-web" if plugins else "")
+        yield Target(
+            "orthanc",
+            "ORTHANC",
+            dicom,
+            process.pid,
+            f"http://127.0.0.1:{http}/dicom-web" if plugins else "",
+            rest=f"http://127.0.0.1:{http}",
+        )
     finally:
         process.terminate()
         process.wait(30)

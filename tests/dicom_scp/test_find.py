@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import re
+import struct
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pynetdicom import AE
@@ -75,6 +78,15 @@ def identifier(level: str, **keys: Any) -> Dataset:
 def asked(archive: Archive, actor: Actor, ds: Dataset, root: str = STUDY_ROOT_FIND, **changes: Any) -> list[Answer]:
     request = FindRequest(root, encoded(ds, EXPLICIT), EXPLICIT, relational=False, combined_datetime=False, actor=actor)
     return list(find(replace(request, **changes), archive))
+
+
+def with_value(data: bytes, key: str, value: str) -> bytes:
+    """An identifier in explicit little endian with this value in an element that is empty, legal or not."""
+    tag = tag_for_keyword(key) or 0
+    head = struct.pack("<HH2s", tag >> 16, tag & 0xFFFF, dictionary_VR(key).encode())
+    assert data.count(head + b"\0\0") == 1
+    raw = value.encode() + b" " * (len(value) % 2)
+    return data.replace(head + b"\0\0", head + struct.pack("<H", len(raw)) + raw)
 
 
 def found(answers: list[Answer]) -> list[Dataset]:
@@ -231,6 +243,35 @@ def test_combined_date_and_time_only_when_negotiated(filled: Archive, actor: Act
     assert found(asked(filled, actor, ds)) == []
     combined = found(asked(filled, actor, ds, combined_datetime=True))
     assert [answer.StudyInstanceUID for answer in combined] == [new_uid("B"), new_uid("A")]
+
+
+@pytest.mark.req("REQ-DCM-34")
+@pytest.mark.parametrize(
+    ("level", "key", "value", "expected"),
+    [
+        ("STUDY", "StudyDate", '""', ["C"]),
+        ("STUDY", "AccessionNumber", '""', ["C"]),
+        ("STUDY", "PatientWeight", '""', ["B", "A", "C"]),  # no column: row by row
+        ("STUDY", "PatientName", '""', []),
+        ("STUDY", "PatientName", "martin^*\\lefevre^*", ["B", "A"]),
+        ("STUDY", "PatientID", "A\\C", ["A", "C"]),
+        ("STUDY", "StudyDate", "20260105\\20260107-", ["B", "A"]),
+        ("SERIES", "SeriesNumber", "2\\3", ["A"]),
+        ("SERIES", "Modality", "MR\\US", ["A"]),
+    ],
+)
+def test_empty_and_several_values_are_matched_when_negotiated(
+    filled: Archive, actor: Actor, level: str, key: str, value: str, expected: list[str]
+) -> None:
+    fill(filled, actor, study("C", StudyDate=None, StudyTime=None, AccessionNumber="", SeriesNumber=None))
+    ds = identifier(level, StudyInstanceUID=None, PatientID=None)
+    setattr(ds, key, None)
+    data = with_value(encoded(ds, EXPLICIT), key, value)
+    asking = {"identifier": data, "relational": True, "empty_values": True, "multiple_values": True}
+    assert [answer.PatientID for answer in found(asked(filled, actor, ds, **asking))] == expected
+    with suppress(InvalidQuery):  # otherwise it is a value like any other, or none of its VR
+        plain = found(asked(filled, actor, ds, identifier=data, relational=True))
+        assert [answer.PatientID for answer in plain] != expected or not expected
 
 
 @pytest.mark.req("REQ-DCM-38")

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydicom.filereader import read_dataset
+from pydicom.filereader import dcmread, read_dataset
 from pynetdicom import AE, evt
 
 from archive.config import Settings
+from archive.dicom import lossless
+from archive.dicom.file_meta import FileMeta, file_head
 from dicom_scp.dimse import Field
 from dicom_scp.echo import verify
 from dicom_scp.ends import AssociationEnd, NotAssociated
@@ -44,6 +46,7 @@ from tests.dicom_scp.wire import CT, EXPLICIT, IMPLICIT
 from tests.server import free_port
 
 OVER_TLS = "settings"
+BASELINE, JPEG_LS = "1.2.840.10008.1.2.4.50", lossless.JPEG_LS
 
 
 class Destination:
@@ -240,7 +243,7 @@ def test_a_caller_that_aborts_stops_its_move(settings: Settings) -> None:
 
 @pytest.mark.req("REQ-DCM-41")
 def test_a_destination_that_takes_only_lossy_syntaxes_gets_nothing(settings: Settings) -> None:
-    with destination(settings, syntaxes=("1.2.840.10008.1.2.4.50",)) as to, moving(settings, to.port) as (server, peer):
+    with destination(settings, syntaxes=(BASELINE,)) as to, moving(settings, to.port) as (server, peer):
         keep(server.archive, ct_slice())
         peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
         _, responses = peer.collect()
@@ -273,6 +276,61 @@ def test_a_destination_without_the_stored_syntax_gets_another_without_loss(
         assert sent.PatientName == ds.PatientName
         if kept_in == target:
             assert data == data_set(ds)
+
+
+@pytest.mark.req("REQ-DCM-41")
+@pytest.mark.parametrize("target", lossless.SYNTAXES)
+@pytest.mark.parametrize("kept_in", [EXPLICIT, RLE])
+def test_a_destination_that_takes_a_compressed_syntax_alone_gets_it_without_loss(
+    settings: Settings, kept_in: str, target: str
+) -> None:
+    with destination(settings, syntaxes=(target, BASELINE)) as to, moving(settings, to.port) as (server, peer):
+        ds = ct_slice(rows=700, columns=701)
+        pixels = ds.pixel_array.copy()
+        if kept_in == RLE:
+            ds.compress(RLE, generate_instance_uid=False)
+        keep(server.archive, ds)
+        peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
+        _, responses = peer.collect()
+        assert (responses[-1].Status, counts(responses[-1])) == (0, (None, 1, 0, 0))
+        syntax, data = to.came[ds.SOPInstanceUID]
+        assert syntax == target
+        sent = dcmread(BytesIO(file_head(FileMeta(CT, ds.SOPInstanceUID, syntax)) + data))
+        assert (sent.pixel_array == pixels).all()
+        assert "LossyImageCompression" not in sent
+
+
+@pytest.mark.req("REQ-DCM-41")
+def test_as_stored_comes_before_other_syntaxes_and_compressed_ones_before_native(settings: Settings) -> None:
+    """One peer that takes all: uncompressed leaves as it lies, RLE as it lies; without RLE, JPEG-LS before plain."""
+    plain, packed = ct_slice(number=1, rows=64, columns=64), ct_slice(number=2, rows=64, columns=64)
+    packed.compress(RLE, generate_instance_uid=False)
+    for accepted, syntaxes in (
+        ((JPEG_LS, RLE, IMPLICIT, EXPLICIT), [EXPLICIT, RLE]),
+        ((JPEG_LS, IMPLICIT), [IMPLICIT, JPEG_LS]),
+    ):
+        with destination(settings, syntaxes=accepted) as to, moving(settings, to.port) as (server, peer):
+            keep(server.archive, plain, packed)
+            peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
+            _, responses = peer.collect()
+            assert responses[-1].Status == 0
+            assert [to.came[ds.SOPInstanceUID][0] for ds in (plain, packed)] == syntaxes
+
+
+@pytest.mark.req("REQ-DCM-41")
+def test_what_a_codec_does_not_take_falls_back_to_little_endian(settings: Settings) -> None:
+    """Overlays in unused bits."""
+    ds = ct_slice(rows=32, columns=32)
+    ds.PixelData = values = bytes(byte | 0x80 for byte in ds.PixelData)
+    ds.compress(RLE, encoding_plugin="pylibjpeg", generate_instance_uid=False)
+    for syntaxes, outcome in (((JPEG_LS,), (0, 1)), ((JPEG_LS, IMPLICIT), (1, 0))):
+        with destination(settings, syntaxes=syntaxes) as to, moving(settings, to.port) as (server, peer):
+            keep(server.archive, ds)
+            peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
+            _, responses = peer.collect()
+            assert counts(responses[-1])[1:3] == outcome
+            sent = [read_dataset(BytesIO(data), syntax == IMPLICIT, True) for syntax, data in to.came.values()]
+            assert [one.PixelData for one in sent] == [values] * outcome[0]
 
 
 @pytest.mark.req("REQ-DCM-39", "REQ-DCM-70")

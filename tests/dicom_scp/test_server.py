@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import ExitStack
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from pydicom.dataset import Dataset
@@ -16,14 +17,17 @@ from pynetdicom import AE
 from archive.audit.record import Event
 from archive.config import Settings
 from dicom_scp import dimse
+from dicom_scp.associate import encode_request
 from dicom_scp.dimse import Field
 from dicom_scp.server import serve
 from dicom_scp.status import Status
+from tests.bench.__main__ import cpu_seconds, tree
 from tests.builders import ct_slice, data_set
 from tests.dicom_scp import wire
 from tests.dicom_scp.conftest import Running, running
 from tests.dicom_scp.retrieving import Getter, cancel, identifier, keep, retrieve_command
 from tests.dicom_scp.wire import CT, STUDY_FIND, Peer
+from tests.server import Server
 
 OVER_TLS = "settings"
 
@@ -184,3 +188,28 @@ def test_two_servers_share_a_listening_socket_and_one_may_stop(settings: Setting
         threads[1].join(10)
         assert not any(thread.is_alive() for thread in threads)
         shared.close()
+
+
+@pytest.mark.req("REQ-DCM-03")
+def test_a_hundred_idle_associations_cost_less_than_two_percent_of_a_core(tmp_path: Path) -> None:
+    server = Server(tmp_path / "server", environment={"MINIPACS_DICOM__ACCEPT_UNKNOWN_CALLERS": "true"})
+    server.start()
+    try:
+        assert server.process is not None
+        with ExitStack() as stack:
+            for _ in range(100):
+                sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.dicom_port), timeout=10))
+                sock.sendall(encode_request(wire.REQUEST))
+                assert sock.recv(1) == b"\2"
+            time.sleep(0.5)
+            [dicom] = [pid for pid in tree(server.process.pid) if _serves_dicom(pid)]
+            before, began = cpu_seconds(dicom), time.monotonic()
+            time.sleep(3)
+            assert (cpu_seconds(dicom) - before) / (time.monotonic() - began) < 0.02
+    finally:
+        assert server.stop() == 0
+
+
+def _serves_dicom(pid: int) -> bool:
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return b"minipacs.edge" in words and b"dicom" in words

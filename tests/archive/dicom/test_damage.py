@@ -18,7 +18,7 @@ from archive.dicom.frames import opened
 from archive.dicom.json import metadata
 from archive.dicom.syntaxes import EXPLICIT_LE as EXPLICIT
 from archive.dicom.syntaxes import IMPLICIT_LE as IMPLICIT
-from archive.dicom.transcode import native_pieces, targets
+from archive.dicom.transcode import pieces, targets
 from archive.errors import Rejected
 from tests.builders import ct_slice, part10
 
@@ -58,7 +58,7 @@ def read_frames(path: str, offset: int, syntax: str) -> None:
 
 def transcode(path: str, offset: int, syntax: str) -> None:
     for target in targets(syntax):
-        for _ in native_pieces(path, data_set_offset=offset, source_syntax=syntax, target_syntax=target):
+        for _ in pieces(path, data_set_offset=offset, source_syntax=syntax, target_syntax=target):
             pass
 
 

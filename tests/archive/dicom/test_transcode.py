@@ -27,7 +27,7 @@ from archive.dicom.file_meta import FileMeta, file_head
 from archive.dicom.pixels import can_decode
 from archive.dicom.syntaxes import EXPLICIT_LE as EXPLICIT
 from archive.dicom.syntaxes import IMPLICIT_LE as IMPLICIT
-from archive.dicom.transcode import native_pieces, targets
+from archive.dicom.transcode import pieces, targets
 from archive.errors import NotAcceptable, UnreadableInstance
 from tests.archive.dicom.reading import real_files
 from tests.builders import ct_slice, data_set, part10
@@ -62,7 +62,7 @@ def read(raw: bytes, syntax: str) -> Dataset:
 
 
 def to_native(path: str, offset: int, source: str, *, target_syntax: str) -> bytes:
-    return b"".join(native_pieces(path, data_set_offset=offset, source_syntax=source, target_syntax=target_syntax))
+    return b"".join(pieces(path, data_set_offset=offset, source_syntax=source, target_syntax=target_syntax))
 
 
 def values(ds: Dataset) -> list[object]:
@@ -182,9 +182,7 @@ def test_real_files_keep_their_values_and_pixels(target: str) -> None:
         if syntax == target or not can_decode(syntax) or path.parent.name == "mr-series-ge":  # all alike
             continue
         try:
-            made = b"".join(
-                native_pieces(str(path), data_set_offset=offset, source_syntax=syntax, target_syntax=target)
-            )
+            made = b"".join(pieces(str(path), data_set_offset=offset, source_syntax=syntax, target_syntax=target))
         except (NotAcceptable, UnreadableInstance):
             refused += 1
             continue

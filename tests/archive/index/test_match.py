@@ -136,6 +136,37 @@ def test_a_name_is_matched_without_case_and_accents(asked: str, stored: str, exp
     assert meets("PN", asked, groups) is expected
 
 
+@pytest.mark.req("REQ-DCM-34")
+@pytest.mark.parametrize(
+    ("vr", "asked", "value", "expected"),
+    [
+        ("CS", "CT\\MR", "MR", True),
+        ("CS", "CT\\MR", "US", False),
+        ("CS", "CT\\M*", "MG", True),
+        ("CS", "CT\\*", "US", True),
+        ("PN", "DUPONT^*\\lefevre^*", {"Alphabetic": "LEFÈVRE^Anaïs"}, True),
+        ("DA", "20260101-20260131\\20260301", "20260301", True),
+        ("DA", "20260101-20260131\\20260301", "20260215", False),
+        ("IS", "1\\2", 2, True),
+        ("LT", "a\\b", "a\\b", True),  # a backslash is a letter of it
+    ],
+)
+def test_several_values_are_a_choice_where_that_was_negotiated(vr: str, asked: str, value: Any, expected: bool) -> None:
+    wanted = criterion(Key(0x00080000, vr, asked, several=True))
+    assert (wanted is None or accepts(wanted, vr, [value])) is expected
+
+
+@pytest.mark.req("REQ-DCM-34")
+def test_no_value_at_all_can_be_asked_for_where_that_was_negotiated() -> None:
+    wanted = criterion(Key(DA, "DA", '""', empty=True))
+    assert wanted is not None
+    assert accepts(wanted, "DA", [])
+    assert accepts(wanted, "DA", [None, ""])
+    assert not accepts(wanted, "DA", ["20260105"])
+    with pytest.raises(InvalidQuery):
+        criterion(Key(DA, "DA", '""'))
+
+
 def test_any_of_several_values_is_enough_and_none_meets_a_key_that_asks() -> None:
     assert meets("CS", "PRIMARY", "ORIGINAL", "PRIMARY")
     assert not meets("CS", "PRIMARY", "ORIGINAL", None)

@@ -144,7 +144,7 @@ def test_a_late_slice_under_the_old_identifier_is_filed_with_the_survivor(archiv
     series = study_of("A", SOPInstanceUID=new_uid("A", "2", "1"), SeriesInstanceUID=new_uid("A", "2"))
     another = study_of("N", PatientID="A")
     corrected = study_of("A", PatientID="B", SOPInstanceUID=new_uid("A", "1", "3"))
-    assert fill(archive, actor, late, series, another, corrected) == [Outcome.STORED] * 4
+    assert fill(archive, actor, late, series, another, corrected) == [*[Outcome.COERCED] * 3, Outcome.STORED]
     assert [row[2] for row in patients(archive)] == [0, 3]
     assert items(archive) == ["unknown_patient"] * 2  # of A and of B, before
 
@@ -161,7 +161,7 @@ def test_another_patient_in_the_same_study_is_held(archive: Archive, actor: Acto
     assert fill(archive, actor, again(4, IssuerOfPatientID="OLD-CABINET")) == [Outcome.STORED]
     assert fill(archive, actor, again(5, PatientID=None)) == [Outcome.STORED]
     merge(archive, "B", "A")
-    assert fill(archive, actor, again(6, PatientID="B")) == [Outcome.STORED]
+    assert fill(archive, actor, again(6, PatientID="B")) == [Outcome.COERCED]
 
 
 @pytest.mark.req("REQ-DCM-19")

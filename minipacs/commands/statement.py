@@ -1,0 +1,40 @@
+"""`minipacs statement dicom`: what the running configuration does, as a conformance statement (PS3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from minipacs.terminal import Config, say, say_json
+
+app = typer.Typer(help="Conformance statements of the running configuration.", no_args_is_help=True)
+
+
+class Format(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
+
+@app.callback()
+def statement_() -> None:
+    """Conformance statements of the running configuration."""
+
+
+@app.command("dicom")
+def dicom(
+    config: Config = None,
+    form: Annotated[Format, typer.Option("--format", help="text (Markdown) or json.")] = Format.TEXT,
+) -> None:
+    """Print the DICOM conformance statement. Needs neither the database nor a running server."""
+    from archive.config import load
+    from dicom_scp.stated_services import markdown
+    from dicom_scp.statement import statement
+
+    parts = statement(load(config))
+    if form is Format.JSON:
+        say_json({"statement": "dicom", "parts": [asdict(part) for part in parts]})
+    else:
+        say("# DICOM conformance statement\n\n" + markdown(parts))

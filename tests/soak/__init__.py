@@ -1,0 +1,1 @@
+"""Full load for a while: `make soak` (`python -m tests.soak`)."""
