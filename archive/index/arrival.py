@@ -11,6 +11,7 @@ from archive.dicom.attributes import Level
 from archive.dicom.header import Header
 from archive.dicom.patient_id import cx
 
+RECOVERED = "recovered:"  # the `source` of a file that was found; then the AE title in its group 0002
 _QUALIFIERS, _UNIVERSAL_ID = "00100024", "00400032"
 
 
@@ -29,6 +30,11 @@ class Arrival:
     at: datetime
     roots: Mapping[str, str]  # folders of the tiers, to look at copies that are held
     tier: str = "hot"
+
+    @property
+    def source_ae(self) -> str:
+        """Who sent a file that was found, as its group 0002 says; "" when it does not, or it was not found."""
+        return self.source.removeprefix(RECOVERED) if self.source.startswith(RECOVERED) else ""
 
     @property
     def patient_id(self) -> str:
