@@ -6,7 +6,6 @@ is shown without anything of a patient. Whoever may send, or see how the archive
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -21,7 +20,6 @@ from archive import jobs, sending
 from archive.access import Action, Actor, demand
 from archive.core import Archive
 from archive.errors import Busy, NotFound
-from archive.jobs import Job
 
 router = APIRouter(prefix="/api/v1", tags=["peers"], max_body_size=1 << 20)
 desk = APIRouter(include_in_schema=False, max_body_size=64 << 10)
@@ -122,7 +120,7 @@ def list_(
     archive = auth.archive_of(request)
     with archive.reading() as conn:
         found = jobs.list_jobs(conn, kind=kind, state=state, before=position(cursor), limit=limit + 1)
-    items = described(archive, found[:limit])
+    items = sending.described(archive, found[:limit])
     return as_json({"items": items, "next": str(items[-1]["id"]) if len(found) > limit else None})
 
 
@@ -135,7 +133,7 @@ def one(request: Request, id: JobId, actor: Looking) -> Response:
         failures = sending.failures(conn, id, limit=_SHOWN_FAILURES)
     if found is None:
         raise NotFound("no such job")
-    (said,) = described(archive, [found])
+    (said,) = sending.described(archive, [found])
     return as_json({**said, **({"failures": failures} if found.kind == sending.KIND else {})})
 
 
@@ -153,42 +151,10 @@ def cancel(request: Request, id: JobId, actor: Administrator) -> Response:
     return as_json({"id": id, "state": "dead"})
 
 
-def described(archive: Archive, found: Sequence[Job]) -> list[dict[str, Any]]:
-    """Jobs without anything of a patient: a payload may hold a message of the RIS."""
-    sendings = [job.id for job in found if job.kind == sending.KIND]
-    with archive.reading() as conn:
-        counts = sending.counts(conn, sendings) if sendings else {}
-    items = []
-    for job in found:
-        said: dict[str, Any] = {
-            "id": job.id,
-            "kind": job.kind,
-            "state": job.state,
-            "attempts": job.attempts,
-            "created_at": job.created_at,
-            "due_at": job.due_at if job.state == "due" else None,
-            "finished_at": job.finished_at,
-            "error": job.error,
-        }
-        if job.kind == sending.KIND:
-            far = counts.get(job.id, sending.Counts())
-            said |= {
-                "peer": job.payload["peer"],
-                "study": job.payload["study"],
-                "rule": job.payload["rule"],
-                "asked_by": job.payload["user"],
-                "waiting": far.waiting,
-                "sent": far.sent,
-                "failed": far.failed,
-            }
-        items.append(said)
-    return items
-
-
 def sending_of(archive: Archive, study: str, actor: Actor) -> dict[str, Any]:
     """What the page of a study says of sending it: to whom it can be sent, what was sent last."""
     known = archive.settings.dicom.peers
-    found = described(archive, sending.jobs_of(archive, study, limit=_SHOWN_JOBS))
+    found = sending.described(archive, sending.jobs_of(archive, study, limit=_SHOWN_JOBS))
     may_send = Action.EXPORT in actor.may
     return {
         "peers": [name for name, peer in known.items() if peer.host and peer.port is not None] if may_send else [],

@@ -27,7 +27,7 @@ from archive.schema import instance, job, patient, sending, study
 from archive.sections import Forward, Peer
 
 KIND = "dicom.send"
-LEASE = timedelta(minutes=2)  # of a job that says every second how far it is: so soon it goes on after a crash
+LEASE = timedelta(minutes=2)  # beyond an answer's patience, of a job that says every second how far it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +178,18 @@ def waiting(archive: Archive, one: Job) -> list[Waiting]:
 
 
 def record_progress(
-    conn: Connection, one: Job, *, sent: Sequence[int], failed: Sequence[tuple[int, str]], at: datetime
+    conn: Connection,
+    one: Job,
+    *,
+    sent: Sequence[int],
+    failed: Sequence[tuple[int, str]],
+    at: datetime,
+    patience_seconds: float,
 ) -> bool:
-    """Write down what became of instances, by `Waiting.pk`, and ask for more time. False: the job was cancelled, or
-    another has it; nothing is written."""
-    if not jobs.prolong(conn, one, at=at, lease=LEASE, progress=bool(sent)):
+    """Write down what became of instances, by `Waiting.pk`, and ask for more time: as long as an answer may take, and
+    LEASE. False: the job was cancelled, or another has it; nothing is written."""
+    lease = LEASE + timedelta(seconds=patience_seconds)
+    if not jobs.prolong(conn, one, at=at, lease=lease, progress=bool(sent)):
         return False
     if sent:
         done = update(sending).where(sending.c.pk.in_(list(sent)))
@@ -218,6 +225,38 @@ def failures(conn: Connection, id: int, *, limit: int) -> list[dict[str, Any]]:
         .order_by(sending.c.pk)
     )
     return [dict(row._mapping) for row in conn.execute(wanted.limit(limit))]
+
+
+def described(archive: Archive, found: Sequence[Job]) -> list[dict[str, Any]]:
+    """Jobs without anything of a patient: a payload may hold a message of the RIS."""
+    sendings = [one.id for one in found if one.kind == KIND]
+    with archive.reading() as conn:
+        known = counts(conn, sendings) if sendings else {}
+    items = []
+    for one in found:
+        said: dict[str, Any] = {
+            "id": one.id,
+            "kind": one.kind,
+            "state": one.state,
+            "attempts": one.attempts,
+            "created_at": one.created_at,
+            "due_at": one.due_at if one.state == "due" else None,
+            "finished_at": one.finished_at,
+            "error": one.error,
+        }
+        if one.kind == KIND:
+            far = known.get(one.id, Counts())
+            said |= {
+                "peer": one.payload["peer"],
+                "study": one.payload["study"],
+                "rule": one.payload["rule"],
+                "asked_by": one.payload["user"],
+                "waiting": far.waiting,
+                "sent": far.sent,
+                "failed": far.failed,
+            }
+        items.append(said)
+    return items
 
 
 def jobs_of(archive: Archive, study_uid: str, *, limit: int) -> list[Job]:

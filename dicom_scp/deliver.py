@@ -158,7 +158,7 @@ class _Delivery:
             requestor.exchange,
             leaving=partial(outgoing, self._archive),
             answered=lambda message_id: store_status(requestor.receive(), message_id),
-            between=self._record_now_and_then,
+            between=self._between,
         )
         return self._sender
 
@@ -171,11 +171,20 @@ class _Delivery:
         if many or monotonic() - self._recorded >= _RECORD_SECONDS:
             self.record()
 
+    def _between(self) -> None:
+        """In the middle of an instance: what the database refuses now is said after it."""
+        with contextlib.suppress(ArchiveError):
+            self._record_now_and_then()
+
     def record(self) -> None:
         """Have durable what became of instances, and the job leased on. Raises _Over."""
-        sent, failed = self._sent, self._failed
         write: Callable[..., bool] = partial(
-            sending.record_progress, one=self._job, sent=sent, failed=failed, at=self._archive.real_clock()
+            sending.record_progress,
+            one=self._job,
+            sent=self._sent,
+            failed=self._failed,
+            at=self._archive.real_clock(),
+            patience_seconds=self._archive.settings.dicom.dimse_seconds,
         )
         mine = self._archive.commit.run(write)
         self._sent, self._failed, self._recorded = [], [], monotonic()

@@ -77,6 +77,7 @@ sending = Table(
     Column("why", Text),  # it failed, or was on its way when the peer went
     Column("at", UtcDateTime, nullable=False),  # real time of its state
     Index("ix_sending_job_pk_state", "job_pk", "state"),
+    Index("ix_sending_study_instance_uid", "study_instance_uid"),
     Index("ix_sending_quiet", "rule", "study_instance_uid", sqlite_where=_UNCLAIMED, postgresql_where=_UNCLAIMED),
     Index(  # once for each rule
         "uq_sending_rule", "sop_instance_uid", "rule", unique=True, sqlite_where=_BY_RULE, postgresql_where=_BY_RULE
@@ -93,8 +94,9 @@ pulled_study = Table(
     Column("study_date", String(8), nullable=False),  # as the peer says; "" for none
     Column("announced", Integer),  # Number of Study Related Instances; NULL: it does not say
     Column("listed", Integer, nullable=False),  # instances that it lists
-    Column("pulled", Integer, nullable=False),  # of those, that came by being asked for
-    Column("missing", Text, nullable=False),  # JSON: of those, that are not here
+    Column("already_here", Integer, nullable=False),  # of those, before anything was asked for
+    Column("missing", Integer, nullable=False),  # of those, that are not here
+    Column("missing_uids", Text, nullable=False),  # JSON: their SOP Instance UIDs, or the first of them
     Column("state", String(12), nullable=False),  # found, complete, incomplete
     Column("why", Text),
     Column("checked_at", UtcDateTime, nullable=False),

@@ -34,6 +34,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("pk", name="pk_sending"),
     )
     op.create_index("ix_sending_job_pk_state", "sending", ["job_pk", "state"])
+    op.create_index("ix_sending_study_instance_uid", "sending", ["study_instance_uid"])
     unclaimed, by_rule = sa.text("job_pk IS NULL"), sa.text("rule IS NOT NULL")
     op.create_index(
         "ix_sending_quiet",
@@ -58,8 +59,9 @@ def upgrade() -> None:
         sa.Column("study_date", sa.String(8), nullable=False),
         sa.Column("announced", sa.Integer()),
         sa.Column("listed", sa.Integer(), nullable=False),
-        sa.Column("pulled", sa.Integer(), nullable=False),
-        sa.Column("missing", sa.Text(), nullable=False),
+        sa.Column("already_here", sa.Integer(), nullable=False),
+        sa.Column("missing", sa.Integer(), nullable=False),
+        sa.Column("missing_uids", sa.Text(), nullable=False),
         sa.Column("state", sa.String(12), nullable=False),
         sa.Column("why", sa.Text()),
         sa.Column("checked_at", TIME, nullable=False),

@@ -101,8 +101,8 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List jobs, the latest first."""
-    from api.peers import described
     from archive.jobs import list_jobs
+    from archive.sending import described
 
     if state not in (None, "due", "leased", "done", "dead"):
         raise typer.BadParameter("--state is due, leased, done or dead")

@@ -240,7 +240,7 @@ def test_a_job_whose_process_died_goes_on_soon_where_it_was(settings: Settings, 
         claimed = jobs.claim(archive, [sending.KIND], holder="died")
         assert claimed is not None
         first, at = sending.waiting(archive, claimed)[0], archive.real_clock()
-        record = partial(sending.record_progress, one=claimed, sent=[first.pk], failed=[], at=at)
+        record = partial(sending.record_progress, one=claimed, sent=[first.pk], failed=[], at=at, patience_seconds=0)
         assert archive.commit.run(record)
         with archive.reading() as conn:
             lease = conn.execute(select(job.c.lease_until)).scalar_one()
