@@ -20,6 +20,7 @@ from archive import jobs, sending
 from archive.access import Action, Actor, demand
 from archive.core import Archive
 from archive.errors import Busy, NotFound
+from archive.index.asked import audit_query
 
 router = APIRouter(prefix="/api/v1", tags=["peers"], max_body_size=1 << 20)
 desk = APIRouter(include_in_schema=False, max_body_size=64 << 10)
@@ -94,7 +95,7 @@ def echo(request: Request, name: str, actor: Administrator) -> Response:
 
 @router.post("/peers/{name}/send", status_code=202)
 def send(request: Request, name: str, wanted: ToSend, actor: Sending) -> Response:
-    """Send to a peer: 202 with the number of the job, `/api/v1/jobs/{id}` says how far it is."""
+    """Send to a peer: 202 with the number of the job, `/api/v1/jobs/{job}` says how far it is."""
     job, instances = sending.ask(
         auth.archive_of(request),
         name,
@@ -118,37 +119,39 @@ def list_(
 ) -> Response:
     """Work that is owed, the latest first; `state=dead` is what was given up."""
     archive = auth.archive_of(request)
+    audit_query(archive.commit, actor, parameters={"query": {"jobs": kind or "all", "state": state or "all"}})
     with archive.reading() as conn:
         found = jobs.list_jobs(conn, kind=kind, state=state, before=position(cursor), limit=limit + 1)
     items = sending.described(archive, found[:limit])
     return as_json({"items": items, "next": str(items[-1]["id"]) if len(found) > limit else None})
 
 
-@router.get("/jobs/{id}")
-def one(request: Request, id: JobId, actor: Looking) -> Response:
+@router.get("/jobs/{job}")
+def one(request: Request, job: JobId, actor: Looking) -> Response:
     """One job; of a sending, what the peer did not take, and why."""
     archive = auth.archive_of(request)
+    audit_query(archive.commit, actor, parameters={"query": {"job": job}})
     with archive.reading() as conn:
-        found = jobs.find(conn, id)
-        failures = sending.failures(conn, id, limit=_SHOWN_FAILURES)
+        found = jobs.find(conn, job)
+        failures = sending.failures(conn, job, limit=_SHOWN_FAILURES)
     if found is None:
         raise NotFound("no such job")
     (said,) = sending.described(archive, [found])
     return as_json({**said, **({"failures": failures} if found.kind == sending.KIND else {})})
 
 
-@router.post("/jobs/{id}/retry")
-def retry(request: Request, id: JobId, actor: Administrator) -> Response:
+@router.post("/jobs/{job}/retry")
+def retry(request: Request, job: JobId, actor: Administrator) -> Response:
     """Have a job done that was given up, or now instead of later. 409: it is being done, or is done."""
-    sending.retry(auth.archive_of(request), id, actor=actor)
-    return as_json({"id": id, "state": "due"})
+    sending.retry(auth.archive_of(request), job, actor=actor)
+    return as_json({"id": job, "state": "due"})
 
 
-@router.post("/jobs/{id}/cancel")
-def cancel(request: Request, id: JobId, actor: Administrator) -> Response:
+@router.post("/jobs/{job}/cancel")
+def cancel(request: Request, job: JobId, actor: Administrator) -> Response:
     """Give a job up. 409: it is over."""
-    sending.cancel(auth.archive_of(request), id, actor=actor)
-    return as_json({"id": id, "state": "dead"})
+    sending.cancel(auth.archive_of(request), job, actor=actor)
+    return as_json({"id": job, "state": "dead"})
 
 
 def sending_of(archive: Archive, study: str, actor: Actor) -> dict[str, Any]:

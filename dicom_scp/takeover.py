@@ -150,9 +150,9 @@ class Takeover:
     may_go_on: Callable[[], None] = lambda: None
     progress: Callable[[int, int], None] = lambda _done, _total: None
     warnings: list[str] = field(default_factory=list)
+    lost: int = 0  # studies in a row for which the peer was away
     _done: int = 0
     _known: int = 0
-    _lost: int = 0  # in a row
 
     @property
     def _archive(self) -> Archive:
@@ -256,7 +256,7 @@ class Takeover:
         for _ in range(2):  # once more when the peer broke off
             try:
                 checked = self._pulled(checked, first=before is None or not before.listed)
-                self._lost = 0
+                self.lost = 0
                 break
             except Refused as error:
                 checked = replace(checked, state="incomplete", why=str(error))
@@ -264,10 +264,10 @@ class Takeover:
             except AssociationEnd as error:
                 checked = replace(checked, state="incomplete", why=str(error))
         else:
-            self._lost += 1
+            self.lost += 1
         self._settle(checked)
-        if self._lost >= _LOST:
-            self._lost = 0
+        if self.lost >= _LOST:
+            self.lost = 0
             try:
                 with self.remote.asking():  # it may be these studies
                     pass

@@ -98,13 +98,16 @@ def pull_studies(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch studies of another archive: what is not here yet. Exit 1 when one is not complete afterwards."""
+    """Fetch studies of another archive: what is not here yet. Exit 1 when one is not complete afterwards, 3 when it is
+    away."""
     from archive import takeover as state
+    from archive.errors import Busy
     from archive.index.asked import audit_query
     from archive.takeover import Announced
     from dicom_scp.remote import remote_of
     from dicom_scp.takeover import Takeover
 
+    _check(via, url)
     with opened(config, process="remote-pull") as (archive, actor), progress("pull") as bar:
         other = remote_of(archive, peer)
         audit_query(archive.commit, actor, parameters={"query": {"peer": peer, "pull": study}})
@@ -118,7 +121,8 @@ def pull_studies(
             found += [checked] if checked is not None else []
             if bar is not None:
                 bar(done, len(study))
-    _tell(found, [], as_json=as_json)
+    away = Busy(f"{peer}: {found[-1].why}") if found and run.lost == len(study) else None
+    _tell(found, [], as_json=as_json, ended=away)
 
 
 @app.command()
@@ -151,6 +155,7 @@ def pull(
     from dicom_scp.remote import remote_of
     from dicom_scp.takeover import Takeover
 
+    _check(via, url)
     hours = _hours(between)
     first, last = (None if day is None else day.date() for day in (since, until))
     warnings: list[str] = []
@@ -219,13 +224,16 @@ def _line(one: Checked) -> dict[str, Any]:
     return {name: said[name] for name in _COLUMNS}
 
 
-def _fetch(other: Remote, via: str, url: str, token_file: Path | None) -> Fetch:
-    from dicom_scp.takeover import fetching
-
+def _check(via: str, url: str) -> None:
     if via not in ("get", "move", "wado"):
         raise typer.BadParameter("--via is get, move or wado")
     if (via == "wado") != bool(url):
         raise typer.BadParameter("--via wado needs --url, and --url is for it alone")
+
+
+def _fetch(other: Remote, via: str, url: str, token_file: Path | None) -> Fetch:
+    from dicom_scp.takeover import fetching
+
     if via != "wado":
         return fetching(other, via)
     from minipacs.wado import Wado

@@ -16,7 +16,9 @@ from typing import Any
 
 import pydicom
 import pytest
+from typer.testing import CliRunner
 
+from minipacs.cli import app
 from tests.acceptance.clients import CT, MR, digests, tool
 from tests.builders import ct_slice, new_uid
 from tests.orthanc import Orthanc, orthanc
@@ -123,7 +125,6 @@ def test_a_study_is_sent_by_the_command_line(server: Server, second: Server) -> 
     sent = report(server.command("send", "--study", CT_STUDY, "--to", "SECOND", "--json"))
     assert (sent["state"], sent["sent"], sent["failed"], sent["failures"]) == ("done", len(CT), 0, [])
     assert stored(second, CT_STUDY) == digests(CT)
-    assert server.command("send", "--study", CT_STUDY, "--to", "NOBODY").returncode == 1
     away = server.command("send", "--study", CT_STUDY, "--to", "AWAY")
     assert away.returncode == 3
     assert "cannot be reached; the job waits" in away.stderr
@@ -160,7 +161,6 @@ def test_studies_of_another_archive_are_found_and_pulled(server: Server, second:
     (one,) = found["items"]
     assert (one["StudyInstanceUID"], one["PatientName"]) == (new_uid("fetched"), "LEFÈVRE^Zoé")
     assert (one["NumberOfStudyRelatedInstances"], one["ModalitiesInStudy"]) == ("6", ["CT"])
-    assert server.command("remote", "find", "--peer", "SECOND").returncode == 2
     assert server.command("remote", "find", "--peer", "AWAY", "--patient", "FETCH").returncode == 3
 
     pulled = report(server.command("remote", "pull", "--peer", "SECOND", "--study", new_uid("fetched"), "--json"))
@@ -173,8 +173,7 @@ def test_studies_of_another_archive_are_found_and_pulled(server: Server, second:
             "SELECT DISTINCT source FROM instance WHERE sop_instance_uid = ?", (objects[0].SOPInstanceUID,)
         ).fetchall()
     assert [row["source"] for row in sources] == ["network:SECONDPACS"]
-    assert server.command("remote", "pull", "--peer", "SECOND", "--study", "1.2.3").returncode == 1
-    assert server.command("remote", "pull", "--peer", "AWAY", "--study", "1.2.3").returncode == 1
+    assert server.command("remote", "pull", "--peer", "AWAY", "--study", "1.2.3").returncode == 3
 
 
 def test_another_archive_moves_to_us_and_no_rule_sends_it_on(server: Server, second: Server, other: Orthanc) -> None:
@@ -250,12 +249,17 @@ def test_a_takeover_that_is_killed_goes_on_where_it_was(server: Server, other: O
     assert again.stdout == ("studies 12, complete 12; images listed 60: pulled 60, already here 0, missing 0\n")
 
 
-def test_options_that_contradict_each_other_are_refused(server: Server) -> None:
-    for wrong in (
-        ("--via", "wado"),
-        ("--url", "http://127.0.0.1"),
-        ("--via", "pigeon"),
-        ("--between", "night"),
-    ):
-        assert server.command("pull", "--from", "ORTHANC", *wrong).returncode == 2
-    assert server.command("pull", "--from", "NOBODY").returncode == 1
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["pull", "--from", "ORTHANC", "--via", "wado"],
+        ["pull", "--from", "ORTHANC", "--url", "http://127.0.0.1"],
+        ["pull", "--from", "ORTHANC", "--via", "pigeon"],
+        ["pull", "--from", "ORTHANC", "--between", "night"],
+        ["remote", "pull", "--peer", "ORTHANC", "--study", "1.2", "--via", "wado"],
+        ["remote", "find", "--peer", "ORTHANC"],
+        ["jobs", "list", "--state", "lost"],
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(wrong: list[str]) -> None:
+    assert CliRunner().invoke(app, wrong).exit_code == 2

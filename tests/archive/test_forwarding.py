@@ -17,7 +17,7 @@ from archive.access import EVERYTHING, SYSTEM, Actor, Door
 from archive.config import Settings
 from archive.core import Archive, open_archive
 from archive.dicom.file_meta import FileMeta
-from archive.forwarding import foresee
+from archive.forwarding import Facts, foresee, judge
 from archive.ingest import Outcome, adopt, ingest
 from archive.instance import State
 from archive.schema import instance
@@ -78,17 +78,35 @@ def quiet(archive: Archive, seconds: float = 3600) -> None:
         ({"sites": ["south"]}, False),
     ],
 )
-def test_a_rule_takes_what_meets_all_that_it_says(settings: Settings, when: dict[str, Any], sends: bool) -> None:
+def test_a_rule_takes_what_meets_all_that_it_says(when: dict[str, Any], sends: bool) -> None:
     sites = [{"id": "south"}, {"id": "north", "aets": ["CT1"]}]
-    with ruled(settings, {"name": "r", "to": "VIEWER", "when": when}, sites=sites) as archive:
-        ds = ct()
-        assert arrive(archive, ds) is Outcome.STORED
-        assert owed(archive) == ([("r", ds.SOPInstanceUID)] if sends else [])
+    dicom = {"peers": PEERS, "forward": [{"name": "r", "to": "VIEWER", "when": when}]}
+    settings = Settings.model_validate({"sites": sites, "dicom": dicom})
+    said = Facts("CT1", "CT", "SCAN1", "", "1.2.840.10008.5.1.4.1.1.2", "Scanner thoracique")
+    verdict = judge(settings, settings.dicom.forward[0], said)
+    assert verdict.sends is sends
+    assert verdict.why
+    assert "thoracique" not in verdict.why
+
+
+def test_the_preview_judges_what_is_held_as_its_arrival_was_judged(settings: Settings) -> None:
+    rules = (
+        {"name": "all", "to": "VIEWER", "when": {"calling_aets": ["CT1"], "modalities": ["CT"]}},
+        {"name": "none", "to": "VIEWER", "when": {"stations": ["SCAN2"]}},
+    )
+    with ruled(settings, *rules) as archive:
+        kept = [ct(number=1), ct(number=2)]
+        for ds in kept:
+            arrive(archive, ds)
+        assert owed(archive) == [("all", ds.SOPInstanceUID) for ds in kept]
         with archive.reading() as conn:
-            (said,) = foresee(conn, archive.settings, study_uid=STUDY)
-        assert (said.sends, said.instances, said.to) == (sends, 1, "VIEWER")
-        assert said.why
-        assert "thoracique" not in said.why
+            said = list(foresee(conn, archive.settings, study_uid=STUDY))
+            later = list(foresee(conn, archive.settings, since=archive.clock() + timedelta(days=1)))
+        assert [(one.rule, one.sends, one.instances, one.why) for one in said] == [
+            ("all", True, 2, "Modality is CT, calling AE title is CT1"),
+            ("none", False, 2, "Station Name is SCAN1"),
+        ]
+        assert later == []
 
 
 def test_a_study_goes_once_when_it_is_quiet_and_what_comes_late_too(settings: Settings) -> None:

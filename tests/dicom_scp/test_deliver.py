@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from archive.errors import Conflict, NotAllowed, NotFound
 from archive.schema import audit, job
 from archive.schema import sending as sending_table
 from tests.acceptance.clients import receiver
+from tests.archive.dicom.correcting import correct, element, pn
+from tests.archive.lifecycle.aging import path_of
 from tests.builders import ct_slice, data_set, new_uid
 from tests.conftest import need
 from tests.dicom_scp.conftest import Running, running
@@ -133,6 +136,31 @@ def test_sending_is_audited_as_whoever_asked_with_its_destination(server: Runnin
     assert '"phase":"open"' in rows[1].detail
     assert '"destination":"STATION"' in rows[1].detail
     assert '"instances":3' in rows[2].detail
+
+
+@pytest.mark.req("REQ-DCM-70")
+def test_what_is_sent_says_what_the_ris_says_now_and_one_bad_copy_stops_no_other(
+    server: Running, station: Workstation
+) -> None:
+    whole, cut = keep(server.archive, *slices(2))
+    correct(server.archive, "IPP1", {"00100010": pn("MARTIN^Zoé"), "00100020": element("LO", "IPP1")})
+    path = path_of(server.archive, cut.SOPInstanceUID)
+    os.truncate(path, path.stat().st_size - 100)
+    names: dict[str, str] = {}
+
+    def look(event: evt.Event) -> int:
+        names[event.request.AffectedSOPInstanceUID] = str(event.dataset.PatientName)
+        return 0x0000
+
+    station.answer = look
+    with station.listening():
+        id, _ = sending.ask(server.archive, "STATION", actor=WHO, study_uids=[STUDY])
+        assert ended(server.archive, id).state == "dead"
+    assert names == {whole.SOPInstanceUID: "MARTIN^Zoé"}
+    with server.archive.reading() as conn:
+        (failure,) = sending.failures(conn, id, limit=10)
+    assert failure["sop_instance_uid"] == cut.SOPInstanceUID
+    assert "not as long as it was stored" in failure["reason"]
 
 
 def test_what_was_acknowledged_is_not_sent_again_when_a_peer_went_away(server: Running, station: Workstation) -> None:
