@@ -20,7 +20,7 @@ from archive.clock import monotonic
 from archive.core import Archive
 from archive.dicom.file_meta import FileMeta
 from archive.dicom.syntaxes import DEFLATED_LE, EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE, JPEG, RLE
-from archive.errors import Unavailable
+from archive.errors import Unavailable, UnreadableInstance
 from archive.sections import Peer
 from archive.sending import peer_named
 from archive.takeover import Listed
@@ -180,7 +180,10 @@ class Asking:
             if command.status not in PENDING:
                 break
             syntax = message.context.transfer_syntax
-            row = decode(data, syntax, default_charset=settings.default_charset)
+            try:
+                row = decode(data, syntax, default_charset=settings.default_charset)
+            except UnreadableInstance as error:
+                raise Refused(f"{self._remote.name} answers what cannot be read") from error
             seen += 1
             rows += [row] if wanted(row) else []
         status = command.status or 0

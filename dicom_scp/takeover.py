@@ -243,60 +243,75 @@ class Takeover:
 
     def study(self, announced: Announced) -> Checked | None:
         """Pull what is missing of one study, and write down how it then stands; None: it was complete already."""
-        with self._archive.reading() as conn:
-            before = takeover.last(conn, self.remote.name, announced.study_instance_uid)
-            held = takeover.instances_here(conn, announced.study_instance_uid)
+        before = self._last(announced)
         if before is not None and before.state == "complete" and not self.anew:
-            announces_the_same = announced.instances is not None and announced.instances == before.announced
-            if announces_the_same and held >= before.listed:
+            with self._archive.reading() as conn:
+                held = takeover.instances_here(conn, announced.study_instance_uid)
+            as_before = before.announced is not None and announced.instances == before.announced
+            if as_before and held >= before.listed:
                 return None
-        checked = Checked(announced.study_instance_uid, announced.study_date, "found", announced.instances)
-        if before is not None:
-            checked = replace(checked, listed=before.listed, already_here=before.already_here)
+        checked: Checked | None = None
         for _ in range(2):  # once more when the peer broke off
             try:
-                checked = self._pulled(checked, first=before is None or not before.listed)
+                checked = self._pulled(announced)
                 self.lost = 0
                 break
-            except Refused as error:
-                checked = replace(checked, state="incomplete", why=str(error))
-                break
-            except AssociationEnd as error:
-                checked = replace(checked, state="incomplete", why=str(error))
+            except (Refused, AssociationEnd) as error:
+                checked = replace(self._last(announced) or _unseen(announced), state="incomplete", why=str(error))
+                if isinstance(error, Refused):
+                    break
         else:
             self.lost += 1
+        assert checked is not None
         self._settle(checked)
+        log.info(
+            "a study of another archive",
+            study=checked.study_instance_uid,
+            state=checked.state,
+            listed=checked.listed,
+            missing=checked.missing,
+        )
         if self.lost >= _LOST:
-            self.lost = 0
-            try:
-                with self.remote.asking():  # it may be these studies
-                    pass
-            except AssociationEnd as error:
-                raise Busy(f"{self.remote.name} is away: {error}; run it again later, it goes on") from error
+            self._demand_answer()
         return checked
 
-    def _pulled(self, checked: Checked, *, first: bool) -> Checked:
+    def _pulled(self, announced: Announced) -> Checked:
         """Compare a study with what the peer lists, fetch what is missing, and look again."""
+        study_uid = announced.study_instance_uid
         with self.remote.asking() as asking:
-            listed = asking.instances(checked.study_instance_uid)
+            listed = asking.instances(study_uid)
         missing = self._missing(listed)
+        before = self._last(announced)
         # what was here before is known, durably, before anything comes: a run that is killed counts right
-        already = len(listed) - len(missing) if first else checked.already_here
-        checked = replace(checked, listed=len(listed), already_here=already)
+        already = before.already_here if before is not None and before.listed else len(listed) - len(missing)
+        checked = replace(_unseen(announced), listed=len(listed), already_here=already)
         why = ""
         if missing:
             self._settle(_compared(checked, missing, "found"))
-            why = self.fetch(checked.study_instance_uid, listed, missing)
-            missing = self._missing(listed)
-            if len(missing) > 1 or len(listed) > len(missing) > 0:
-                why = self._singly(checked.study_instance_uid, listed, missing) or why
+            try:
+                why = self.fetch(study_uid, listed, missing)
                 missing = self._missing(listed)
+                if len(missing) > 1 or len(listed) > len(missing) > 0:
+                    why = self._singly(study_uid, listed, missing) or why
+            except AssociationEnd:
+                self._settle(_compared(checked, self._missing(listed), "found"))
+                raise
+            missing = self._missing(listed)
         if not listed:
             why = why or "the peer lists no instance of it"
         elif missing:
             why = why or "the peer did not send them, or they were refused"
         state = "complete" if listed and not missing else "incomplete"
         return replace(_compared(checked, missing, state), why=why if state == "incomplete" else "")
+
+    def _demand_answer(self) -> None:
+        """After studies in a row for which the peer was away: it may be these studies. Raises Busy: it is away."""
+        self.lost = 0
+        try:
+            with self.remote.asking():
+                pass
+        except AssociationEnd as error:
+            raise Busy(f"{self.remote.name} is away: {error}; run it again later, it goes on") from error
 
     def _singly(self, study_uid: str, listed: Sequence[Listed], missing: Sequence[Listed]) -> str:
         """What did not come with the others, one by one: some archives stop at the first that they cannot give."""
@@ -311,21 +326,22 @@ class Takeover:
                 break
         return why
 
+    def _last(self, announced: Announced) -> Checked | None:
+        with self._archive.reading() as conn:
+            return takeover.last(conn, self.remote.name, announced.study_instance_uid)
+
     def _settle(self, checked: Checked) -> None:
         write = partial(takeover.settle, peer=self.remote.name, checked=checked, at=self._archive.real_clock())
         self._archive.commit.run(write)
-        log.info(
-            "a study of another archive",
-            study=checked.study_instance_uid,
-            state=checked.state,
-            listed=checked.listed,
-            missing=checked.missing,
-        )
 
     def _missing(self, listed: list[Listed]) -> list[Listed]:
         with self._archive.reading() as conn:
             here = takeover.here(conn, [one.sop_instance_uid for one in listed])
         return [one for one in listed if one.sop_instance_uid not in here]
+
+
+def _unseen(announced: Announced) -> Checked:
+    return Checked(announced.study_instance_uid, announced.study_date, "found", announced.instances)
 
 
 def _compared(checked: Checked, missing: Sequence[Listed], state: str) -> Checked:

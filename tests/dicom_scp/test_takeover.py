@@ -21,6 +21,7 @@ from archive.core import Archive, open_archive
 from archive.errors import Busy
 from archive.schema import instance, location
 from archive.takeover import Announced, Checked, Listed
+from dicom_scp.ends import ConnectionGone
 from dicom_scp.remote import Remote, remote_of, requests_for, value
 from dicom_scp.takeover import Takeover, Window, fetching, windows
 from minipacs.wado import Wado
@@ -147,6 +148,25 @@ def test_what_is_here_is_not_fetched_and_what_comes_there_later_is(
     assert asked == [[objects[5].SOPInstanceUID]]
     (one,) = reported(archive, day)
     assert (one.state, one.announced, one.listed, one.already_here, one.pulled) == ("complete", 6, 6, 1, 5)
+
+
+def test_an_association_that_breaks_costs_nothing_that_came(remote: Remote, archive: Archive, other: Orthanc) -> None:
+    objects = a_study("broken", "20210215", series=1, slices=4)
+    other.keep(*objects)
+    keep(archive, objects[0])
+    get, asked = fetching(remote, "get"), list[int]()
+
+    def breaking(study_uid: str, listed: list[Listed], missing: list[Listed]) -> str:
+        asked.append(len(missing))
+        if len(asked) == 1:
+            get(study_uid, listed, missing[:1])
+            raise ConnectionGone("the connection was closed")
+        return get(study_uid, listed, missing)
+
+    pulled(remote, date(2021, 2, 15), fetch=breaking)
+    assert asked == [3, 2]
+    (one,) = reported(archive, date(2021, 2, 15))
+    assert (one.state, one.listed, one.already_here, one.pulled, one.missing) == ("complete", 4, 1, 3, 0)
 
 
 def test_what_the_other_archive_cannot_give_is_missing_with_its_uid(
