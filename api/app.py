@@ -27,6 +27,7 @@ from api import (
     layout,
     pages,
     patients,
+    peers,
     probes,
     problems,
     purges,
@@ -85,6 +86,8 @@ def create_app(archive: Archive) -> FastAPI:
     app.include_router(admin.openapi_router)
     app.include_router(hl7.router)
     app.include_router(patients.router)
+    app.include_router(peers.router)
+    app.include_router(peers.desk)
     app.include_router(probes.router)
     app.include_router(pages.router)
     app.include_router(keeping.router)

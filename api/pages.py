@@ -15,6 +15,7 @@ from api import auth
 from api.french import MODALITIES
 from api.keeping import life_of
 from api.layout import PLACES, page_of
+from api.peers import sending_of
 from api.pictures import Picture, SeriesView, pictures_of, series_of
 from api.studies import Search, StudyLine, described, find_studies, line
 from archive.access import Action, Actor
@@ -168,6 +169,7 @@ def study(request: Request, study: str, actor: Finder) -> Response:
         copies=len(copies),
         damaged=sum(copy.state != CopyState.OK for copy in copies),
         life=life_of(auth.archive_of(request), found.study_instance_uid, actor),
+        sending=sending_of(auth.archive_of(request), found.study_instance_uid, actor),
     )
 
 

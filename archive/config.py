@@ -109,6 +109,20 @@ class Settings(Section):
             raise ValueError("sites: each needs an id of its own")
         return self
 
+    @model_validator(mode="after")
+    def _forwarded(self) -> Settings:
+        """Rules that can be followed."""
+        rules = self.dicom.forward
+        if len({rule.name for rule in rules}) < len(rules):
+            raise ValueError("dicom.forward: each rule needs a name of its own")
+        for rule in rules:
+            peer = self.dicom.peers.get(rule.to)
+            if peer is None or peer.host is None or peer.port is None:
+                raise ValueError(f"dicom.forward: {rule.name!r} sends to {rule.to!r}, a peer without host and port")
+            if unknown := set(rule.when.sites) - {site.id for site in self.all_sites}:
+                raise ValueError(f"dicom.forward: {rule.name!r} names a site that does not exist: {min(unknown)}")
+        return self
+
     @property
     def all_sites(self) -> tuple[OneSite, ...]:
         """The sites, or the one site of a small practice, as `main`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -12,13 +12,14 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, Select, bindparam, select
 
+from archive import forwarding
 from archive.access import SYSTEM, Actor, Door
 from archive.audit.accesses import Access
 from archive.audit.record import Event, record, refused
 from archive.core import Archive
 from archive.dicom.header import Header, read_header
 from archive.errors import Conflict, Gone, Rejected, UidMismatch, Unavailable
-from archive.index.arrival import Arrival
+from archive.index.arrival import RECOVERED, Arrival
 from archive.index.aside import replace_first
 from archive.index.copies import add_cold_copy
 from archive.index.write import add_instance, quarantine, repair_instance
@@ -66,12 +67,13 @@ _IN_ITS_STEAD = (  # of an original that was replaced: the copies of its derived
 _SOURCES = {Door.DICOM: "network", Door.COMMAND: "media"}
 
 
-def ingest(archive: Archive, incoming: Incoming, *, actor: Actor, scope: str = "") -> Outcome:
+def ingest(archive: Archive, incoming: Incoming, *, actor: Actor, scope: str = "", forward: bool = True) -> Outcome:
     """Make one received instance durable and findable.
 
     Once this returns, the instance outlives a crash or a power cut and the caller may acknowledge it (REQ-DCM-14).
     The data set is kept bit for bit: Level 2 of PS3.4 B.4.1. Safe to repeat. `scope` is the association or
-    import: one opening row for each scope and study (law 4); "" for none.
+    import: one opening row for each scope and study (law 4); "" for none. Without `forward` no rule sends it on: what
+    was fetched from another archive came because somebody here asked.
 
     Raises:
         UnreadableInstance: the header up to Pixel Data cannot be parsed.
@@ -102,20 +104,25 @@ def ingest(archive: Archive, incoming: Incoming, *, actor: Actor, scope: str = "
             at=archive.clock(),
             roots=_roots(archive),
         )
-        return _record(archive, arrival, actor, scope)
+        calling_ae = incoming.meta.source_ae if actor.door is Door.DICOM else ""
+        rules = forwarding.wanted_by(archive.settings, header, calling_ae) if forward else ()
+        return _record(archive, arrival, actor, scope, rules)
     finally:
         incoming.close()
 
 
-def adopt(archive: Archive, path: str, *, actor: Actor) -> Outcome:
+def adopt(archive: Archive, path: str, *, actor: Actor, forward: bool = False) -> Outcome:
     """Take in a finished file that lies in the hot tier without a row: power failed before its COMMIT, or the
-    database is older than the files. `path` is relative to the tier.
+    database is older than the files. `path` is relative to the tier. With `forward` the rules that would have sent it
+    on still do.
 
     Raises:
         Gone: it was purged, and the file is removed.
         Rejected: it is not an instance that can be filed; it stays where it is.
     """
-    return _record(archive, arrival_of(archive, path), actor, "")
+    arrival = arrival_of(archive, path)
+    rules = forwarding.wanted_by(archive.settings, arrival.header, arrival.source_ae) if forward else ()
+    return _record(archive, arrival, actor, "", rules)
 
 
 def adopt_cold(archive: Archive, path: str) -> Outcome:
@@ -170,7 +177,7 @@ def arrival_of(archive: Archive, path: str, *, tier: str = "hot") -> Arrival:
         file_bytes=length,
         data_set_offset=offset,
         digest=sha.hexdigest(),
-        source=f"recovered:{meta.source_ae}",
+        source=f"{RECOVERED}{meta.source_ae}",
         authorities=archive.authorities,
         at=named_minute(path) or archive.clock(),
         roots=_roots(archive),
@@ -186,7 +193,7 @@ def named_minute(path: str) -> datetime | None:
         return None
 
 
-def _record(archive: Archive, arrival: Arrival, actor: Actor, scope: str) -> Outcome:
+def _record(archive: Archive, arrival: Arrival, actor: Actor, scope: str, rules: tuple[str, ...] = ()) -> Outcome:
     """Row and audit for a file that is durable and named; removes the file when it is not needed."""
     access = archive.accesses.access(
         actor,
@@ -198,7 +205,8 @@ def _record(archive: Archive, arrival: Arrival, actor: Actor, scope: str) -> Out
     )
     directories = [os.path.dirname(arrival.absolute_path)]
     try:
-        outcome = archive.commit.run(partial(_file, arrival, access), directories=directories)
+        owe = partial(forwarding.owe, rules=rules, header=arrival.header, at=archive.real_clock()) if rules else None
+        outcome = archive.commit.run(partial(_file, arrival, access, owe), directories=directories)
         if outcome is Outcome.ALREADY_STORED and (damaged := _damaged(archive, arrival)):
             outcome = archive.commit.run(
                 partial(repair_instance, arrival=arrival, damaged=damaged), directories=directories
@@ -251,9 +259,11 @@ def _header(archive: Archive, incoming: Incoming) -> Header:
     return header
 
 
-def _file(arrival: Arrival, access: Access, conn: Connection) -> Outcome:
+def _file(arrival: Arrival, access: Access, owe: Callable[[Connection], None] | None, conn: Connection) -> Outcome:
     outcome = add_instance(conn, arrival)
     access.record_opening(conn)
+    if owe is not None and outcome in (Outcome.STORED, Outcome.STORED_HELD):
+        owe(conn)
     return outcome
 
 

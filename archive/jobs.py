@@ -25,6 +25,7 @@ from archive.schema.types import AnyRow
 
 LEASE = timedelta(minutes=15)  # for one attempt; `extend` gives as much again
 ATTEMPTS = 10  # then the job is dead: a person looks at it
+ATTEMPTS_OF = {"dicom.send": 20}  # a peer that is switched off over a weekend: more than two days
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=10), timedelta(hours=6)  # between attempts, doubling
 KEPT = timedelta(days=7)  # jobs that are done are forgotten after this; dead ones stay
 _POLL_SECONDS = 0.1
@@ -43,6 +44,9 @@ class Job:
     holder: str | None
     result: dict[str, Any] | None
     error: str | None
+    created_at: datetime
+    due_at: datetime
+    finished_at: datetime | None
 
 
 def put(conn: Connection, kind: str, payload: Mapping[str, Any], *, at: datetime) -> int:
@@ -82,7 +86,7 @@ def _claim(conn: Connection, *, pk: int, due: ColumnElement[bool], holder: str, 
     if conn.execute(update(job).where(job.c.pk == pk, due).values(values)).rowcount != 1:
         return None
     claimed = _job(conn.execute(select(job).where(job.c.pk == pk)).one())
-    if claimed.attempts <= ATTEMPTS:
+    if claimed.attempts <= ATTEMPTS_OF.get(claimed.kind, ATTEMPTS):
         return claimed
     dead = {"state": "dead", "error": "its workers do not come back", "finished_at": at, "holder": None}
     conn.execute(update(job).where(job.c.pk == pk).values(dead))
@@ -91,8 +95,13 @@ def _claim(conn: Connection, *, pk: int, due: ColumnElement[bool], holder: str, 
 
 def extend(archive: Archive, one: Job) -> bool:
     """Ask for more time; False: another has it, or it is over."""
-    until = archive.real_clock() + LEASE
-    return archive.commit.run(lambda conn: _settle(conn, one, {"lease_until": until}))
+    return archive.commit.run(lambda conn: prolong(conn, one, at=archive.real_clock()))
+
+
+def prolong(conn: Connection, one: Job, *, at: datetime, lease: timedelta = LEASE, progress: bool = False) -> bool:
+    """`extend`, in a transaction of its worker. With `progress` its attempts are counted anew."""
+    counted = {"attempts": 1} if progress else {}
+    return _settle(conn, one, {"lease_until": at + lease, **counted})
 
 
 def finish(archive: Archive, one: Job, result: Mapping[str, Any]) -> bool:
@@ -111,13 +120,47 @@ def fail(archive: Archive, one: Job, error: str, *, again: bool = True) -> bool:
     """It failed. Tried again later and later, at most ATTEMPTS times; not `again`: dead at once. `error` names no
     patient."""
     now = archive.real_clock()
-    values: dict[str, Any] = {"error": error, "lease_until": None, "holder": None}
-    if again and one.attempts < ATTEMPTS:
-        pause = min(FIRST_PAUSE * 2 ** (one.attempts - 1), LONGEST_PAUSE)
-        values |= {"state": "due", "due_at": now + pause}
-    else:
-        values |= {"state": "dead", "finished_at": now}
-    return archive.commit.run(lambda conn: _settle(conn, one, values))
+
+    def write(conn: Connection) -> bool:
+        values: dict[str, Any] = {"error": error, "lease_until": None, "holder": None}
+        attempts = conn.execute(select(job.c.attempts).where(job.c.pk == one.id)).scalar() or 0
+        if again and attempts < ATTEMPTS_OF.get(one.kind, ATTEMPTS):
+            pause = min(FIRST_PAUSE * 2 ** (attempts - 1), LONGEST_PAUSE)
+            values |= {"state": "due", "due_at": now + pause}
+        else:
+            values |= {"state": "dead", "finished_at": now}
+        return _settle(conn, one, values)
+
+    return archive.commit.run(write)
+
+
+def retry(conn: Connection, id: int, *, at: datetime) -> bool:
+    """Have a dead job done after all, or one that waits for its next attempt done now. False: it is neither."""
+    values = {"state": "due", "due_at": at, "attempts": 0, "finished_at": None}
+    ready = (job.c.pk == id, job.c.state.in_(("dead", "due")))
+    return conn.execute(update(job).where(*ready).values(values)).rowcount == 1
+
+
+def cancel(conn: Connection, id: int, *, by: str, at: datetime) -> bool:
+    """Give a job up: it is dead. Whoever is at it is not heard any more. False: it is over already."""
+    values = {"state": "dead", "error": f"cancelled by {by}", "finished_at": at, "holder": None, "lease_until": None}
+    return conn.execute(update(job).where(job.c.pk == id, job.c.state.in_(_OPEN)).values(values)).rowcount == 1
+
+
+def list_jobs(
+    conn: Connection, *, kind: str | None = None, state: str | None = None, before: int = 0, limit: int
+) -> list[Job]:
+    """Jobs, the latest first; those whose number is below `before`, when that is given."""
+    wanted = [column == value for column, value in ((job.c.kind, kind), (job.c.state, state)) if value is not None]
+    if before:
+        wanted.append(job.c.pk < before)
+    return [_job(row) for row in conn.execute(select(job).where(*wanted).order_by(job.c.pk.desc()).limit(limit))]
+
+
+def find(conn: Connection, id: int) -> Job | None:
+    """One job; None when there is none, or it was done and forgotten."""
+    row = conn.execute(select(job).where(job.c.pk == id)).one_or_none()
+    return None if row is None else _job(row)
 
 
 def _settle(conn: Connection, one: Job, values: Mapping[str, Any]) -> bool:
@@ -130,11 +173,11 @@ def wait(archive: Archive, id: int, *, seconds: float) -> Job:
     deadline = monotonic() + seconds
     while True:
         with archive.reading() as conn:
-            row = conn.execute(select(job).where(job.c.pk == id)).one_or_none()
-        if row is None:
+            found = find(conn, id)
+        if found is None:
             raise LookupError(f"no job {id}")
-        if row.state not in _OPEN or monotonic() >= deadline:
-            return _job(row)
+        if found.state not in _OPEN or monotonic() >= deadline:
+            return found
         sleep(_POLL_SECONDS)
 
 
@@ -183,4 +226,7 @@ def _job(row: AnyRow) -> Job:
         holder=row.holder,
         result=None if row.result is None else orjson.loads(row.result),
         error=row.error,
+        created_at=row.created_at,
+        due_at=row.due_at,
+        finished_at=row.finished_at,
     )

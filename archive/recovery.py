@@ -82,7 +82,7 @@ def _settle(archive: Archive, tier: Tier, path: str, swept: Swept) -> None:
     """One file without a row; what is wrong with it is no reason to leave those behind it."""
     try:
         if tier is archive.hot:
-            adopt(archive, path, actor=SYSTEM)
+            adopt(archive, path, actor=SYSTEM, forward=True)
             swept.adopted += 1
         elif not_needed(archive, path):
             tier.unlink(path)

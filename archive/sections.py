@@ -123,6 +123,29 @@ class Jwt(Section):
     user: str = Field("sub", min_length=1, description="the claim that names the user, for the audit")
 
 
+class ForwardWhen(Section):
+    """Which images a rule is about: those that meet all that is given; any of the values of a list is enough."""
+
+    modalities: tuple[str, ...] = Field((), description="Modality (0008,0060)")
+    calling_aets: tuple[AETitle, ...] = Field((), description="AE titles of those who sent them")
+    stations: tuple[str, ...] = Field((), description="Station Name (0008,1010)")
+    sop_classes: tuple[str, ...] = Field((), description="SOP Class UID (0008,0016)")
+    sites: tuple[str, ...] = Field((), description="`id` of a site")
+    study_description: str = Field(
+        "", max_length=64, description="pattern of Study Description (0008,1030): `*` any text, `?` one character"
+    )
+
+
+class Forward(Section):
+    """A rule by which images that arrive are sent on: once their study has been quiet, each of them once."""
+
+    name: str = Field(min_length=1, max_length=64, description="name of the rule; under another name it starts anew")
+    to: str = Field(description="the peer, as its table in `dicom.peers` is named")
+    enabled: bool = Field(True, description="a rule that is not enabled takes note of nothing that arrives")
+    quiet_seconds: float = Field(60, ge=0, description="sent when nothing more of the study has come for this long")
+    when: ForwardWhen = ForwardWhen()
+
+
 class Dicom(Section):
     """The DICOM port."""
 
@@ -145,6 +168,7 @@ class Dicom(Section):
     )
     peers: dict[str, Peer] = Field({}, description="`[dicom.peers.CT1]` tables: who may call, and where to send")
     jwt: Jwt = Jwt()
+    forward: tuple[Forward, ...] = Field((), description="`[[dicom.forward]]` tables: what is sent on, and to whom")
     workers: int = Field(1, ge=1, le=64, description="processes that share the port")
     max_pdu: int = Field(131072, ge=4096, le=1 << 24, description="largest PDU received, bytes")
     max_associations: int = Field(200, ge=1, description="associations at one time in a worker; more are rejected")

@@ -70,6 +70,8 @@ class Command:
     move_destination: str
     status: int | None
     type: int | None = None
+    originator: str = ""  # AE title of who asked for the C-MOVE that this C-STORE belongs to
+    comment: str = ""  # Error Comment (0000,0902)
 
     @property
     def is_response(self) -> bool:
@@ -114,6 +116,8 @@ def decode(data: bytes) -> Command:
         move_destination=_text(values, 0x0600).strip(),
         status=_number(values, 0x0900),
         type=_number(values, _TYPES[Field(field & ~RESPONSE)]) if field & ~RESPONSE in _TYPES else None,
+        originator=_text(values, 0x1030).strip(),
+        comment=_text(values, 0x0902).strip(),
     )
 
 
@@ -217,6 +221,18 @@ def normalized_request(
         _us(0x0800, 1),
         _ui(0x1000 if affected else 0x1001, sop_instance_uid) if sop_instance_uid else b"",
         b"" if type is None else _us(_TYPES[operation], type),
+    )
+
+
+def query_request(operation: Field, message_id: int, sop_class_uid: str, *, destination: str = "") -> bytes:
+    """A C-FIND, C-GET or C-MOVE request (PS3.7 §9.3) whose identifier follows; `destination` of a C-MOVE."""
+    return _set(
+        _ui(0x0002, sop_class_uid),
+        _us(0x0100, operation),
+        _us(0x0110, message_id),
+        _lo(0x0600, destination) if destination else b"",
+        _us(0x0700, PRIORITY_MEDIUM),
+        _us(0x0800, 1),
     )
 
 

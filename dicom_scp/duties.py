@@ -9,12 +9,13 @@ from typing import Any
 
 import structlog
 
-from archive import jobs
+from archive import jobs, sending
 from archive.clock import monotonic
 from archive.core import Archive
 from archive.errors import ArchiveError, NotFound, Rejected
 from archive.jobs import Job
 from archive.sections import Peer
+from dicom_scp.deliver import deliver
 from dicom_scp.echo import verify
 from dicom_scp.ends import AssociationEnd
 
@@ -40,7 +41,7 @@ def _echo(archive: Archive, job: Job) -> Mapping[str, Any]:
     return {"status": verify(archive.settings, ae_title, peer_of(archive, ae_title))}
 
 
-DUTIES: dict[str, Duty] = {"dicom.echo": _echo}
+DUTIES: dict[str, Duty] = {"dicom.echo": _echo, sending.KIND: deliver}
 
 
 class Duties:
@@ -66,6 +67,7 @@ class Duties:
     def _run(self) -> None:
         while not self._stopping.wait(self._look_seconds):
             try:
+                sending.gather(self._archive)
                 while not self._stopping.is_set() and self._begin():
                     pass
             except ArchiveError as error:
@@ -102,7 +104,7 @@ class Duties:
         try:
             result = DUTIES[job.kind](self._archive, job)
         except (AssociationEnd, ArchiveError) as error:
-            again = not isinstance(error, Rejected)
+            again = not (isinstance(error, Rejected) or job.payload.get("once"))
             log.warning(
                 "a peer was not told", kind=job.kind, job=job.id, attempt=job.attempts, why=str(error), again=again
             )

@@ -42,12 +42,14 @@ class FindRequest:
 
 @dataclass(frozen=True, slots=True)
 class StoreRequest:
-    """A C-STORE-RQ: what is announced, and the data set as it arrives. `scope` is the association."""
+    """A C-STORE-RQ: what is announced, and the data set as it arrives. `scope` is the association; `fetched`: we asked
+    another archive for it."""
 
     meta: FileMeta
     data_set: Iterator[memoryview]
     actor: Actor
     scope: str
+    fetched: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,6 +143,7 @@ def _store(session: Session, message: Message) -> None:
         data_set=session.exchange.data_set(),
         actor=session.actor,
         scope=session.id,
+        fetched=command.originator in session.archive.settings.dicom.titles(),
     )
     answer = store(request, session.archive)
     session.exchange.drain()

@@ -32,7 +32,7 @@ def store(request: StoreRequest, archive: Archive) -> Answer:
         except BaseException:
             incoming.discard()
             raise
-        outcome = ingest(archive, incoming, actor=request.actor, scope=request.scope)
+        outcome = ingest(archive, incoming, actor=request.actor, scope=request.scope, forward=not request.fetched)
     except ArchiveError as error:
         tell = log.error if isinstance(error, Unavailable) else log.warning
         tell("C-STORE refused", error=type(error).__name__, why=str(error), sop_instance_uid=uid, scope=request.scope)

@@ -10,7 +10,21 @@ import typer
 
 from archive.config import ConfigError
 from archive.errors import ArchiveError
-from minipacs.commands import audit, check, hl7, hold, rebuild, retention, serve, statement, testbed, token, user
+from minipacs.commands import (
+    audit,
+    check,
+    hl7,
+    hold,
+    rebuild,
+    remote,
+    retention,
+    send,
+    serve,
+    statement,
+    testbed,
+    token,
+    user,
+)
 from minipacs.terminal import complain
 
 app = typer.Typer(
@@ -54,6 +68,11 @@ app.add_typer(hold.app, name="hold")
 app.add_typer(rebuild.app)
 app.add_typer(hl7.app, name="hl7")
 app.add_typer(statement.app, name="statement")
+app.add_typer(send.app)
+app.add_typer(remote.app)
+app.add_typer(remote.remote, name="remote")
+app.add_typer(send.jobs, name="jobs")
+app.add_typer(send.forward, name="forward")
 app.add_typer(testbed.app, name="testbed")
 
 

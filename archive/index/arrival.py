@@ -12,6 +12,7 @@ from archive.dicom.header import Header
 from archive.dicom.patient_id import cx
 from archive.instance import Outcome
 
+RECOVERED = "recovered:"  # the `source` of a file that was found; then the AE title in its group 0002
 _QUALIFIERS, _UNIVERSAL_ID = "00100024", "00400032"
 _SIZE = ("00280010", "00280011")  # Rows, Columns: type 1 of every image (PS3.3 C.7.6.3)
 
@@ -31,6 +32,11 @@ class Arrival:
     at: datetime
     roots: Mapping[str, str]  # folders of the tiers, to look at copies that are held
     tier: str = "hot"
+
+    @property
+    def source_ae(self) -> str:
+        """Who sent a file that was found, as its group 0002 says; "" when it does not, or it was not found."""
+        return self.source.removeprefix(RECOVERED) if self.source.startswith(RECOVERED) else ""
 
     @property
     def patient_id(self) -> str:

@@ -20,10 +20,10 @@ from archive.identity.record import of_json
 from archive.index.functions import first_value, unindexed
 from archive.index.held import waiting
 from archive.instance import CopyState, State
-from archive.lifecycle.sites import site_of
 from archive.policy import DOSE_REPORTS, Facts, Hold, SeriesFacts, add_days, local_day, sound_day
 from archive.schema import hold, instance, location, patient, series, study
 from archive.schema.types import AnyRow
+from archive.sites import site_of
 
 _SERIES_DATE, _STATION_NAME, _INSTITUTION_NAME, _BIRTH_DATE = "00080021", "00081010", "00080080", "00100030"
 _ACQUISITION_DATE, _CONTENT_DATE = "00080022", "00080023"

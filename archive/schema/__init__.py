@@ -8,9 +8,9 @@ from archive.schema.life import hold, last_tick, life_failure, purge, purge_appr
 from archive.schema.messages import hl7_answer, hl7_message
 from archive.schema.operations import fact, lease, process, simulated_clock
 from archive.schema.types import METADATA
-from archive.schema.work import job, quarantined, work_item
+from archive.schema.work import job, pulled_study, quarantined, sending, work_item
 
-REVISION = "0003"  # what `migrations` brings the schema to
+REVISION = "0004"  # what `migrations` brings the schema to
 
 __all__ = [
     "METADATA",
@@ -32,9 +32,11 @@ __all__ = [
     "patient",
     "patient_revision",
     "process",
+    "pulled_study",
     "purge",
     "purge_approval",
     "quarantined",
+    "sending",
     "series",
     "session",
     "simulated_clock",

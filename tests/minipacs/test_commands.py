@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from archive.schema import REVISION
 from minipacs import settings_page
 from minipacs.commands.serve import masked
 from tests.builders import ct_slice, part10
@@ -124,8 +125,8 @@ def test_a_database_address_is_shown_without_its_password(url: str, shown: str) 
 def test_migrate_says_what_it_did(archive_folder: Server) -> None:
     first, second = archive_folder.command("migrate"), archive_folder.command("migrate")
     assert (first.returncode, second.returncode) == (0, 0)
-    assert "from empty to 0002" in first.stdout
-    assert second.stdout.strip() == "The schema is 0002."
+    assert f"from empty to {REVISION}" in first.stdout
+    assert second.stdout.strip() == f"The schema is {REVISION}."
 
 
 def test_a_command_on_an_empty_database_says_what_to_run(archive_folder: Server) -> None:
