@@ -24,6 +24,7 @@ from archive.errors import IndexUnavailable, StorageFailed
 from archive.journal import FactJournal, complete, is_waiting, unknown, unwritten
 from archive.recognition import Recognition
 from archive.schema import REVISION, location
+from archive.schema.prepared import quote_nothing
 from archive.storage import marker
 from archive.storage.filesystem import Tier
 
@@ -112,8 +113,10 @@ def make_engine(url: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(conn: Connection) -> None:
-        writing = conn.get_execution_options().get("minipacs_write")
-        conn.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+        if conn.get_execution_options().get("minipacs_write"):
+            conn.exec_driver_sql("BEGIN IMMEDIATE")  # may wait for another process, and fail
+        else:
+            conn.connection.cursor().execute("BEGIN")  # touches no file yet
 
     return engine
 
@@ -133,10 +136,9 @@ def _keep_a_log(dbapi: sqlite3.Connection) -> None:
 
 
 def _quote_nothing(context: ExceptionContext) -> None:
-    """Keep the first line of a message: in those below, PostgreSQL quotes the values of rows (REQ-SEC-11)."""
     for error in (context.original_exception, context.sqlalchemy_exception):
         if error is not None:
-            error.args = tuple(arg.partition("\n")[0] if isinstance(arg, str) else arg for arg in error.args)
+            quote_nothing(error)
 
 
 def schema_revision(engine: Engine) -> str | None:

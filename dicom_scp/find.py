@@ -5,6 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from archive.access import Action, demand
 from archive.audit.record import Event, Outcome, refused
@@ -34,6 +35,20 @@ _UNIQUE = {Level.PATIENT: 0x00100020, Level.STUDY: 0x0020000D, Level.SERIES: 0x0
 # attribute is known, and always without a value.
 _ABOUT_THE_REQUEST = frozenset({SPECIFIC_CHARACTER_SET, QUERY_RETRIEVE_LEVEL})
 _ALWAYS_EMPTY = {ALTERNATE_REPRESENTATIONS: "SQ"}
+
+
+_Shape = tuple[tuple[int, str, tuple[Field, ...] | None], ...]  # tag, VR and wanted items of each element of a request
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What requests of one shape have in common, whatever values they ask for."""
+
+    fields: tuple[Field, ...]
+    want: frozenset[int]
+    vrs: dict[int, str]  # of the elements that may be keys
+    matchable: frozenset[int]
+    whole: bool  # every element is known; else it is left out of the answers (REQ-DCM-30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,41 +100,55 @@ def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> _Pl
     strict = archive.settings.dicom.strict_hierarchy
     if not request.relational:
         _check_hierarchy(_ROOTS[request.sop_class_uid], level, identifier, strict=strict)
-    returnable, matchable = index.returnable(level), index.matchable(level)
+    shape = tuple([(one.tag, one.vr, _nested(one) if one.items else None) for one in identifier.elements.values()])
+    form = _form(level, shape, archive.settings.dicom.ae_title)
     keys: list[Key] = []
+    pending = Status.PENDING if form.whole else Status.PENDING_WITHOUT_KEYS
+    for tag, asked in identifier.elements.items():
+        if not (asked.text or asked.items) or tag not in form.vrs:
+            continue
+        key = _key(asked, form.vrs[tag])
+        if is_asking(key):
+            if tag in form.matchable:
+                keys.append(key)
+            elif tag != TIMEZONE_OFFSET:  # says how the request means its times, as nothing else was negotiated
+                pending = Status.PENDING_WITHOUT_KEYS
+    query = Query(
+        level,
+        tuple(keys),
+        want=form.want,
+        combined_datetime=request.combined_datetime,
+        limit=archive.settings.dicom.find_limit + 1,
+    )
+    return _Plan(query, form.fields, pending)
+
+
+@lru_cache(maxsize=256)
+def _form(level: Level, shape: _Shape, ae_title: str) -> _Form:
+    returnable = index.returnable(level)
     fields = [
         Field(QUERY_RETRIEVE_LEVEL, "CS", constant=level.value),
-        Field(RETRIEVE_AE_TITLE, "AE", constant=archive.settings.dicom.ae_title),
+        Field(RETRIEVE_AE_TITLE, "AE", constant=ae_title),
         Field(INSTANCE_AVAILABILITY, "CS"),
     ]
     known = {QUERY_RETRIEVE_LEVEL, RETRIEVE_AE_TITLE, INSTANCE_AVAILABILITY}
-    pending = Status.PENDING
-    for tag, asked in identifier.elements.items():
+    vrs: dict[int, str] = {}
+    whole = True
+    for tag, written, nested in shape:
         if tag in _ABOUT_THE_REQUEST or tag & 0xFFFF == 0:
             continue
         vr = returnable.get(tag) or _ALWAYS_EMPTY.get(tag)
         if vr is None and tag != RETRIEVE_AE_TITLE:
-            pending = Status.PENDING_WITHOUT_KEYS  # left out of the answers (REQ-DCM-30)
+            whole = False
             continue
-        key = _key(asked, vr or asked.vr)
-        if is_asking(key):
-            if tag in matchable:
-                keys.append(key)
-            elif tag != TIMEZONE_OFFSET:  # says how the request means its times, as nothing else was negotiated
-                pending = Status.PENDING_WITHOUT_KEYS
+        vrs[tag] = vr or written
         if tag not in known and vr is not None:
             known.add(tag)
-            fields.append(Field(tag, vr, _nested(asked) if vr == "SQ" else None))
+            fields.append(Field(tag, vr, nested if vr == "SQ" else None))
     if TIMEZONE_OFFSET not in known and level is not Level.PATIENT:
         fields.append(Field(TIMEZONE_OFFSET, "SH", optional=True))  # REQ-DCM-31, 45
-    query = Query(
-        level,
-        tuple(keys),
-        want=frozenset(field.tag for field in fields if field.tag in returnable),
-        combined_datetime=request.combined_datetime,
-        limit=archive.settings.dicom.find_limit + 1,
-    )
-    return _Plan(query, tuple(fields), pending)
+    want = frozenset(field.tag for field in fields if field.tag in returnable)
+    return _Form(tuple(fields), want, vrs, index.matchable(level), whole)
 
 
 def _level(request: FindRequest, identifier: Identifier) -> Level:
