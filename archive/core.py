@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from archive.schema.prepared import quote_nothing
 from archive.storage import marker
 from archive.storage.filesystem import Tier
 
+READERS = 16  # idle connections to read with that are kept
 BUSY_SECONDS = 30  # patience for another process that writes to the same SQLite file
 
 
@@ -45,6 +47,7 @@ class Archive:
     authorities: Authorities
     accesses: Accesses
     recognition: Recognition = field(default_factory=Recognition)
+    _readers: deque[Connection] = field(default_factory=deque)  # of `reading`, idle
 
     def clock(self) -> datetime:
         """The archive's time (law 6): policy, dates, audit."""
@@ -63,17 +66,37 @@ class Archive:
         """A connection to read with: all its statements see one state of the index, whatever is committed meanwhile
         (REQ-DCM-83). Raises IndexUnavailable when the database does not answer."""
         try:
+            if self.engine.dialect.name == "sqlite":  # reads so by itself; its connections do not go stale
+                yield from self._reading_again()
+                return
             with self.engine.connect() as conn:
-                if conn.dialect.name == "postgresql":  # SQLite reads so by itself
-                    conn = conn.execution_options(isolation_level="REPEATABLE READ")  # noqa: PLW2901
-                yield conn
+                yield conn.execution_options(isolation_level="REPEATABLE READ")
         except (OperationalError, InterfaceError, PoolTimeout) as error:
             raise IndexUnavailable("the database cannot be read") from error
+
+    def _reading_again(self) -> Iterator[Connection]:
+        """A connection that was used before, or a new one; kept for the next, unless something went wrong with it."""
+        try:
+            conn = self._readers.pop()
+        except IndexError:
+            conn = self.engine.connect()
+        try:
+            yield conn
+            conn.rollback()
+        except BaseException:
+            conn.close()
+            raise
+        if len(self._readers) < READERS:
+            self._readers.append(conn)
+        else:
+            conn.close()
 
     def close(self) -> None:
         """Finish what was begun. Safe to call twice."""
         self.accesses.close()
         self.commit.close()
+        while self._readers:
+            self._readers.pop().close()
         self.engine.dispose()
 
 

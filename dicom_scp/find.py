@@ -12,7 +12,7 @@ from archive.audit.record import Event, Outcome, refused
 from archive.core import Archive
 from archive.dicom.attributes import LEVELS, Level
 from archive.dicom.charset import SPECIFIC_CHARACTER_SET
-from archive.dicom.elements import encoding_of
+from archive.dicom.elements import Encoding, encoding_of
 from archive.errors import InvalidQuery, NotAllowed, Rejected, Unsupported
 from archive.index import query as index
 from archive.index.alternates import ALTERNATE_REPRESENTATIONS
@@ -20,7 +20,7 @@ from archive.index.asked import audit_query
 from archive.index.computed import INSTANCE_AVAILABILITY
 from archive.index.match import Key, is_asking
 from archive.index.query import TIMEZONE_OFFSET, Query
-from dicom_scp.identifier import Asked, Field, Identifier, decode, encoder
+from dicom_scp.identifier import Asked, Encoder, Field, Identifier, decode
 from dicom_scp.messages import Answer, FindRequest
 from dicom_scp.status import Status
 
@@ -40,9 +40,9 @@ _ALWAYS_EMPTY = {ALTERNATE_REPRESENTATIONS: "SQ"}
 _Shape = tuple[tuple[int, str, tuple[Field, ...] | None], ...]  # tag, VR and wanted items of each element of a request
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Form:
-    """What requests of one shape have in common, whatever values they ask for."""
+    """What requests of one shape have in common, whatever values they ask for. Each shape has one: see `_form`."""
 
     fields: tuple[Field, ...]
     want: frozenset[int]
@@ -54,7 +54,7 @@ class _Form:
 @dataclass(frozen=True, slots=True)
 class _Plan:
     query: Query
-    fields: tuple[Field, ...]
+    form: _Form
     pending: Status
 
 
@@ -82,7 +82,7 @@ def find(request: FindRequest, archive: Archive) -> Generator[Answer, None, None
         audit_query(archive.commit, request.actor, parameters=_parameters(request), outcome=Outcome.MINOR_FAILURE)
         raise
     audit_query(archive.commit, request.actor, parameters=_parameters(request))  # queued before the answer (law 4)
-    answers = encoder(plan.fields, encoding, charsets=identifier.charsets)
+    answers = _encoder(plan.form, encoding, identifier.charsets)
     with archive.reading() as conn:
         for number, row in enumerate(index.find(conn, plan.query)):
             if number == settings.find_limit:
@@ -120,7 +120,7 @@ def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> _Pl
         combined_datetime=request.combined_datetime,
         limit=archive.settings.dicom.find_limit + 1,
     )
-    return _Plan(query, form.fields, pending)
+    return _Plan(query, form, pending)
 
 
 @lru_cache(maxsize=256)
@@ -149,6 +149,11 @@ def _form(level: Level, shape: _Shape, ae_title: str) -> _Form:
         fields.append(Field(TIMEZONE_OFFSET, "SH", optional=True))  # REQ-DCM-31, 45
     want = frozenset(field.tag for field in fields if field.tag in returnable)
     return _Form(tuple(fields), want, vrs, index.matchable(level), whole)
+
+
+@lru_cache(maxsize=256)
+def _encoder(form: _Form, encoding: Encoding, charsets: tuple[str, ...]) -> Encoder:
+    return Encoder(form.fields, encoding, charsets=charsets)
 
 
 def _level(request: FindRequest, identifier: Identifier) -> Level:

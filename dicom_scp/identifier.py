@@ -151,12 +151,6 @@ class _Prepared:
     absent: bytes  # what is written without a value: the empty element, a constant one, or nothing
 
 
-@lru_cache(maxsize=256)
-def encoder(fields: tuple[Field, ...], encoding: Encoding, *, charsets: tuple[str, ...]) -> Encoder:
-    """The encoder for a form of request; clients repeat theirs."""
-    return Encoder(fields, encoding, charsets=charsets)
-
-
 class Encoder:
     """Encodes rows of the index for requests of one form."""
 
@@ -230,7 +224,14 @@ class Encoder:
             else:
                 out += one.absent
                 continue
-            out += self._element(one.head, value, one.padding, long=one.long)
+            if len(value) & 1:
+                value += one.padding
+            if one.long:
+                out += one.head
+                out += self._long(len(value))
+                out += value
+            else:
+                out += self._element(one.head, value, one.padding, long=False)
         return bytes(out)
 
     def _element(self, head: bytes, value: bytes, padding: bytes, *, long: bool) -> bytes:

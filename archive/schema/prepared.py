@@ -144,6 +144,9 @@ class Prepared:
             convert = bound.type.dialect_impl(dialect).bind_processor(dialect)
             if convert is not None:
                 converted.append((name, convert))
+        for column in statement.selected_columns if isinstance(statement, SelectBase) else ():
+            if column.type.dialect_impl(dialect).result_processor(dialect, None) is not None:
+                raise TypeError(f"{column} has to be converted when it is read: not for a prepared statement")
         expanding = any(bound.expanding for bound in made.binds.values())
         return _Compiled(
             text=str(made),
