@@ -13,6 +13,7 @@ import contextlib
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ BATCH = 64  # writes in one transaction at most, so that the first caller does n
 DEADLOCK_PAUSES = (0.01, 0.03, 0.1, 0.3)  # seconds before a write that lost a race goes again
 _ROLLED_BACK = frozenset({"40P01", "40001"})  # deadlock detected, serialization failure (PostgreSQL, appendix A)
 LATER_SECONDS = 0.5  # a write that nobody waits for is committed within this (law 4: within a second)
+LATER_BATCH = 256  # so many of them are committed at once
 
 
 class Ledger(Protocol):
@@ -73,6 +75,9 @@ class _Write:
     result: Any = field(default=None)
 
 
+_WAKE = _Write(lambda conn: None, (), Future(), awaited=False)  # there are writes that nobody awaits
+
+
 def flush_directory(path: str) -> None:
     """Make the names in a folder durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -98,6 +103,9 @@ class GroupCommit:
         self._journal = journal
         self._flush = flush
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._unawaited: deque[_Write] = (
+            deque()
+        )  # the thread is not woken for each of them: _WAKE tells it of the first
         self._conn: Connection | None = None
         self._closed = False
         self._closing = threading.Lock()
@@ -115,7 +123,10 @@ class GroupCommit:
 
     def later(self, write: Callable[[Connection], object]) -> None:
         """Have `write(conn)` committed within a second; a failure is logged, for nobody waits."""
-        self._put(_Write(write, (), Future(), awaited=False))
+        with self._closing:
+            if self._closed:
+                raise Busy("the archive is stopping")
+            self._add_unawaited(write)
 
     def close(self) -> None:
         """Finish what was handed in, then stop. Safe to call twice."""
@@ -132,6 +143,11 @@ class GroupCommit:
                 raise Busy("the archive is stopping")
             self._queue.put(write)
 
+    def _add_unawaited(self, write: Callable[[Connection], object]) -> None:
+        self._unawaited.append(_Write(write, (), Future(), awaited=False))
+        if len(self._unawaited) in (1, LATER_BATCH):
+            self._queue.put(_WAKE)
+
     def _work(self) -> None:
         try:
             stopping = False
@@ -139,7 +155,7 @@ class GroupCommit:
                 batch, stopping = self._collect()
                 if batch:
                     self._commit(batch)
-            if left := self._left():
+            if left := self._take_unawaited():  # what the last transaction still wanted to be written
                 self._commit(left)
             self._disconnect()
         except BaseException:
@@ -149,31 +165,22 @@ class GroupCommit:
 
     def _collect(self) -> tuple[list[_Write], bool]:
         """Wait for a write, then take what else is there. Writes that nobody awaits give others time to join."""
-        first = self._queue.get()
-        if first is None:
-            return [], True
-        batch, awaited = [first], first.awaited
+        write = self._queue.get()
         leaving = monotonic() + LATER_SECONDS
-        while len(batch) < BATCH:
-            patience = 0.0 if awaited else leaving - monotonic()
-            try:
-                write = self._queue.get(timeout=patience) if patience > 0 else self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if write is None:
-                return batch, True
-            batch.append(write)
-            awaited = awaited or write.awaited
-        return batch, False
-
-    def _left(self) -> list[_Write]:
-        """What the last transaction still wanted to be written: nobody else can hand in anything any more."""
-        left: list[_Write] = []
+        awaited: list[_Write] = []
         with contextlib.suppress(queue.Empty):
-            while True:
-                if (write := self._queue.get_nowait()) is not None:
-                    left.append(write)
-        return left
+            while write is _WAKE and len(self._unawaited) < LATER_BATCH and (patience := leaving - monotonic()) > 0:
+                write = self._queue.get(timeout=patience)
+            while write is not None:
+                if write is not _WAKE:
+                    awaited.append(write)
+                if len(awaited) == BATCH:
+                    break
+                write = self._queue.get_nowait()
+        return self._take_unawaited() + awaited, write is None
+
+    def _take_unawaited(self) -> list[_Write]:
+        return [self._unawaited.popleft() for _ in range(len(self._unawaited))]
 
     def _commit(self, batch: list[_Write]) -> None:
         try:
@@ -261,7 +268,7 @@ class GroupCommit:
         except Exception as error:  # a bug, after a COMMIT: nothing may run a second time
             raise CommitInDoubt("the journal of facts cannot be written") from error
         if mark is not None:
-            self._queue.put(_Write(mark, (), Future(), awaited=False))
+            self._add_unawaited(mark)
 
     def _connection(self) -> Connection:
         if self._conn is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,9 +25,11 @@ from archive.errors import IndexUnavailable, StorageFailed
 from archive.journal import FactJournal, complete, is_waiting, unknown, unwritten
 from archive.recognition import Recognition
 from archive.schema import REVISION, location
+from archive.schema.prepared import quote_nothing
 from archive.storage import marker
 from archive.storage.filesystem import Tier
 
+READERS = 16  # idle connections to read with that are kept
 BUSY_SECONDS = 30  # patience for another process that writes to the same SQLite file
 
 
@@ -44,6 +47,7 @@ class Archive:
     authorities: Authorities
     accesses: Accesses
     recognition: Recognition = field(default_factory=Recognition)
+    _readers: deque[Connection] = field(default_factory=deque)  # of `reading`, idle
 
     def clock(self) -> datetime:
         """The archive's time (law 6): policy, dates, audit."""
@@ -62,17 +66,37 @@ class Archive:
         """A connection to read with: all its statements see one state of the index, whatever is committed meanwhile
         (REQ-DCM-83). Raises IndexUnavailable when the database does not answer."""
         try:
+            if self.engine.dialect.name == "sqlite":  # reads so by itself; its connections do not go stale
+                yield from self._reading_again()
+                return
             with self.engine.connect() as conn:
-                if conn.dialect.name == "postgresql":  # SQLite reads so by itself
-                    conn = conn.execution_options(isolation_level="REPEATABLE READ")  # noqa: PLW2901
-                yield conn
+                yield conn.execution_options(isolation_level="REPEATABLE READ")
         except (OperationalError, InterfaceError, PoolTimeout) as error:
             raise IndexUnavailable("the database cannot be read") from error
+
+    def _reading_again(self) -> Iterator[Connection]:
+        """A connection that was used before, or a new one; kept for the next, unless something went wrong with it."""
+        try:
+            conn = self._readers.pop()
+        except IndexError:
+            conn = self.engine.connect()
+        try:
+            yield conn
+            conn.rollback()
+        except BaseException:
+            conn.close()
+            raise
+        if len(self._readers) < READERS:
+            self._readers.append(conn)
+        else:
+            conn.close()
 
     def close(self) -> None:
         """Finish what was begun. Safe to call twice."""
         self.accesses.close()
         self.commit.close()
+        while self._readers:
+            self._readers.pop().close()
         self.engine.dispose()
 
 
@@ -112,8 +136,10 @@ def make_engine(url: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(conn: Connection) -> None:
-        writing = conn.get_execution_options().get("minipacs_write")
-        conn.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+        if conn.get_execution_options().get("minipacs_write"):
+            conn.exec_driver_sql("BEGIN IMMEDIATE")  # may wait for another process, and fail
+        else:
+            conn.connection.cursor().execute("BEGIN")  # touches no file yet
 
     return engine
 
@@ -133,10 +159,9 @@ def _keep_a_log(dbapi: sqlite3.Connection) -> None:
 
 
 def _quote_nothing(context: ExceptionContext) -> None:
-    """Keep the first line of a message: in those below, PostgreSQL quotes the values of rows (REQ-SEC-11)."""
     for error in (context.original_exception, context.sqlalchemy_exception):
         if error is not None:
-            error.args = tuple(arg.partition("\n")[0] if isinstance(arg, str) else arg for arg in error.args)
+            quote_nothing(error)
 
 
 def schema_revision(engine: Engine) -> str | None:

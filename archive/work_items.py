@@ -9,13 +9,14 @@ from enum import StrEnum
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, Dialect, UpdateBase, bindparam, null, select, update
 
 from archive.dicom.patient_id import cx
 from archive.errors import Conflict, NotFound
 from archive.schema import patient, work_item
+from archive.schema.prepared import Prepared
 from archive.schema.types import AnyRow
-from archive.schema.upsert import insert
+from archive.schema.upsert import insert_in
 
 
 class Kind(StrEnum):
@@ -55,15 +56,25 @@ def open_item(
         "evidence": orjson.dumps(dict(evidence)).decode(),
         "opened_at": at,
     }
-    statement = insert(conn, work_item).on_conflict_do_update(
+    _OPEN.run(conn, values)
+
+
+def _open(dialect: Dialect) -> UpdateBase:
+    adding = insert_in(dialect, work_item)
+    again = ("state", "patient_pk", "study_instance_uid", "evidence", "opened_at")
+    return adding.on_conflict_do_update(
         index_elements=["kind", "subject"],
         set_={
-            **{name: values[name] for name in ("state", "patient_pk", "study_instance_uid", "evidence", "opened_at")},
-            **dict.fromkeys(("closed_at", "closed_by", "resolution")),
+            **{name: adding.excluded[name] for name in again},
+            **dict.fromkeys(("closed_at", "closed_by", "resolution"), null()),
         },
         where=work_item.c.state == "closed",
     )
-    conn.execute(statement, values)
+
+
+_OPEN = Prepared(
+    _open, columns=("kind", "subject", "state", "patient_pk", "study_instance_uid", "evidence", "opened_at")
+)
 
 
 def close_item(conn: Connection, kind: Kind, subject: str, *, at: datetime, by: str, resolution: str) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from archive.access import Action, demand
 from archive.audit.record import Event, Outcome, refused
 from archive.core import Archive
 from archive.dicom.attributes import LEVELS, Level
 from archive.dicom.charset import SPECIFIC_CHARACTER_SET
-from archive.dicom.elements import encoding_of
+from archive.dicom.elements import Encoding, encoding_of
 from archive.errors import InvalidQuery, NotAllowed, Rejected, Unsupported
 from archive.index import query as index
 from archive.index.alternates import ALTERNATE_REPRESENTATIONS
@@ -19,7 +20,7 @@ from archive.index.asked import audit_query
 from archive.index.computed import INSTANCE_AVAILABILITY
 from archive.index.match import Key, is_asking
 from archive.index.query import TIMEZONE_OFFSET, Query
-from dicom_scp.identifier import Asked, Field, Identifier, decode, encoder
+from dicom_scp.identifier import Asked, Encoder, Field, Identifier, decode
 from dicom_scp.messages import Answer, FindRequest
 from dicom_scp.status import Status
 
@@ -37,10 +38,24 @@ _ABOUT_THE_REQUEST = frozenset({SPECIFIC_CHARACTER_SET, QUERY_RETRIEVE_LEVEL})
 _ALWAYS_EMPTY = {ALTERNATE_REPRESENTATIONS: "SQ"}
 
 
+_Shape = tuple[tuple[int, str, tuple[Field, ...] | None], ...]  # tag, VR and wanted items of each element of a request
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Form:
+    """What requests of one shape have in common, whatever values they ask for. Each shape has one: see `_form`."""
+
+    fields: tuple[Field, ...]
+    want: frozenset[int]
+    vrs: dict[int, str]  # of the elements that may be keys
+    matchable: frozenset[int]
+    whole: bool  # every element is known; else it is left out of the answers (REQ-DCM-30)
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
     query: Query
-    fields: tuple[Field, ...]
+    form: _Form
     pending: Status
 
 
@@ -68,7 +83,7 @@ def find(request: FindRequest, archive: Archive) -> Generator[Answer, None, None
         audit_query(archive.commit, request.actor, parameters=_parameters(request), outcome=Outcome.MINOR_FAILURE)
         raise
     audit_query(archive.commit, request.actor, parameters=_parameters(request))  # queued before the answer (law 4)
-    answers = encoder(plan.fields, encoding, charsets=identifier.charsets)
+    answers = _encoder(plan.form, encoding, identifier.charsets)
     with archive.reading() as conn:
         for number, row in enumerate(index.find(conn, plan.query)):
             if number == settings.find_limit:
@@ -86,41 +101,60 @@ def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> _Pl
     strict = archive.settings.dicom.strict_hierarchy
     if not request.relational:
         _check_hierarchy(_ROOTS[request.sop_class_uid], level, identifier, strict=strict)
-    returnable, matchable = index.returnable(level), index.matchable(level)
+    shape = tuple([(one.tag, one.vr, _nested(one) if one.items else None) for one in identifier.elements.values()])
+    form = _form(level, shape, archive.settings.dicom.ae_title)
     keys: list[Key] = []
+    pending = Status.PENDING if form.whole else Status.PENDING_WITHOUT_KEYS
+    for tag, asked in identifier.elements.items():
+        if not (asked.text or asked.items) or tag not in form.vrs:
+            continue
+        key = _key(request, asked, form.vrs[tag])
+        if is_asking(key):
+            if tag in form.matchable:
+                keys.append(key)
+            elif tag != TIMEZONE_OFFSET:  # says how the request means its times, as nothing else was negotiated
+                pending = Status.PENDING_WITHOUT_KEYS
+    query = Query(
+        level,
+        tuple(keys),
+        want=form.want,
+        combined_datetime=request.combined_datetime,
+        limit=archive.settings.dicom.find_limit + 1,
+    )
+    return _Plan(query, form, pending)
+
+
+@lru_cache(maxsize=256)
+def _form(level: Level, shape: _Shape, ae_title: str) -> _Form:
+    returnable = index.returnable(level)
     fields = [
         Field(QUERY_RETRIEVE_LEVEL, "CS", constant=level.value),
-        Field(RETRIEVE_AE_TITLE, "AE", constant=archive.settings.dicom.ae_title),
+        Field(RETRIEVE_AE_TITLE, "AE", constant=ae_title),
         Field(INSTANCE_AVAILABILITY, "CS"),
     ]
     known = {QUERY_RETRIEVE_LEVEL, RETRIEVE_AE_TITLE, INSTANCE_AVAILABILITY}
-    pending = Status.PENDING
-    for tag, asked in identifier.elements.items():
+    vrs: dict[int, str] = {}
+    whole = True
+    for tag, written, nested in shape:
         if tag in _ABOUT_THE_REQUEST or tag & 0xFFFF == 0:
             continue
         vr = returnable.get(tag) or _ALWAYS_EMPTY.get(tag)
         if vr is None and tag != RETRIEVE_AE_TITLE:
-            pending = Status.PENDING_WITHOUT_KEYS  # left out of the answers (REQ-DCM-30)
+            whole = False
             continue
-        key = _key(request, asked, vr or asked.vr)
-        if is_asking(key):
-            if tag in matchable:
-                keys.append(key)
-            elif tag != TIMEZONE_OFFSET:  # says how the request means its times, as nothing else was negotiated
-                pending = Status.PENDING_WITHOUT_KEYS
+        vrs[tag] = vr or written
         if tag not in known and vr is not None:
             known.add(tag)
-            fields.append(Field(tag, vr, _nested(asked) if vr == "SQ" else None))
+            fields.append(Field(tag, vr, nested if vr == "SQ" else None))
     if TIMEZONE_OFFSET not in known and level is not Level.PATIENT:
         fields.append(Field(TIMEZONE_OFFSET, "SH", optional=True))  # REQ-DCM-31, 45
-    query = Query(
-        level,
-        tuple(keys),
-        want=frozenset(field.tag for field in fields if field.tag in returnable),
-        combined_datetime=request.combined_datetime,
-        limit=archive.settings.dicom.find_limit + 1,
-    )
-    return _Plan(query, tuple(fields), pending)
+    want = frozenset(field.tag for field in fields if field.tag in returnable)
+    return _Form(tuple(fields), want, vrs, index.matchable(level), whole)
+
+
+@lru_cache(maxsize=256)
+def _encoder(form: _Form, encoding: Encoding, charsets: tuple[str, ...]) -> Encoder:
+    return Encoder(form.fields, encoding, charsets=charsets)
 
 
 def _level(request: FindRequest, identifier: Identifier) -> Level:

@@ -15,10 +15,12 @@ from typing import Any
 
 from archive.dicom import values
 from archive.dicom.charset import SPECIFIC_CHARACTER_SET, UTF8, choose, encode, terms
-from archive.dicom.elements import LONG, Encoding
+from archive.dicom.elements import IMPLICIT_LE, LONG, Encoding
 from archive.dicom.source import Source
 from archive.dicom.tree import Element, parse, public_vr
 
+_IMPLICIT = struct.Struct("<HHI").unpack_from
+_REMEMBERED_BYTES = 64  # of a value
 _TOO_LONG = 0xFFFE  # of a value whose length has two bytes
 _ALPHABETIC = {"Alphabetic"}
 _PADDED_WITH_NUL = frozenset({"UI", *values.BINARY})
@@ -47,20 +49,46 @@ class Identifier:
 
 def decode(data: bytes, encoding: Encoding, *, default_charset: str) -> Identifier:
     """Read an identifier. Raises UnreadableInstance when its elements cannot be followed."""
+    plain = _plain(data) if encoding == IMPLICIT_LE else None
+    if plain is not None:
+        declared = plain.get(SPECIFIC_CHARACTER_SET)
+        charsets = terms(declared) if declared else ()
+        language = (charsets or (default_charset,), default_charset)
+        return Identifier({tag: _asked(tag, public_vr(tag), raw, language) for tag, raw in plain.items()}, charsets)
     elements = parse(Source.of_bytes(data), encoding)
-    charsets: tuple[str, ...] = ()
+    charsets = ()
     for element in elements:
         if element.tag == SPECIFIC_CHARACTER_SET:
             charsets = terms(data[element.value : element.end])
-    reader = _Reader(data, charsets or (default_charset,), default_charset)
+    reader = _Reader(data, (charsets or (default_charset,), default_charset))
     return Identifier({element.tag: reader.asked(element) for element in elements}, charsets)
 
 
+def _plain(data: bytes) -> dict[int, bytes] | None:
+    """The values by their tags, of an identifier as almost all are: implicit, with standard elements of text alone.
+    None for any other: `parse` knows them all."""
+    found: dict[int, bytes] = {}
+    position, end = 0, len(data)
+    while position < end:
+        if position + 8 > end:
+            return None
+        group, element, length = _IMPLICIT(data, position)
+        tag, position = group << 16 | element, position + 8
+        after = position + length
+        if after > end or group & 1 or public_vr(tag) not in values.TEXT:
+            return None
+        found[tag] = data[position:after]
+        position = after
+    return found
+
+
+_Language = tuple[tuple[str, ...], str]  # (0008,0005) or what is assumed; what undefined bytes are read with
+
+
 class _Reader:
-    def __init__(self, data: bytes, charsets: tuple[str, ...], fallback: str) -> None:
+    def __init__(self, data: bytes, language: _Language) -> None:
         self._data = data
-        self._charsets = charsets
-        self._fallback = fallback
+        self._language = language
 
     def asked(self, element: Element) -> Asked:
         vr = element.vr
@@ -76,7 +104,20 @@ class _Reader:
             return Asked(element.tag, vr, "\\".join(str(number) for number in numbers))
         if vr in values.BINARY or vr in ("AT", "SQ"):
             return Asked(element.tag, vr, "")
-        return Asked(element.tag, vr, values.text(raw, vr, self._charsets, fallback=self._fallback))
+        return _asked(element.tag, vr, raw, self._language)
+
+
+def _read(tag: int, vr: str, raw: bytes, language: _Language) -> Asked:
+    charsets, fallback = language
+    return Asked(tag, vr, values.text(raw, vr, charsets, fallback=fallback))
+
+
+_remembered = lru_cache(maxsize=4096)(_read)
+
+
+def _asked(tag: int, vr: str, raw: bytes, language: _Language) -> Asked:
+    """An element of a text VR. Clients repeat what they ask for, and most of it is empty."""
+    return (_remembered if len(raw) <= _REMEMBERED_BYTES else _read)(tag, vr, raw, language)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +149,6 @@ class _Prepared:
     value: Callable[[Sequence[Any], ToBytes], bytes]
     padding: bytes
     absent: bytes  # what is written without a value: the empty element, a constant one, or nothing
-
-
-@lru_cache(maxsize=256)
-def encoder(fields: tuple[Field, ...], encoding: Encoding, *, charsets: tuple[str, ...]) -> Encoder:
-    """The encoder for a form of request; clients repeat theirs."""
-    return Encoder(fields, encoding, charsets=charsets)
 
 
 class Encoder:
@@ -189,7 +224,14 @@ class Encoder:
             else:
                 out += one.absent
                 continue
-            out += self._element(one.head, value, one.padding, long=one.long)
+            if len(value) & 1:
+                value += one.padding
+            if one.long:
+                out += one.head
+                out += self._long(len(value))
+                out += value
+            else:
+                out += self._element(one.head, value, one.padding, long=False)
         return bytes(out)
 
     def _element(self, head: bytes, value: bytes, padding: bytes, *, long: bool) -> bytes:

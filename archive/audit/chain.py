@@ -26,6 +26,7 @@ from sqlalchemy import Connection, bindparam, desc, insert, select, update
 
 from archive.clock import Clock
 from archive.schema import audit, audit_chain
+from archive.schema.prepared import Prepared
 
 log = structlog.get_logger(__name__)
 
@@ -46,9 +47,9 @@ HASHED = (
     "detail",
 )
 
-_INSERT_ROWS = insert(audit)
+_INSERT_ROWS = Prepared(insert(audit), columns=[*HASHED, "hash"])
 _OPEN = insert(audit_chain)
-_MOVE = (
+_MOVE = Prepared(
     update(audit_chain)
     .where(
         audit_chain.c.chain == bindparam("at_chain"),
@@ -148,7 +149,7 @@ class AuditChain:
             start = self._open(conn)
             head, values = _linked(start, self._rows)
             self._move(conn, start, head)
-        conn.execute(_INSERT_ROWS, values)
+        _INSERT_ROWS.run_all(conn, values)
         self._moved = head
 
     def settle(self, *, committed: bool) -> None:
@@ -196,8 +197,8 @@ class AuditChain:
         return _Head(chain, 0, first)
 
     def _move(self, conn: Connection, start: _Head, head: _Head) -> int:
-        moved = conn.execute(
-            _MOVE,
+        return _MOVE.run(
+            conn,
             {
                 "at_chain": start.chain,
                 "from_rows": start.rows,
@@ -206,7 +207,6 @@ class AuditChain:
                 "to_head": head.head,
             },
         )
-        return moved.rowcount
 
 
 def _linked(start: _Head, rows: list[Row]) -> tuple[_Head, list[dict[str, object]]]:

@@ -8,10 +8,10 @@ Keys of sheet 10 §3.1 and PS3.4 C.6; required ones are marked.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 
 
-class Level(Enum):
+class Level(StrEnum):
     """Query/Retrieve levels, from the root down (PS3.4 C.6.1.1)."""
 
     PATIENT = "PATIENT"

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from sqlalchemy import Connection, bindparam, select
 
 from archive.schema import patient
+from archive.schema.prepared import Prepared
 
-_ROWS = select(patient.c.pk, patient.c.issuer, patient.c.merged_into_pk).where(
-    patient.c.patient_id.in_(bindparam("patient_ids", expanding=True))
+_ROWS = Prepared(
+    select(patient.c.pk, patient.c.issuer, patient.c.merged_into_pk).where(
+        patient.c.patient_id == bindparam("patient_id")
+    )
 )
 
 
-def survivors(conn: Connection, patient_ids: Collection[str], *, issued: Callable[[str], bool]) -> list[int] | None:
-    """The numbers of the patients whom these Patient IDs mean, when one of them was merged away; None: none was, and
-    they are found by the IDs. Only those count whose issuer `issued` accepts."""
-    rows = conn.execute(_ROWS, {"patient_ids": list(patient_ids)}).all()
-    if all(row.merged_into_pk is None for row in rows):
+def survivors(conn: Connection, patient_id: str, *, issued: Callable[[str], bool]) -> list[int] | None:
+    """The numbers of the patients whom this Patient ID means, when one of those who had it was merged away; None: none
+    was, and they are found by the ID. Only those count whose issuer `issued` accepts."""
+    rows = _ROWS.all(conn, {"patient_id": patient_id})
+    if all(merged_into_pk is None for _, _, merged_into_pk in rows):
         return None
-    return sorted({int(row.merged_into_pk or row.pk) for row in rows if issued(row.issuer)})
+    return sorted({int(merged_into_pk or pk) for pk, issuer, merged_into_pk in rows if issued(issuer)})

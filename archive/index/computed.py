@@ -8,7 +8,7 @@ is asked by its UID is UNAVAILABLE.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -40,11 +40,10 @@ class Computed:
     level: Level | None
     select: Callable[[Level, ColumnElement[Any]], ColumnElement[Any]]
     value: Callable[[Any], list[Any]]
+    key: str = field(init=False)  # the name in DICOM JSON
 
-    @property
-    def key(self) -> str:
-        """The name in DICOM JSON."""
-        return f"{self.tag:08X}"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", f"{self.tag:08X}")
 
 
 def _below(level: Level, pk: ColumnElement[Any], down_to: Level) -> tuple[FromClause, ColumnElement[bool]]:

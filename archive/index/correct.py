@@ -18,12 +18,13 @@ from archive.dicom.attributes import ATTRIBUTES, Level, Match
 from archive.dicom.keys import normalise
 from archive.index.match import name_key
 from archive.schema import patient, study
+from archive.schema.prepared import Prepared
 
 Reason = Literal["COERCE", "CORRECT"]  # Reason for the Attribute Modification (0400,0565)
 
 _TABLES = {Level.PATIENT: patient, Level.STUDY: study}
 _FIXED = frozenset({"patient_id", "issuer", "study_instance_uid"})  # columns that name the row: never corrected here
-_FORGET = update(study).where(study.c.patient_pk == bindparam("of_patient_pk")).values(policy_version=None)
+_FORGET = Prepared(update(study).where(study.c.patient_pk == bindparam("of_patient_pk")).values(policy_version=None))
 
 
 def correct_patient(conn: Connection, pk: int, attributes: Mapping[str, Any], *, reason: Reason, at: datetime) -> None:
@@ -50,7 +51,7 @@ def move_studies(conn: Connection, *, loser_pk: int, survivor_pk: int) -> list[s
 
 def facts_changed(conn: Connection, patient_pk: int) -> None:
     """Something that retention depends on: the patient's studies are kept until it is computed anew (sheet 00 §8)."""
-    conn.execute(_FORGET, {"of_patient_pk": patient_pk})
+    _FORGET.run(conn, {"of_patient_pk": patient_pk})
 
 
 def _correct(

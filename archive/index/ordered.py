@@ -6,9 +6,10 @@ from __future__ import annotations
 from sqlalchemy import Connection, and_, bindparam, or_, select
 
 from archive.schema import imaging_order, patient
+from archive.schema.prepared import Prepared
 
 # an identifier of the ordered patient: their own, or one that was merged into them
-_PATIENTS = (
+_PATIENTS = Prepared(
     select(imaging_order.c.patient_pk)
     .distinct()
     .join(
@@ -41,5 +42,5 @@ def patient_for_images(
         "accession_number": accession_number,
         "study_instance_uid": study_instance_uid,
     }
-    found = list(conn.execute(_PATIENTS, asked).scalars())
-    return int(found[0]) if len(found) == 1 else None
+    found = _PATIENTS.all(conn, asked)
+    return int(found[0][0]) if len(found) == 1 else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import orjson
 from sqlalchemy import Connection, bindparam, select
 
@@ -10,14 +12,32 @@ from archive.dicom.attributes import Level
 from archive.index.arrival import Arrival
 from archive.index.ordered import patient_for_images
 from archive.schema import patient
-from archive.schema.types import AnyRow
-from archive.schema.upsert import insert
+from archive.schema.prepared import Prepared
+from archive.schema.upsert import insert_in
 from archive.work_items import Kind, open_item
 
 # Locked against a merge, which would otherwise move the patient's studies without the one that is being added.
 _ROW = select(patient.c.pk, patient.c.merged_into_pk).with_for_update(read=True)
-_BY_KEY = _ROW.where(patient.c.identity_key == bindparam("key"))
-_BY_PK = _ROW.where(patient.c.pk == bindparam("pk"))
+_BY_KEY = Prepared(_ROW.where(patient.c.identity_key == bindparam("key")))
+_BY_PK = Prepared(_ROW.where(patient.c.pk == bindparam("pk")))
+_ADD = Prepared(
+    lambda dialect: insert_in(dialect, patient).on_conflict_do_nothing(index_elements=["identity_key"]),
+    columns=(
+        *("identity_key", "patient_id", "issuer", "patient_name", "birth_date", "sex", "provisional", "attributes"),
+        "created_at",
+    ),
+)
+
+
+class Filed(Protocol):
+    """The patient that a study is filed under."""
+
+    @property
+    def patient_pk(self) -> int: ...
+    @property
+    def patient_id(self) -> str: ...
+    @property
+    def issuer(self) -> str: ...
 
 
 def patient_of(conn: Connection, arrival: Arrival) -> int:
@@ -26,7 +46,7 @@ def patient_of(conn: Connection, arrival: Arrival) -> int:
     return found if found is not None else _add(conn, arrival)
 
 
-def contradiction(conn: Connection, arrival: Arrival, filed: AnyRow) -> str:
+def contradiction(conn: Connection, arrival: Arrival, filed: Filed) -> str:
     """REQ-DCM-19: the same study under two patients; "" for none. What is absent on one side contradicts nothing, nor
     does an identifier that was merged into that of the study."""
     if not arrival.patient_id or not filed.patient_id:
@@ -62,17 +82,20 @@ def _known(conn: Connection, arrival: Arrival) -> int | None:
 
 
 def _holder(conn: Connection, key: str) -> int | None:
-    row = conn.execute(_BY_KEY, {"key": key}).first()
-    while row is not None and row.merged_into_pk is not None:
-        row = conn.execute(_BY_PK, {"pk": row.merged_into_pk}).one()
-    return int(row.pk) if row is not None else None
+    row = _BY_KEY.first(conn, {"key": key})
+    while row is not None:
+        pk, merged_into_pk = row
+        if merged_into_pk is None:
+            return int(pk)
+        row = _BY_PK.first(conn, {"pk": merged_into_pk})
+    return None
 
 
 def _add(conn: Connection, arrival: Arrival) -> int:
     header, key = arrival.header, arrival.identity_key
     keys = header.keys[Level.PATIENT]
-    conn.execute(
-        insert(conn, patient).on_conflict_do_nothing(index_elements=["identity_key"]),
+    _ADD.run(
+        conn,
         {
             "identity_key": key,
             "patient_id": arrival.patient_id,

@@ -24,7 +24,7 @@ from archive.index.aliases import survivors
 from archive.index.computed import COMPUTED, COMPUTED_BY_TAG, MODALITIES_IN_STUDY, SOP_CLASSES_IN_STUDY
 from archive.index.conditions import TABLES, Parameters, Shape, combined, condition, hints, lead, text_condition
 from archive.index.match import Between, Criterion, Exact, Key, Wild, accepts, criterion, is_asking, row_meets
-from archive.index.statements import DEPTH, Form, counting, keyed, statement
+from archive.index.statements import DEPTH, Form, counting, keyed, prepared
 
 Row = dict[str, Any]  # DICOM JSON: eight hexadecimal digits to {"vr": …, "Value": […]}
 
@@ -75,7 +75,7 @@ class _Plan:
     parameters: Parameters
     residual: tuple[Key, ...]  # matched on the rows
     residual_loads: tuple[Level, ...]
-    above: dict[Level, tuple[int, ...]]  # computed attributes of the levels above
+    above: Mapping[Level, tuple[int, ...]]  # computed attributes of the levels above
 
 
 def find(conn: Connection, query: Query) -> Iterator[Row]:
@@ -102,10 +102,10 @@ def count(conn: Connection, query: Query, *, at_most: int) -> int:
         plan = _plan(conn, replace(query, want=frozenset(), limit=at_most, offset=0))
         if plan.residual:
             return sum(1 for _ in islice(_translated(_candidates(conn, plan)), at_most))
-        total = conn.execute(counting(plan.form), plan.parameters.values | {"limit": at_most, "offset": 0}).scalar()
+        ((total,),) = counting(plan.form).all(conn, plan.parameters.values | {"limit": at_most, "offset": 0})
     except SQLAlchemyError as error:
         raise IndexUnavailable("the index cannot be read") from error
-    return int(total or 0)
+    return int(total)
 
 
 def _translated(rows: Iterator[Any]) -> Iterator[Any]:
@@ -139,15 +139,12 @@ def _plan(conn: Connection, query: Query) -> _Plan:
                 shape, exact = condition(attribute, asked, parameters)
                 where += [shape] if shape else []
                 residual += [] if exact else [key]
-    loads = {_level(tag) for tag in query.want if tag in BY_TAG}
-    if loads and query.level is not Level.PATIENT:
-        loads.add(Level.STUDY)  # its time zone goes with every date and time (REQ-DCM-45)
-    own, above = _computed(query)
+    loads, own, above = _sources(query.level, query.want)
     shapes, selective = lead(where, query.level, parameters)
     form = Form(
         level=query.level,
         where=shapes,
-        loads=_sorted(loads),
+        loads=loads,
         parents=_sorted(set(above)),
         computed=own,
         selective=selective,
@@ -156,14 +153,21 @@ def _plan(conn: Connection, query: Query) -> _Plan:
     return _Plan(form, parameters, tuple(residual), _sorted({_level(key.tag) for key in residual}), above)
 
 
-def _computed(query: Query) -> tuple[tuple[int, ...], dict[Level, tuple[int, ...]]]:
-    """The computed attributes that are wanted: of the query's level, and of the levels above."""
-    by_level: dict[Level, tuple[int, ...]] = {}
-    for tag in sorted(query.want):
+@lru_cache(maxsize=256)
+def _sources(
+    level: Level, want: frozenset[int]
+) -> tuple[tuple[Level, ...], tuple[int, ...], Mapping[Level, tuple[int, ...]]]:
+    """Where what is wanted comes from: the levels whose attributes are read; the computed attributes of the query's
+    level, and those of the levels above."""
+    loads = {_level(tag) for tag in want if tag in BY_TAG}
+    if loads and level is not Level.PATIENT:
+        loads.add(Level.STUDY)  # its time zone goes with every date and time (REQ-DCM-45)
+    computed: dict[Level, tuple[int, ...]] = {}
+    for tag in sorted(want):
         if tag in COMPUTED_BY_TAG:
-            level = COMPUTED_BY_TAG[tag].level or query.level
-            by_level[level] = (*by_level.get(level, ()), tag)
-    return by_level.pop(query.level, ()), by_level
+            of = COMPUTED_BY_TAG[tag].level or level
+            computed[of] = (*computed.get(of, ()), tag)
+    return _sorted(loads), computed.pop(level, ()), computed
 
 
 def _checked(level: Level, key: Key) -> Criterion | None:
@@ -177,7 +181,8 @@ def _survivors(conn: Connection, wanted: dict[int, Criterion | None], parameters
     identifier, issuer = wanted.get(_PATIENT_ID), wanted.get(_ISSUER)
     if not isinstance(identifier, Exact):
         return
-    pks = survivors(conn, identifier.values, issued=lambda written: issuer is None or accepts(issuer, "LO", [written]))
+    (patient_id,) = identifier.values  # an LO has one
+    pks = survivors(conn, patient_id, issued=lambda written: issuer is None or accepts(issuer, "LO", [written]))
     if pks is not None:
         yield ("in", "patient.pk", parameters.add(pks))
         del wanted[_PATIENT_ID]
@@ -281,13 +286,8 @@ _ALL = 2**62
 
 def _execute(conn: Connection, form: Form, parameters: dict[str, Any]) -> Iterator[Any]:
     """A server-side cursor where many rows may come; a selective key brings few."""
-    options = {} if form.selective else {"stream_results": True, "max_row_buffer": PAGE}
-    result = conn.execute(statement(form), parameters, execution_options=options)
-    try:
-        for rows in result.partitions(PAGE):
-            yield from rows
-    finally:
-        result.close()
+    for rows in prepared(form).pages(conn, parameters, size=PAGE, streamed=not form.selective):
+        yield from rows
 
 
 def _candidates(conn: Connection, plan: _Plan) -> Iterator[int]:

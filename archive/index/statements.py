@@ -1,5 +1,5 @@
-"""The statements of `archive.index.query`: built once for each form, and found again by SQLAlchemy with their compiled
-text. Nothing here depends on the values that are asked for."""
+"""The statements of `archive.index.query`: built and compiled once for each form (`archive.schema.prepared`). Nothing
+here depends on the values that are asked for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from archive.index.computed import COMPUTED_BY_TAG
 from archive.index.conditions import PARENT_KEYS, TABLES, Shape, build, columns, constant, visible
 from archive.instance import KNOWN
 from archive.schema import instance, patient, series, study
+from archive.schema.prepared import Prepared
 
 DEPTH = {level: depth for depth, level in enumerate(LEVELS)}
 
@@ -87,6 +88,11 @@ def _seen(form: Form) -> ColumnElement[bool]:
 
 
 @lru_cache(maxsize=512)
+def prepared(form: Form) -> Prepared:
+    """The statement of a form, ready to be run."""
+    return Prepared(statement(form))
+
+
 def statement(form: Form) -> Select[Any]:
     """Columns: the key, the keys of `form.parents`, the attributes of `form.loads`, the values of `form.computed`."""
     own = TABLES[form.level]
@@ -117,7 +123,9 @@ def statement(form: Form) -> Select[Any]:
 
 
 @lru_cache(maxsize=128)
-def counting(form: Form) -> Select[Any]:
+def counting(form: Form) -> Prepared:
+    """How many rows there are, up to a limit."""
     own = TABLES[form.level]
     inner = select(own.c.pk).select_from(_tables(form)).where(_seen(form), *(build(one) for one in form.where))
-    return select(func.count()).select_from(inner.limit(bindparam("limit")).offset(bindparam("offset")).subquery())
+    page = inner.limit(bindparam("limit")).offset(bindparam("offset")).subquery()
+    return Prepared(select(func.count()).select_from(page))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Connection, bindparam, literal, null, select, union_all, update
+from sqlalchemy import Connection, Table, bindparam, literal, select, union_all, update
 
-from archive.dicom.attributes import Level
+from archive.dicom.attributes import ATTRIBUTES, Level
 from archive.dicom.corrections import coerces_identifier, identity, said
-from archive.dicom.header import Header
 from archive.errors import Gone
 from archive.index.arrival import Arrival
 from archive.index.correct import facts_changed
@@ -21,15 +20,22 @@ from archive.index.patients import patient_of
 from archive.index.replaced import bring_back, derived_of
 from archive.instance import CopyState, Outcome, State
 from archive.schema import instance, location, patient, quarantined, series, study, tombstone
+from archive.schema.prepared import Prepared
 from archive.schema.types import AnyRow
-from archive.schema.upsert import insert
+from archive.schema.upsert import insert_in
 from archive.storage import marker
 from archive.work_items import Kind, open_item
 
-# What is known of a SOP Instance UID: an instance, or what a purge left of one (pk NULL).
-_INSTANCE = union_all(
-    select(instance.c.pk, instance.c.digest, instance.c.state).where(instance.c.sop_instance_uid == bindparam("uid")),
-    select(null(), tombstone.c.digest, literal("purged")).where(tombstone.c.sop_instance_uid == bindparam("uid")),
+# What is known of a SOP Instance UID: an instance, or what a purge left of one (pk 0).
+_INSTANCE = Prepared(
+    union_all(
+        select(instance.c.pk, instance.c.digest, instance.c.state).where(
+            instance.c.sop_instance_uid == bindparam("uid")
+        ),
+        select(literal(0), tombstone.c.digest, literal("purged")).where(
+            tombstone.c.sop_instance_uid == bindparam("uid")
+        ),
+    )
 )
 _COPIES = (
     select(location.c.pk, location.c.tier, location.c.path, location.c.file_bytes, location.c.state)
@@ -37,32 +43,91 @@ _COPIES = (
     .order_by(location.c.pk)
 )
 _STATE = select(instance.c.state).where(instance.c.pk == bindparam("instance_pk")).with_for_update()
-_PARENTS = (
+_PARENTS = Prepared(
     select(
-        series.c.pk.label("series_pk"),
-        study.c.pk.label("study_pk"),
+        series.c.pk,
+        study.c.pk,
         study.c.study_instance_uid,
         study.c.policy_version,
-        patient.c.pk.label("patient_pk"),
+        patient.c.pk,
         patient.c.patient_id,
         patient.c.issuer,
         patient.c.corrections,
-        study.c.corrections.label("study_corrections"),
+        study.c.corrections,
     )
     .join_from(series, study)
     .join(patient)
     .where(series.c.series_instance_uid == bindparam("uid"))
     .with_for_update(read=True, key_share=True, of=[study, patient])  # see archive.lifecycle.compute
 )
-_FACT_CHANGED = update(study).where(study.c.pk == bindparam("of_study_pk")).values(policy_version=None)
-_STUDY_PK = select(study.c.pk).where(study.c.study_instance_uid == bindparam("uid"))
-_ADD_INSTANCE = instance.insert().returning(instance.c.pk)
-_ADD_LOCATION = location.insert()
+_FACT_CHANGED = Prepared(update(study).where(study.c.pk == bindparam("of_study_pk")).values(policy_version=None))
+_STUDY_PK = Prepared(select(study.c.pk).where(study.c.study_instance_uid == bindparam("uid")))
 _DAMAGED = (  # a copy that is being removed stays so, whatever is seen of it (law 2)
     update(location)
     .where(location.c.pk == bindparam("location_pk"), location.c.state != CopyState.PURGING)
     .values(state=CopyState.DAMAGED)
 )
+
+
+def _keys(level: Level, table: Table) -> tuple[str, ...]:
+    """The columns of a level's table that hold the keys of a header."""
+    return tuple(one.column for one in ATTRIBUTES if one.level is level and one.column and one.column in table.c)
+
+
+_ADD_STUDY = Prepared(
+    lambda dialect: insert_in(dialect, study).on_conflict_do_nothing(index_elements=["study_instance_uid"]),
+    columns=(*_keys(Level.STUDY, study), "patient_pk", "attributes", "first_received_at"),
+)
+_ADD_SERIES = Prepared(
+    lambda dialect: insert_in(dialect, series).on_conflict_do_nothing(index_elements=["series_instance_uid"]),
+    columns=(*_keys(Level.SERIES, series), "study_pk", "attributes", "created_at"),
+)
+_ADD_INSTANCE = Prepared(
+    instance.insert().returning(instance.c.pk),
+    columns=(
+        *("series_pk", "sop_instance_uid", "sop_class_uid", "instance_number", "state", "digest", "source"),
+        *("received_at", "attributes", "identity", "held_for"),
+    ),
+)
+_ADD_LOCATION = Prepared(
+    location.insert(),
+    columns=(
+        *("instance_pk", "tier", "path", "state", "transfer_syntax_uid", "digest", "file_bytes", "data_set_offset"),
+        "pixel_offset",
+    ),
+)
+
+
+class _Known(NamedTuple):
+    """What is known of a SOP Instance UID."""
+
+    pk: int  # 0: it was purged
+    digest: str
+    state: str
+
+
+class _Parents(NamedTuple):
+    """What a series is filed under."""
+
+    series_pk: int
+    study_pk: int
+    study_instance_uid: str
+    policy_version: str | None
+    patient_pk: int
+    patient_id: str
+    issuer: str
+    corrections: str | None  # JSON, of the patient
+    study_corrections: str | None
+
+
+def _known(conn: Connection, sop_instance_uid: str) -> _Known | None:
+    row = _INSTANCE.first(conn, {"uid": sop_instance_uid})
+    return _Known(*row) if row is not None else None
+
+
+def _parents(conn: Connection, series_instance_uid: str) -> _Parents | None:
+    row = _PARENTS.first(conn, {"uid": series_instance_uid})
+    return _Parents(*row) if row is not None else None
 
 
 def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
@@ -75,8 +140,8 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
         Gone: it was purged at the end of its retention (C0F2).
     """
     header = arrival.header
-    known = conn.execute(_INSTANCE, {"uid": header.sop_instance_uid}).first()
-    if known is not None and known.pk is None:
+    known = _known(conn, header.sop_instance_uid)
+    if known is not None and not known.pk:
         raise Gone("it was purged at the end of its retention: «minipacs import --restore-purged» takes it back")
     if known is not None:
         return _again(conn, arrival, known)
@@ -84,8 +149,8 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
     patient_pk = parents.patient_pk
     conflict = f"{header.study_instance_uid} {arrival.identity_key}"  # the subject of its work item
     keys = header.keys[Level.IMAGE]
-    instance_pk = conn.execute(
-        _ADD_INSTANCE,
+    ((instance_pk,),) = _ADD_INSTANCE.all(
+        conn,
         {
             "series_pk": parents.series_pk,
             "sop_instance_uid": header.sop_instance_uid,
@@ -99,7 +164,7 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
             "identity": identity(header.levels),
             "held_for": conflict if contradiction else None,
         },
-    ).scalar_one()
+    )
     add_copy(conn, arrival, instance_pk)
     if header.truncated:
         open_item(
@@ -136,7 +201,7 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
     return Outcome.STORED_HELD
 
 
-def _again(conn: Connection, arrival: Arrival, known: AnyRow) -> Outcome:
+def _again(conn: Connection, arrival: Arrival, known: _Known) -> Outcome:
     """The SOP Instance UID is taken (REQ-DCM-15). An original that was replaced is held as its derived copy; when that
     is lost, the resend is the original again (law 7)."""
     if known.state == State.PURGING:
@@ -193,22 +258,24 @@ def _is_long(path: str, file_bytes: int) -> bool:
         return False
 
 
-def _place(conn: Connection, arrival: Arrival) -> tuple[AnyRow, str]:
+def _place(conn: Connection, arrival: Arrival) -> tuple[_Parents, str]:
     """The series to file under (made when new), its study and patient, and what the header contradicts ("" for
     nothing)."""
     header = arrival.header
-    parents = conn.execute(_PARENTS, {"uid": header.series_instance_uid}).first()
+    parents = _parents(conn, header.series_instance_uid)
     if parents is None:
-        study_pk = conn.execute(_STUDY_PK, {"uid": header.study_instance_uid}).scalar()
-        if study_pk is None:
+        filed = _STUDY_PK.first(conn, {"uid": header.study_instance_uid})
+        if filed is None:
             _add_study(conn, arrival, patient_of(conn, arrival))
-            study_pk = conn.execute(_STUDY_PK, {"uid": header.study_instance_uid}).scalar_one()
-        _add_series(conn, arrival, study_pk)
+            filed = _STUDY_PK.first(conn, {"uid": header.study_instance_uid})
+            assert filed is not None
+        _add_series(conn, arrival, filed[0])
         # read, not assumed: another process may have been quicker, with another study or another patient
-        parents = conn.execute(_PARENTS, {"uid": header.series_instance_uid}).one()
+        parents = _parents(conn, header.series_instance_uid)
+        assert parents is not None
         facts_changed(conn, parents.patient_pk)  # a visit: hospitals count from the patient's last one
     if parents.policy_version is not None:  # kept until retention has thought again (sheet 00 §8)
-        conn.execute(_FACT_CHANGED, {"of_study_pk": parents.study_pk})
+        _FACT_CHANGED.run(conn, {"of_study_pk": parents.study_pk})
     contradiction = contradiction_of(conn, arrival, parents)
     if parents.study_instance_uid != header.study_instance_uid:
         contradiction = "the Series Instance UID belongs to another study"
@@ -217,10 +284,10 @@ def _place(conn: Connection, arrival: Arrival) -> tuple[AnyRow, str]:
 
 def _add_study(conn: Connection, arrival: Arrival, patient_pk: int) -> None:
     header = arrival.header
-    conn.execute(
-        insert(conn, study).on_conflict_do_nothing(index_elements=["study_instance_uid"]),
+    _ADD_STUDY.run(
+        conn,
         {
-            **_columns(header, Level.STUDY),
+            **header.keys[Level.STUDY],
             "study_instance_uid": header.study_instance_uid,
             "patient_pk": patient_pk,
             "attributes": _json(header.levels[Level.STUDY]),
@@ -231,10 +298,10 @@ def _add_study(conn: Connection, arrival: Arrival, patient_pk: int) -> None:
 
 def _add_series(conn: Connection, arrival: Arrival, study_pk: int) -> None:
     header = arrival.header
-    conn.execute(
-        insert(conn, series).on_conflict_do_nothing(index_elements=["series_instance_uid"]),
+    _ADD_SERIES.run(
+        conn,
         {
-            **_columns(header, Level.SERIES),
+            **header.keys[Level.SERIES],
             "series_instance_uid": header.series_instance_uid,
             "study_pk": study_pk,
             "attributes": _json(header.levels[Level.SERIES]),
@@ -243,15 +310,10 @@ def _add_series(conn: Connection, arrival: Arrival, study_pk: int) -> None:
     )
 
 
-def _columns(header: Header, level: Level) -> dict[str, str | int | None]:
-    table = {Level.STUDY: study, Level.SERIES: series}[level]
-    return {name: value for name, value in header.keys[level].items() if name in table.c}
-
-
 def add_copy(conn: Connection, arrival: Arrival, instance_pk: int) -> None:
     """File the file that arrived as a copy of an instance."""
-    conn.execute(
-        _ADD_LOCATION,
+    _ADD_LOCATION.run(
+        conn,
         {
             "instance_pk": instance_pk,
             "tier": arrival.tier,
@@ -273,8 +335,8 @@ def quarantine(conn: Connection, arrival: Arrival) -> bool:
         Gone: the known one was purged meanwhile.
     """
     header = arrival.header
-    taken = conn.execute(_INSTANCE, {"uid": header.sop_instance_uid}).first()
-    state = taken and taken.pk and conn.execute(_STATE, {"instance_pk": taken.pk}).scalar()
+    taken = _known(conn, header.sop_instance_uid)
+    state = conn.execute(_STATE, {"instance_pk": taken.pk}).scalar() if taken is not None and taken.pk else None
     if taken is not None and state in (None, State.PURGING):
         raise Gone("it was purged at the end of its retention, or is being removed")
     where = (quarantined.c.sop_instance_uid == header.sop_instance_uid) & (quarantined.c.digest == arrival.digest)

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, event, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from archive.clock import Clock
+from archive.commit import LATER_BATCH
 from archive.config import Settings
 from archive.core import Archive, open_archive
 from archive.errors import Busy, NotFound
@@ -165,6 +166,31 @@ def test_a_write_nobody_awaits_does_not_wait_for_those_that_follow(archive: Arch
         if names(archive) == ["early"]:
             break
     assert time.monotonic() - began < 1.0
+
+
+def test_writes_nobody_awaits_wake_the_thread_once_and_share_a_commit(archive: Archive) -> None:
+    archive.commit.run(lambda conn: None)  # the thread waits
+    commits: list[int] = []
+    event.listen(archive.engine, "commit", lambda conn: commits.append(1))
+    ran: list[int] = []
+    for number in range(50):
+        archive.commit.later(lambda conn, number=number: ran.append(number))  # type: ignore[misc]
+    assert archive.commit._queue.qsize() <= 1
+    archive.commit.run(add("awaited"))  # takes them along, in front
+    assert ran == list(range(50))
+    assert len(commits) == 1
+
+
+def test_many_writes_nobody_awaits_do_not_wait_for_their_time(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("archive.commit.LATER_SECONDS", 3600)
+    for number in range(LATER_BATCH):
+        archive.commit.later(add(f"n{number}"))
+    deadline = time.monotonic() + 30
+    while len(names(archive)) < LATER_BATCH and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(names(archive)) == LATER_BATCH
 
 
 def test_closing_finishes_what_was_handed_in_and_refuses_more(archive: Archive) -> None:

@@ -15,8 +15,9 @@ from pydicom.filewriter import write_dataset
 from pydicom.sequence import Sequence
 
 from archive.dicom.charset import choose
-from archive.dicom.elements import encoding_of
+from archive.dicom.elements import IMPLICIT_LE, encoding_of
 from archive.errors import UnreadableInstance
+from dicom_scp import identifier as module
 from dicom_scp.identifier import Asked, Encoder, Field, decode
 from tests.dicom_scp import slow_encoder
 
@@ -192,6 +193,22 @@ def test_a_request_is_read_in_every_syntax(syntax: str, undefined: bool) -> None
     assert [inner.text for inner in item] == ["É1", ""]
     assert asked[0x00081032].items == ((),)
     assert asked[0x0040A370].items == ()
+
+
+@pytest.mark.parametrize("charset", ["", "ISO_IR 100", "ISO_IR 192"])
+def test_a_request_of_text_alone_is_read_as_any_other(charset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ds = Dataset()
+    if charset:
+        ds.SpecificCharacterSet = charset
+    ds.QueryRetrieveLevel, ds.PatientName, ds.PatientID, ds.StudyDate = "STUDY", "LEFÈVRE^*", " 12 ", "20260101-"
+    ds.StudyInstanceUID, ds.ModalitiesInStudy, ds.StudyDescription = ["1.2.3", "1.2.4"], ["CT", "MR"], "x" * 100
+    for keyword in ("StudyTime", "AccessionNumber", "NumberOfStudyRelatedInstances"):
+        setattr(ds, keyword, None)
+    data = encoded(ds, IMPLICIT)
+    quick = decode(data, IMPLICIT_LE, default_charset="ISO_IR 100")
+    monkeypatch.setattr(module, "_plain", lambda data: None)
+    assert decode(data, IMPLICIT_LE, default_charset="ISO_IR 100") == quick
+    assert quick.elements[0x00100010].text == "LEFÈVRE^*"
 
 
 def test_without_a_character_set_the_sites_own_is_assumed() -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import event
 
 from archive.core import Archive
 from archive.dicom.attributes import Level
 from archive.index.aliases import survivors
 from archive.index.match import Key
-from archive.index.statements import Form, statement
+from archive.index.statements import Form, prepared, statement
 from tests.archive.index.filling import ask, key
 from tests.builders import new_uid
 
@@ -27,21 +28,27 @@ pytestmark = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 
 def plan(archive: Archive, level: Level, *keys: Key, limit: int = 100) -> list[str]:
     """The steps of the statements of a query."""
-    seen: list[tuple[str, Any]] = []
+    with told(archive) as texts:
+        ask(archive, level, *keys, want=WANT, limit=limit)
+    return steps_of(archive, [text for text in texts if "merged_into_pk" not in text])  # a look by the same key
 
-    def note(conn: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
-        seen.append((statement, parameters))
 
-    event.listen(archive.engine, "before_cursor_execute", note)
-    ask(archive, level, *keys, want=WANT, limit=limit)
-    event.remove(archive.engine, "before_cursor_execute", note)
+@contextmanager
+def told(archive: Archive) -> Iterator[list[str]]:
+    """The SELECTs that SQLite runs meanwhile, with their values in the text."""
+    with archive.engine.connect() as conn:  # the one connection of the pool
+        driver: Any = conn.connection.dbapi_connection
+    texts: list[str] = []
+    driver.set_trace_callback(lambda text: texts.append(text) if text.startswith("SELECT") else None)
+    try:
+        yield texts
+    finally:
+        driver.set_trace_callback(None)
+
+
+def steps_of(archive: Archive, texts: list[str]) -> list[str]:
     with archive.engine.connect() as conn:
-        return [
-            str(row[3])
-            for statement, parameters in seen
-            if statement.startswith("SELECT") and "merged_into_pk" not in statement  # a look by the same key
-            for row in conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
-        ]
+        return [str(row[3]) for text in texts for row in conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}")]
 
 
 def scans(steps: list[str]) -> list[str]:
@@ -97,30 +104,22 @@ def test_a_wildcard_in_front_reads_names_and_not_studies(archive: Archive) -> No
 
 
 def test_an_identifier_is_looked_up_among_those_merged_away_by_its_index(archive: Archive) -> None:
-    with archive.engine.connect() as conn:
-        seen: list[tuple[str, Any]] = []
-        event.listen(conn, "before_cursor_execute", lambda c, cur, text, values, *rest: seen.append((text, values)))
-        assert survivors(conn, ["IPP1"], issued=lambda issuer: True) is None
-        text, values = seen[-1]
-        steps = [str(row[3]) for row in conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)]
-    assert steps == ["SEARCH patient USING INDEX ix_patient_patient_id (patient_id=?)"]
+    with told(archive) as texts, archive.engine.connect() as conn:
+        assert survivors(conn, "IPP1", issued=lambda issuer: True) is None
+    assert steps_of(archive, texts) == ["SEARCH patient USING INDEX ix_patient_patient_id (patient_id=?)"]
 
 
 def test_a_survivor_is_reached_by_the_key_of_the_row(archive: Archive) -> None:
     keyed = statement(Form(Level.STUDY, (("in", "patient.pk", "p0"),), (), (), (), selective=True, paged=False))
-    with archive.engine.connect() as conn:
-        seen: list[tuple[str, Any]] = []
-        event.listen(conn, "before_cursor_execute", lambda c, cur, text, values, *rest: seen.append((text, values)))
+    with told(archive) as texts, archive.engine.connect() as conn:
         conn.execute(keyed, {"p0": [1, 2]}).all()
-        text, values = seen[-1]
-        steps = [str(row[3]) for row in conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)]
+    steps = steps_of(archive, texts)
     assert not scans(steps), steps
     assert "ix_study_patient_pk" in " ".join(steps), steps
 
 
 def test_the_text_of_a_statement_does_not_depend_on_the_values(archive: Archive) -> None:
-    texts: set[str] = set()
-    event.listen(archive.engine, "before_cursor_execute", lambda c, cur, text, *rest: texts.add(text))
+    prepared.cache_clear()
     for name in ("DUPONT*", "Martin-D*", "100%*", "O'Brien*", "Lefèvre*"):
         ask(archive, Level.STUDY, key("PatientName", name), key("StudyDate", "20260105"))
-    assert len([text for text in texts if text.startswith("SELECT")]) == 1
+    assert prepared.cache_info().currsize == 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from sqlalchemy import event, update
+from sqlalchemy import update
 
 from archive.access import Actor
 from archive.core import Archive
@@ -14,6 +16,7 @@ from archive.errors import IndexUnavailable, InvalidQuery
 from archive.index.query import Query, count, find
 from archive.instance import CopyState, State
 from archive.schema import instance, location
+from archive.schema.prepared import Prepared
 from tests.archive.index.filling import ask, fill, key, names, study, tag, value
 from tests.builders import new_uid
 
@@ -275,13 +278,22 @@ def test_pages_follow_each_other_without_gap_or_repetition(
         assert count(conn, Query(level, tuple(asked)), at_most=4) == 4
 
 
-def test_a_page_costs_the_same_statements_whatever_its_number_of_rows(archive: Archive, actor: Actor) -> None:
+def test_a_page_costs_the_same_statements_whatever_its_number_of_rows(
+    archive: Archive, actor: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(archive, actor, *(study("A", SOPInstanceUID=new_uid("A", str(n)), InstanceNumber=n) for n in range(1, 13)))
     want = ("InstanceNumber", "NumberOfSeriesRelatedInstances", "NumberOfStudyRelatedSeries", "PatientName")
-    statements: list[str] = []
-    event.listen(archive.engine, "before_cursor_execute", lambda c, cur, text, *rest: statements.append(text))
+    statements: list[Prepared] = []
+    pages = Prepared.pages
+
+    def noted(self: Prepared, *arguments: Any, **options: Any) -> Any:
+        statements.append(self)
+        return pages(self, *arguments, **options)
+
+    monkeypatch.setattr(Prepared, "pages", noted)
     assert len(ask(archive, IM, want=want)) == 12
     few = len(statements)
+    assert few > 0
     fill(archive, actor, *(study("A", SOPInstanceUID=new_uid("A", str(n)), InstanceNumber=n) for n in range(13, 40)))
     statements.clear()
     rows = ask(archive, IM, want=want)
