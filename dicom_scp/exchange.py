@@ -39,6 +39,7 @@ class Context:
     combined_datetime: bool = False
     empty_values: bool = False
     multiple_values: bool = False
+    timezone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

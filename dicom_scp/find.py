@@ -5,6 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from datetime import timezone
 from functools import lru_cache
 
 from archive.access import Action, demand
@@ -20,6 +21,7 @@ from archive.index.asked import audit_query
 from archive.index.computed import INSTANCE_AVAILABILITY
 from archive.index.match import Key, is_asking
 from archive.index.query import TIMEZONE_OFFSET, Query
+from archive.index.zones import zone_of
 from dicom_scp.identifier import Asked, Encoder, Field, Identifier, decode
 from dicom_scp.messages import Answer, FindRequest
 from dicom_scp.status import Status
@@ -119,6 +121,7 @@ def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> _Pl
         tuple(keys),
         want=form.want,
         combined_datetime=request.combined_datetime,
+        zone=_zone(request, identifier),
         limit=archive.settings.dicom.find_limit + 1,
     )
     return _Plan(query, form, pending)
@@ -182,6 +185,17 @@ def _check_hierarchy(levels: tuple[Level, ...], level: Level, identifier: Identi
             raise InvalidQuery("a unique key above the level needs one value", tag=tag)
         if not text.strip("*") and (strict or above is not Level.SERIES):
             raise InvalidQuery("a unique key above the level is missing", tag=tag)
+
+
+def _zone(request: FindRequest, identifier: Identifier) -> timezone | None:
+    """The time zone that the request is asked in, where that was negotiated (REQ-DCM-34)."""
+    asked = identifier.elements.get(TIMEZONE_OFFSET)
+    if not request.timezone or asked is None or not asked.text.strip(" \0"):
+        return None
+    zone = zone_of(asked.text)
+    if zone is None:
+        raise InvalidQuery("Timezone Offset From UTC is written as +0200", tag=TIMEZONE_OFFSET)
+    return zone
 
 
 def _key(request: FindRequest, asked: Asked, vr: str) -> Key:

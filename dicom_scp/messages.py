@@ -38,6 +38,7 @@ class FindRequest:
     actor: Actor
     empty_values: bool = False
     multiple_values: bool = False
+    timezone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

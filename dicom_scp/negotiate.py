@@ -30,9 +30,9 @@ from dicom_scp.exchange import Context
 LEAST_MAX_PDU = 1024  # a peer that takes less cannot be served at any speed
 _STRANGERS_MAY = ("store", "query", "retrieve")
 # Bytes of the extended negotiation that are implemented: relational everywhere (PS3.4 C.5.1.1, C.5.2.1, C.5.3.1);
-# for C-FIND alone combined date-time, empty value and multiple value matching. For C-MOVE and C-GET the second byte
-# means something else.
-OPTIONS = {Service.FIND: (0, 1, 5, 6), Service.MOVE: (0,), Service.GET: (0,)}
+# for C-FIND alone combined date-time, timezone query adjustment, empty value and multiple value matching. For C-MOVE
+# and C-GET the second byte means something else.
+OPTIONS = {Service.FIND: (0, 1, 3, 5, 6), Service.MOVE: (0,), Service.GET: (0,)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +193,7 @@ def _contexts(settings: Dicom, request: AssociateRequest) -> tuple[dict[int, Con
             we_send=service is Service.STORAGE and role is not None and role.scp,
             relational=options[0:1] == b"\1",
             combined_datetime=options[1:2] == b"\1",
+            timezone=options[3:4] == b"\1",
             empty_values=options[5:6] == b"\1",
             multiple_values=options[6:7] == b"\1",
         )

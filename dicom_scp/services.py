@@ -161,6 +161,7 @@ def _find(session: Session, message: Message) -> None:
         actor=session.actor,
         empty_values=context.empty_values,
         multiple_values=context.multiple_values,
+        timezone=context.timezone,
     )
     waiting: list[bytes | memoryview] = []
     size, since = 0, monotonic()

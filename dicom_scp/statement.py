@@ -182,7 +182,10 @@ def _text(dicom: Dicom) -> Iterator[Part]:
         "Time zone",
         text=(
             "Timezone Offset From UTC (0008,0201) is kept and given back. Dates and times are matched as they were "
-            "received; Europe/Paris is used to compute dates of retention and registers, never written into objects.",
+            "received; where timezone query adjustment was negotiated and the request names its zone, in that zone, "
+            "in which they are given back too (study, series, performed procedure step, content; without an offset "
+            "they are those of Europe/Paris).",
+            "Europe/Paris is used to compute dates of retention and registers, never written into objects.",
         ),
     )
 

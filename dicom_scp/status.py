@@ -67,19 +67,17 @@ OF_ERROR: dict[type[ArchiveError], Status] = {
 }
 
 
-def _broken(outcome: Outcome, tag: int) -> Answer:
-    """A rule of the SOP class is broken; the instance is stored as it is (PS3.4 B.2.3)."""
-    return Answer(Status.BREAKS_CLASS, comment=outcome.value, offending=(tag,))
+def _warned(outcome: Outcome, status: Status, tag: int) -> Answer:
+    """Stored as it is, and something is to be known of it (PS3.4 B.2.3)."""
+    return Answer(status, comment=outcome.value, offending=(tag,))
 
 
 OF_OUTCOME: dict[Outcome, Answer] = {
     Outcome.STORED: Answer(Status.SUCCESS),
-    Outcome.COERCED: Answer(
-        Status.WARNING, comment="Patient ID or its issuer will leave changed", offending=(0x00100020,)
-    ),
-    Outcome.TRUNCATED: _broken(Outcome.TRUNCATED, 0x7FE00010),
-    Outcome.WITHOUT_MODALITY: _broken(Outcome.WITHOUT_MODALITY, 0x00080060),
-    Outcome.WITHOUT_SIZE: _broken(Outcome.WITHOUT_SIZE, 0x00280010),
+    Outcome.COERCED: _warned(Outcome.COERCED, Status.WARNING, 0x00100020),
+    Outcome.TRUNCATED: _warned(Outcome.TRUNCATED, Status.BREAKS_CLASS, 0x7FE00010),
+    Outcome.WITHOUT_MODALITY: _warned(Outcome.WITHOUT_MODALITY, Status.BREAKS_CLASS, 0x00080060),
+    Outcome.WITHOUT_SIZE: _warned(Outcome.WITHOUT_SIZE, Status.BREAKS_CLASS, 0x00280010),
     Outcome.STORED_HELD: Answer(Status.SUCCESS),
     Outcome.ALREADY_STORED: Answer(Status.SUCCESS),
     Outcome.REPAIRED: Answer(Status.SUCCESS),

@@ -24,6 +24,7 @@ WILDCARD_VRS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", 
 NUMBER_VRS = frozenset({"DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV"})
 LEADING_SPACES_COUNT = frozenset({"LT", "ST", "UT"})
 MAX_CHARACTERS = 10_240  # of a key that is no list: an LT (PS3.5 6.2), and SQLite's limit of a pattern
+MAX_VALUES = 200  # of a key that is a choice: SQLite nests no more than 1000 conditions
 MAX_NUMBER = 2**31 - 1  # of an IS (PS3.5 6.2), and of the columns
 
 
@@ -160,8 +161,11 @@ def _single(key: Key) -> Criterion | None:  # noqa: PLR0911 - one answer for eac
 
 
 def _several(key: Key) -> Criterion | None:
+    values = key.value.split("\\")
+    if len(values) > MAX_VALUES:
+        raise InvalidQuery("a key has too many values", tag=key.tag)
     choices = []
-    for value in key.value.split("\\"):
+    for value in values:
         choice = _single(replace(key, value=value))
         if choice is None:
             return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import timezone
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -20,15 +21,28 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from archive.dicom.attributes import ATTRIBUTES, BY_TAG, Level
 from archive.errors import IndexUnavailable, InvalidQuery
+from archive.index import zones
 from archive.index.aliases import survivors
 from archive.index.computed import COMPUTED, COMPUTED_BY_TAG, MODALITIES_IN_STUDY, SOP_CLASSES_IN_STUDY
-from archive.index.conditions import TABLES, Parameters, Shape, combined, condition, hints, lead, text_condition
+from archive.index.conditions import (
+    TABLES,
+    Parameters,
+    Shape,
+    column_of,
+    combined,
+    condition,
+    hints,
+    lead,
+    text_condition,
+)
 from archive.index.match import Between, Criterion, Exact, Key, Wild, accepts, criterion, is_asking, row_meets
 from archive.index.statements import DEPTH, Form, counting, keyed, prepared
 
 Row = dict[str, Any]  # DICOM JSON: eight hexadecimal digits to {"vr": …, "Value": […]}
 
-TIMEZONE_OFFSET = 0x00080201
+Interval = tuple[int, int, Between, Between]  # tags of a date and a time, what is asked of them as one
+
+TIMEZONE_OFFSET = zones.OFFSET
 PAGE = 200  # rows fetched at a time
 _ON_STUDY = {
     MODALITIES_IN_STUDY: ("modality", "series.modality"),
@@ -50,6 +64,7 @@ class Query:
     keys: tuple[Key, ...] = ()
     want: frozenset[int] = frozenset()
     combined_datetime: bool = False  # REQ-DCM-35: date and time ranges are one interval
+    zone: timezone | None = None  # in which dates and times are asked and given (archive.index.zones); None: as kept
     limit: int | None = None
     offset: int = 0
 
@@ -76,6 +91,18 @@ class _Plan:
     residual: tuple[Key, ...]  # matched on the rows
     residual_loads: tuple[Level, ...]
     above: Mapping[Level, tuple[int, ...]]  # computed attributes of the levels above
+    zone: timezone | None = None  # in which the rows are matched
+    intervals: tuple[Interval, ...] = ()
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether something is matched on the rows."""
+        return bool(self.residual or self.intervals)
+
+    def meets(self, row: Row) -> bool:
+        if self.zone is not None:
+            row = zones.turned(row, self.zone)
+        return row_meets(self.residual, row) and all(zones.within(row, *one) for one in self.intervals)
 
 
 def find(conn: Connection, query: Query) -> Iterator[Row]:
@@ -92,15 +119,15 @@ def find(conn: Connection, query: Query) -> Iterator[Row]:
         plan = _plan(conn, query)
     except SQLAlchemyError as error:
         raise IndexUnavailable("the index cannot be read") from error
-    rows = _direct(conn, plan, query) if not plan.residual else _filtered(conn, plan, query)
-    return _translated(rows)
+    rows = _translated(_filtered(conn, plan, query) if plan.by_rows else _direct(conn, plan, query))
+    return rows if query.zone is None else (zones.turned(row, query.zone) for row in rows)
 
 
 def count(conn: Connection, query: Query, *, at_most: int) -> int:
     """How many rows match, without regard to `limit` and `offset`; counting ends at `at_most`."""
     try:
         plan = _plan(conn, replace(query, want=frozenset(), limit=at_most, offset=0))
-        if plan.residual:
+        if plan.by_rows:
             return sum(1 for _ in islice(_translated(_candidates(conn, plan)), at_most))
         ((total,),) = counting(plan.form).all(conn, plan.parameters.values | {"limit": at_most, "offset": 0})
     except SQLAlchemyError as error:
@@ -121,7 +148,10 @@ def _plan(conn: Connection, query: Query) -> _Plan:
     residual: list[Key] = []
     wanted = {key.tag: _checked(query.level, key) for key in query.keys}
     where += _survivors(conn, wanted, parameters)
-    if query.combined_datetime:
+    intervals: list[Interval] = []
+    if query.zone is not None:
+        where += _zoned(query, wanted, parameters, residual, intervals)
+    elif query.combined_datetime:
         where += _intervals(wanted, parameters)
     for key in query.keys:
         if key.tag not in wanted:
@@ -150,7 +180,10 @@ def _plan(conn: Connection, query: Query) -> _Plan:
         selective=selective,
         paged=query.limit is not None or query.offset > 0,
     )
-    return _Plan(form, parameters, tuple(residual), _sorted({_level(key.tag) for key in residual}), above)
+    loaded = {_level(key.tag) for key in residual} | {_level(one[0]) for one in intervals}
+    if query.zone is not None and loaded:
+        loaded.add(Level.STUDY)  # its zone
+    return _Plan(form, parameters, tuple(residual), _sorted(loaded), above, query.zone, tuple(intervals))
 
 
 @lru_cache(maxsize=256)
@@ -187,6 +220,28 @@ def _survivors(conn: Connection, wanted: dict[int, Criterion | None], parameters
         yield ("in", "patient.pk", parameters.add(pks))
         del wanted[_PATIENT_ID]
         wanted.pop(_ISSUER, None)
+
+
+def _zoned(
+    query: Query,
+    wanted: dict[int, Criterion | None],
+    parameters: Parameters,
+    residual: list[Key],
+    intervals: list[Interval],
+) -> Iterator[Shape]:
+    """Takes dates and times out of `wanted`: the days around them are selected, the rest is matched on the rows."""
+    for date, time in zones.PAIRS:
+        days, times = wanted.get(date), wanted.get(time)
+        if query.combined_datetime and isinstance(days, Between) and isinstance(times, Between):
+            intervals.append((date, time, days, times))
+        else:
+            residual += [key for key in query.keys if key.tag in (date, time) and wanted.get(key.tag) is not None]
+        if isinstance(days, Between) and BY_TAG[date].column is not None:
+            around = zones.widened(days)
+            if around.low or around.high:
+                yield text_condition(column_of(BY_TAG[date]), around, parameters)
+        for tag in (date, time):
+            wanted.pop(tag, None)
 
 
 def _intervals(wanted: dict[int, Criterion | None], parameters: Parameters) -> Iterator[Shape]:
@@ -295,7 +350,7 @@ def _candidates(conn: Connection, plan: _Plan) -> Iterator[int]:
     form = replace(plan.form, loads=plan.residual_loads, parents=(), computed=(), paged=False)
     reader = _Reader(form)
     for values in _execute(conn, form, plan.parameters.values):
-        if row_meets(plan.residual, reader.read(values)):
+        if plan.meets(reader.read(values)):
             yield values[0]
 
 

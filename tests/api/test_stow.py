@@ -123,6 +123,15 @@ def test_what_is_stored_in_part_is_202_with_the_reasons(archive: Archive, client
 
 
 @pytest.mark.req("REQ-DCM-94")
+def test_what_is_stored_with_a_warning_is_202_with_its_reason(archive: Archive, client: httpx.Client) -> None:
+    good, odd = ct_slice(number=1), ct_slice(number=2, Modality=None)
+    answer = post(client, part10(good), part10(odd))
+    assert answer.status_code == 202
+    assert [item.get("00081196") for item in items(answer, "00081199")] == [None, {"vr": "US", "Value": [0xB007]}]
+    assert len(select(archive, study_uids=[good.StudyInstanceUID])) == 2
+
+
+@pytest.mark.req("REQ-DCM-94")
 def test_another_study_than_the_one_of_the_address_is_409(archive: Archive, client: httpx.Client) -> None:
     ds = ct_slice()
     answer = post(client, part10(ds), path="/dicom-web/studies/1.2.3.4")

@@ -254,6 +254,7 @@ def test_combined_date_and_time_only_when_negotiated(filled: Archive, actor: Act
         ("STUDY", "PatientWeight", '""', ["B", "A", "C"]),  # no column: row by row
         ("STUDY", "PatientName", '""', []),
         ("STUDY", "PatientName", "martin^*\\lefevre^*", ["B", "A"]),
+        ("STUDY", "PatientName", "martin^*\\=x*", ["B"]),  # another group of the name: row by row
         ("STUDY", "PatientID", "A\\C", ["A", "C"]),
         ("STUDY", "StudyDate", "20260105\\20260107-", ["B", "A"]),
         ("SERIES", "SeriesNumber", "2\\3", ["A"]),
@@ -272,6 +273,21 @@ def test_empty_and_several_values_are_matched_when_negotiated(
     with suppress(InvalidQuery):  # otherwise it is a value like any other, or none of its VR
         plain = found(asked(filled, actor, ds, identifier=data, relational=True))
         assert [answer.PatientID for answer in plain] != expected or not expected
+
+
+@pytest.mark.req("REQ-DCM-34")
+def test_the_zone_of_the_request_counts_only_when_that_was_negotiated(filled: Archive, actor: Actor) -> None:
+    """B says +0200, 10:15 on the 7th: 17:15 in +0900."""
+    ds = identifier("STUDY", PatientID="B", StudyTime="1700-1800", TimezoneOffsetFromUTC="+0900")
+    assert found(asked(filled, actor, ds)) == []
+    (answer,) = found(asked(filled, actor, ds, timezone=True))
+    assert (answer.StudyTime, answer.TimezoneOffsetFromUTC) == ("171500", "+0900")
+    ds.TimezoneOffsetFromUTC = "Paris"
+    with pytest.raises(InvalidQuery) as refused:
+        asked(filled, actor, ds, timezone=True)
+    assert refused.value.tag == 0x00080201
+    ds.TimezoneOffsetFromUTC = None
+    assert found(asked(filled, actor, ds, timezone=True)) == []  # as the images say
 
 
 @pytest.mark.req("REQ-DCM-38")

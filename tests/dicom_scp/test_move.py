@@ -40,9 +40,10 @@ from tests.dicom_scp.retrieving import (
     counts,
     identifier,
     keep,
+    retrieve_command,
     write_study,
 )
-from tests.dicom_scp.wire import CT, EXPLICIT, IMPLICIT
+from tests.dicom_scp.wire import CT, EXPLICIT, IMPLICIT, STUDY_MOVE
 from tests.server import free_port
 
 OVER_TLS = "settings"
@@ -211,6 +212,39 @@ def test_a_copy_that_fails_while_it_is_sent_fails_alone(settings: Settings, monk
         _, responses = peer.collect()
         assert (responses[-1].Status, counts(responses[-1])) == (Status.WARNING, (None, 1, 1, 0))
         assert list(to.came) == [small.SOPInstanceUID]
+
+
+@pytest.mark.req("REQ-DCM-46")
+@pytest.mark.parametrize(
+    ("sop_class", "keys", "status"),
+    [
+        (STUDY_MOVE, identifier(QueryRetrieveLevel="PATIENT", PatientID="IPP1"), Status.DOES_NOT_MATCH_CLASS),
+        (STUDY_MOVE, identifier(QueryRetrieveLevel="STUDY", StudyInstanceUID="*"), Status.DOES_NOT_MATCH_CLASS),
+        (STUDY_MOVE, b"\x08\x00\x52\x00CS\xf0\x00ab", Status.CANNOT_UNDERSTAND),
+        (wire.STUDY_GET, identifier(), Status.CLASS_NOT_SUPPORTED),  # another class than the context's
+    ],
+    ids=["level", "wildcard", "unreadable", "class"],
+)
+def test_a_move_that_makes_no_sense_is_refused_and_nothing_is_sent(
+    settings: Settings, sop_class: str, keys: bytes, status: Status
+) -> None:
+    with destination() as to, moving(settings, to.port) as (server, peer):
+        keep(server.archive, ct_slice())
+        peer.say(wire.command(9, retrieve_command(Field.C_MOVE_RQ, sop_class, "DEST")) + wire.data_set(9, keys))
+        _, [response] = peer.collect()
+        assert response.Status == status
+        assert response.get("ErrorComment")
+        assert (peer.echoes(), to.associations) == (True, 0)
+
+
+@pytest.mark.req("REQ-DCM-46")
+def test_a_peer_that_may_not_retrieve_may_not_have_it_moved(settings: Settings) -> None:
+    peers = {"TESTER": {"may": ["store", "query"]}, "DEST": {"host": "127.0.0.1", "port": free_port()}}
+    with running(settings, peers=peers) as server, Getter(server) as peer:
+        peer.associate()
+        peer.ask(9, Field.C_MOVE_RQ, identifier(), "DEST")
+        _, [response] = peer.collect()
+        assert response.Status == Status.NOT_AUTHORISED
 
 
 @pytest.mark.req("REQ-DCM-38")

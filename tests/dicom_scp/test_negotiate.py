@@ -145,7 +145,7 @@ def test_extended_negotiation_is_answered_with_as_many_bytes_and_what_is_impleme
     offered = {STUDY_FIND: b"\1\1\1\1\1\1\1", STUDY_GET: b"\1\1", CT: b"\2\0\1"}
     with Peer(server) as peer:
         accept = peer.associate(request(user=user(extended=offered)))
-    assert accept.user.extended == {STUDY_FIND: b"\1\1\0\0\0\1\1", STUDY_GET: b"\1\0"}
+    assert accept.user.extended == {STUDY_FIND: b"\1\1\0\1\0\1\1", STUDY_GET: b"\1\0"}
     with Peer(server) as peer:
         assert peer.associate(request(user=user(extended={STUDY_FIND: b"\0"}))).user.extended == {STUDY_FIND: b"\0"}
 

@@ -19,6 +19,7 @@ from pydicom.filereader import read_dataset
 from dicom_scp import dimse, pdu
 from dicom_scp.associate import Role, encode_request
 from dicom_scp.dimse import Field
+from dicom_scp.messages import Answer
 from tests.builders import ct_slice, data_set, new_uid
 from tests.dicom_scp import wire
 from tests.dicom_scp.retrieving import Getter, cancel, identifier, retrieve_command
@@ -207,7 +208,7 @@ def hostile(ledger: Ledger, dice: random.Random) -> None:
     ledger.count("misdeeds")
 
 
-def slow(ledger: Ledger, dice: random.Random) -> None:
+def slow(ledger: Ledger, _dice: random.Random) -> None:
     """A byte now and then, until the archive has had enough."""
     whole = encode_request(_REQUEST)
     with suppress(OSError), Caller(ledger) as peer:
@@ -220,7 +221,6 @@ def slow(ledger: Ledger, dice: random.Random) -> None:
                 if not peer.sock.recv(64):
                     break
     ledger.count("slow")
-    del dice
 
 
 def _noise(peer: Caller, dice: random.Random) -> None:
@@ -339,10 +339,7 @@ def large_object(ledger: Ledger, mebibytes: int) -> None:
 
 
 def _stored(uid: str) -> bytes:
-    request = dimse.decode(dimse.store_request(1, CT, uid))
-    from dicom_scp.messages import Answer
-
-    return dimse.response(request, Answer(0))
+    return dimse.response(dimse.decode(dimse.store_request(1, CT, uid)), Answer(0))
 
 
 def _data_set_of(peer: Caller) -> Iterator[bytes]:

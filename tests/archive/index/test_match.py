@@ -165,6 +165,8 @@ def test_no_value_at_all_can_be_asked_for_where_that_was_negotiated() -> None:
     assert not accepts(wanted, "DA", ["20260105"])
     with pytest.raises(InvalidQuery):
         criterion(Key(DA, "DA", '""'))
+    with pytest.raises(InvalidQuery):
+        criterion(Key(DA, "DA", "\\".join(["20260105"] * 10_000), several=True))
 
 
 def test_any_of_several_values_is_enough_and_none_meets_a_key_that_asks() -> None:

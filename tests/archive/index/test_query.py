@@ -14,6 +14,7 @@ from archive.core import Archive
 from archive.dicom.attributes import Level
 from archive.errors import IndexUnavailable, InvalidQuery
 from archive.index.query import Query, count, find
+from archive.index.zones import zone_of
 from archive.instance import CopyState, State
 from archive.schema import instance, location
 from archive.schema.prepared import Prepared
@@ -175,6 +176,46 @@ def test_the_time_zone_of_a_study_comes_with_all_its_levels(archive: Archive, ac
         assert "00080201" not in other[0]
     # the study is found by the time that it says, not by that of another zone
     assert names(ask(archive, ST, key("StudyTime", "2330"))) == ["A"]
+
+
+@pytest.mark.req("REQ-DCM-34", "REQ-DCM-45")
+@pytest.mark.parametrize(
+    ("keys", "combined", "expected"),
+    [
+        ({"StudyDate": "20260106"}, False, ["Z", "P"]),
+        ({"StudyDate": "20260105"}, False, []),
+        ({"StudyDate": "-20260105"}, False, ["O"]),
+        ({"StudyTime": "0600-0700"}, False, ["Z"]),
+        ({"StudyDate": "20260106", "StudyTime": "0700-"}, False, ["P"]),
+        ({"StudyDate": "20260104-20260106", "StudyTime": "0600-0640"}, True, ["Z", "O"]),
+        ({"StudyDate": "20260105-20260106", "StudyTime": "0640-0800"}, True, ["Z", "P"]),
+        ({"StudyDate": "20260106-", "StudyTime": "0700-"}, True, ["P"]),
+        ({"StudyDescription": "O"}, False, ["O"]),
+    ],
+)
+def test_dates_and_times_are_asked_and_given_in_the_zone_of_whoever_asks(
+    archive: Archive, actor: Actor, keys: dict[str, str], combined: bool, expected: list[str]
+) -> None:
+    """At +0900: Z is of the 6th 06:30, P, without an offset and so in Paris, of the 6th 07:30, O of the 4th 12:00."""
+    fill(
+        archive,
+        actor,
+        study("Z", StudyDate="20260105", StudyTime="233000", TimezoneOffsetFromUTC="+0200"),
+        study("P", StudyDate="20260105", StudyTime="233000"),
+        study("O", StudyDate="20260104", StudyTime="120000", TimezoneOffsetFromUTC="+0900"),
+    )
+    asked = [key(name, text) for name, text in keys.items()]
+    options = {"zone": zone_of("+0900"), "combined_datetime": combined}
+    rows = ask(archive, ST, *asked, want=("StudyDescription", "StudyDate", "StudyTime"), **options)
+    assert sorted(names(rows)) == sorted(expected)
+    told = {"Z": ("20260106", "063000"), "P": ("20260106", "073000"), "O": ("20260104", "120000")}
+    for row in rows:
+        said = (value(row, "StudyDate"), value(row, "StudyTime"))
+        assert said == told[value(row, "StudyDescription")]
+        assert value(row, "TimezoneOffsetFromUTC") == "+0900"
+    with archive.engine.connect() as conn:
+        assert count(conn, Query(ST, tuple(asked), **options), at_most=9) == len(expected)
+    assert len(ask(archive, ST, *asked, limit=1, **options)) == min(1, len(expected))
 
 
 def _requested(step: str) -> Sequence:
