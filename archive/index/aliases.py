@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from sqlalchemy import Connection, bindparam, select
 
@@ -16,10 +16,10 @@ _ROWS = Prepared(
 )
 
 
-def survivors(conn: Connection, patient_id: str, *, issued: Callable[[str], bool]) -> list[int] | None:
-    """The numbers of the patients whom this Patient ID means, when one of those who had it was merged away; None: none
-    was, and they are found by the ID. Only those count whose issuer `issued` accepts."""
-    rows = _ROWS.all(conn, {"patient_id": patient_id})
+def survivors(conn: Connection, patient_ids: Collection[str], *, issued: Callable[[str], bool]) -> list[int] | None:
+    """The numbers of the patients whom these Patient IDs mean, when one of those who had them was merged away; None:
+    none was, and they are found by the IDs. Only those count whose issuer `issued` accepts."""
+    rows = [row for patient_id in patient_ids for row in _ROWS.all(conn, {"patient_id": patient_id})]
     if all(merged_into_pk is None for _, _, merged_into_pk in rows):
         return None
     return sorted({int(merged_into_pk or pk) for pk, issuer, merged_into_pk in rows if issued(issuer)})

@@ -214,8 +214,7 @@ def _survivors(conn: Connection, wanted: dict[int, Criterion | None], parameters
     identifier, issuer = wanted.get(_PATIENT_ID), wanted.get(_ISSUER)
     if not isinstance(identifier, Exact):
         return
-    (patient_id,) = identifier.values  # an LO has one
-    pks = survivors(conn, patient_id, issued=lambda written: issuer is None or accepts(issuer, "LO", [written]))
+    pks = survivors(conn, identifier.values, issued=lambda written: issuer is None or accepts(issuer, "LO", [written]))
     if pks is not None:
         yield ("in", "patient.pk", parameters.add(pks))
         del wanted[_PATIENT_ID]
