@@ -113,10 +113,11 @@ def study(request: Request, study: str, actor: MayFind) -> Response:
 
 
 def _life(archive: Archive, study: str) -> dict[str, Any]:
-    """Until when it is kept, and who forbids that it goes."""
+    """Until when it is kept, who forbids that it goes, and to whom it was promised (storage commitment)."""
     life = kept(archive, study)
     held = [one.shape() for one in life.holds]
-    return {"keep_until": life.keep_until, "announced": life.announced, "holds": held}
+    promised = [asdict(one) for one in life.commitments]
+    return {"keep_until": life.keep_until, "announced": life.announced, "holds": held, "commitments": promised}
 
 
 def _study(found: Study) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from archive.access import Actor
 from archive.audit.record import Outcome
+from archive.commitment import Promise, promises
 from archive.core import Archive
 from archive.dicom.attributes import Level
 from archive.errors import Rejected
@@ -144,11 +145,13 @@ def described(archive: Archive, study: str, *, actor: Actor) -> Study | None:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What becomes of a study: `keep_until` and `announced` as `/api/v1` gives them, and the holds that stand."""
+    """What becomes of a study: `keep_until` and `announced` as `/api/v1` gives them, the holds that stand, and to whom
+    it was promised that it is kept."""
 
     keep_until: dict[str, Any]
     announced: dict[str, Any] | None
     holds: list[Hold]
+    commitments: list[Promise]
 
 
 def kept(archive: Archive, study: str) -> Kept:
@@ -160,7 +163,8 @@ def kept(archive: Archive, study: str) -> Kept:
     with archive.reading() as conn:
         standing = list_holds(conn, study_instance_uid=study, today=local_day(archive.clock()))
         notice = announced(conn, study)
-    return Kept(explain(archive, study), notice, standing)
+        promised = promises(conn, study)
+    return Kept(explain(archive, study), notice, standing, promised)
 
 
 def line(row: Mapping[str, Any]) -> StudyLine:

@@ -30,6 +30,7 @@ class Action(StrEnum):
     ADMINISTER = "users, tokens, peers, settings, backup, jobs"
     SYSTEM = "system, metrics, reports"
     TESTBED = "test bed"
+    COMMIT = "ask for storage commitment"  # not a row there: whoever may store
     VERIFY = "check that the archive answers (C-ECHO)"
 
 
@@ -52,10 +53,11 @@ class Role(StrEnum):
 A, R = Action, Role
 _MAY: dict[Role, frozenset[Action]] = {
     R.RADIOLOGIST: frozenset(
-        {A.FIND, A.SEE, A.STORE, A.EXPORT, A.SETTLE, A.REJECT, A.HOLD, A.FORESEE, A.RETENTION, A.PURGES, A.SYSTEM}
+        {A.FIND, A.SEE, A.STORE, A.COMMIT, A.EXPORT, A.SETTLE, A.REJECT, A.HOLD, A.FORESEE, A.RETENTION, A.PURGES}
+        | {A.SYSTEM}
     ),
-    R.TECHNOLOGIST: frozenset({A.FIND, A.SEE, A.STORE, A.EXPORT}),
-    R.SECRETARY: frozenset({A.FIND, A.STORE, A.EXPORT, A.SYSTEM}),
+    R.TECHNOLOGIST: frozenset({A.FIND, A.SEE, A.STORE, A.COMMIT, A.EXPORT}),
+    R.SECRETARY: frozenset({A.FIND, A.STORE, A.COMMIT, A.EXPORT, A.SYSTEM}),
     R.REFERRING_PHYSICIAN: frozenset(),
     R.IT_ADMIN: frozenset({A.PURGES, A.ADMINISTER, A.SYSTEM, A.TESTBED}),
     R.IDENTITY_OFFICER: frozenset({A.FIND, A.SETTLE}),
@@ -63,7 +65,7 @@ _MAY: dict[Role, frozenset[Action]] = {
     R.QUALITY: frozenset({A.FIND, A.REJECT, A.HOLD, A.FORESEE, A.RETENTION, A.PURGES, A.SYSTEM}),
     R.AM_DELEGUE: frozenset(),
     R.AM_PRATICIEN_CONSEIL: frozenset(),
-    R.SERVICE: frozenset({A.FIND, A.SEE, A.STORE, A.FORESEE, A.PURGES, A.AUDIT, A.SYSTEM, A.TESTBED}),
+    R.SERVICE: frozenset({A.FIND, A.SEE, A.STORE, A.COMMIT, A.FORESEE, A.PURGES, A.AUDIT, A.SYSTEM, A.TESTBED}),
 }
 EVERYTHING = frozenset(Action)
 
@@ -72,6 +74,7 @@ PEER_MAY: dict[str, frozenset[Action]] = {
     "store": frozenset({A.STORE}),
     "query": frozenset({A.FIND}),
     "retrieve": frozenset({A.SEE}),
+    "commit": frozenset({A.COMMIT}),
 }
 
 HL7_MAY = frozenset({A.SETTLE})  # a RIS says who patients are and what was ordered; it reads nothing here

@@ -95,6 +95,25 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _answerable(self) -> Settings:
+        """Who is to be told something can be reached; what nobody could keep is not promised."""
+        for name, peer in self.dicom.peers.items():
+            reachable = peer.host is not None and peer.port is not None
+            if peer.notify and not reachable:
+                raise ValueError(f"dicom.peers.{name}: notify = true needs host and port")
+            if "commit" in peer.may and peer.commit_association == "new" and not reachable:
+                raise ValueError(
+                    f"dicom.peers.{name}: storage commitment is reported to host and port: give them, "
+                    'or commit_association = "same"'
+                )
+        if self.dicom.commit_requires_backup:
+            raise ValueError(
+                "dicom.commit_requires_backup: this version does not know what a backup holds, so that it could never "
+                "commit: leave it false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _lawful(self) -> Settings:
         """What the law or test_mode limits."""
         if not self.test_mode and INS_TEST & set(self.identity.ins_oids):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from archive.audit.record import Event, record, refused
 from archive.core import Archive
 from archive.dicom.header import Header, read_header
 from archive.errors import Conflict, Gone, Rejected, UidMismatch, Unavailable
-from archive.index.arrival import RECOVERED, Arrival
+from archive.index.arrival import RECOVERED, Arrival, Notify
 from archive.index.aside import replace_first
 from archive.index.copies import add_cold_copy
 from archive.index.write import add_instance, quarantine, repair_instance
@@ -103,6 +104,7 @@ def ingest(archive: Archive, incoming: Incoming, *, actor: Actor, scope: str = "
             authorities=archive.authorities,
             at=archive.clock(),
             roots=_roots(archive),
+            notify=_notify(archive),
         )
         calling_ae = incoming.meta.source_ae if actor.door is Door.DICOM else ""
         rules = forwarding.wanted_by(archive.settings, header, calling_ae) if forward else ()
@@ -120,7 +122,7 @@ def adopt(archive: Archive, path: str, *, actor: Actor, forward: bool = False) -
         Gone: it was purged, and the file is removed.
         Rejected: it is not an instance that can be filed; it stays where it is.
     """
-    arrival = arrival_of(archive, path)
+    arrival = replace(arrival_of(archive, path), notify=_notify(archive))
     rules = forwarding.wanted_by(archive.settings, arrival.header, arrival.source_ae) if forward else ()
     return _record(archive, arrival, actor, "", rules)
 
@@ -241,6 +243,15 @@ def _refuse(archive: Archive, arrival: Arrival, actor: Actor, error: Gone) -> No
 
 def _roots(archive: Archive) -> dict[str, str]:
     return {tier.name: str(tier.root) for tier in (archive.hot, archive.cold)}
+
+
+def _notify(archive: Archive) -> Notify | None:
+    """When peers are told of what arrives now (archive.notification)."""
+    settings = archive.settings.dicom
+    if not settings.listeners():
+        return None
+    quiet, now = timedelta(seconds=settings.notify_quiet_seconds), archive.real_clock()
+    return Notify(after=now + quiet, at=now + quiet * 1.5)
 
 
 def _header(archive: Archive, incoming: Incoming) -> Header:

@@ -53,6 +53,8 @@ class Availability(StrEnum):
 
 # Instances that others see: found, counted, retrieved.
 CURRENT = frozenset({State.STORED})
+# Instances of which nobody outside knows, yet.
+UNSEEN = frozenset({State.HELD, State.PENDING})
 # Instances that are answered for when they are asked by their SOP Instance UID.
 KNOWN = CURRENT | {State.REPLACED}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -106,11 +107,12 @@ def verify(
             report.checked += 1
             if progress is not None:
                 progress(report.checked, total)
-        archive.commit.run(partial(_keep, verdicts=verdicts, at=archive.clock()))
+        archive.commit.run(partial(keep_verdicts, verdicts=verdicts, at=archive.clock()))
     return report
 
 
-def _keep(conn: Connection, *, verdicts: list[dict[str, Any]], at: Any) -> None:
+def keep_verdicts(conn: Connection, *, verdicts: list[dict[str, Any]], at: datetime) -> None:
+    """What was seen of copies: `location_pk` and `state` of each, and when."""
     if verdicts:
         conn.execute(
             _SEEN.values(state=bindparam("state"), verified_at=bindparam("at")), [{**v, "at": at} for v in verdicts]

@@ -25,7 +25,8 @@ from archive.schema.types import AnyRow
 
 LEASE = timedelta(minutes=15)  # for one attempt; `extend` gives as much again
 ATTEMPTS = 10  # then the job is dead: a person looks at it
-ATTEMPTS_OF = {"dicom.send": 20}  # a peer that is switched off over a weekend: more than two days
+# Who is told or sent something may be switched off over a weekend: more than two days.
+ATTEMPTS_OF = {"dicom.send": 20, "dicom.commitment": 24, "dicom.availability": 24}
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=10), timedelta(hours=6)  # between attempts, doubling
 KEPT = timedelta(days=7)  # jobs that are done are forgotten after this; dead ones stay
 _POLL_SECONDS = 0.1
@@ -49,12 +50,19 @@ class Job:
     finished_at: datetime | None
 
 
-def put(conn: Connection, kind: str, payload: Mapping[str, Any], *, at: datetime) -> int:
-    """Owe a job, in the transaction that causes it; its id. `at` is real time."""
+def put(conn: Connection, kind: str, payload: Mapping[str, Any], *, at: datetime, once: bool = False) -> int:
+    """Owe a job, in the transaction that causes it; its id. `at` is real time, from when on it is due. `once`: not if
+    the same is due already."""
     conn.execute(delete(job).where(job.c.state == "done", job.c.finished_at < at - KEPT))
+    said = orjson.dumps(dict(payload)).decode()
+    if once:
+        same = (job.c.state == "due", job.c.kind == kind, job.c.payload == said)
+        known = conn.execute(select(job.c.pk).where(*same).limit(1)).scalar()
+        if known is not None:
+            return int(known)
     values = {
         "kind": kind,
-        "payload": orjson.dumps(dict(payload)).decode(),
+        "payload": said,
         "state": "due",
         "due_at": at,
         "attempts": 0,
@@ -117,7 +125,7 @@ def finish(archive: Archive, one: Job, result: Mapping[str, Any]) -> bool:
 
 
 def fail(archive: Archive, one: Job, error: str, *, again: bool = True) -> bool:
-    """It failed. Tried again later and later, at most ATTEMPTS times; not `again`: dead at once. `error` names no
+    """It failed. Tried again later and later, as often as its kind is; not `again`: dead at once. `error` names no
     patient."""
     now = archive.real_clock()
 

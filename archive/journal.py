@@ -58,6 +58,7 @@ class Kind(StrEnum):
     PURGE = "purge"  # id of the purge: certificate, tombstones
     HELD = "held"  # SOP Instance UID: held back, and accepted or rejected by a person
     CONFLICT = "conflict"  # SOP Instance UID: which of several contents stands, by a person's word
+    COMMITMENT = "commitment"  # transaction, peer and study: how many instances were promised
     RESTORED = "restored"  # SOP Instance UID: its tombstone was lifted, or put back
 
 

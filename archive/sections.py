@@ -18,7 +18,7 @@ class Section(BaseModel):
 
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x20-\x7e]*[\x21-\x7e][\x20-\x7e]*$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
-Service = Literal["store", "query", "retrieve"]
+Service = Literal["store", "query", "retrieve", "commit"]
 Fingerprint = Annotated[
     str,
     Field(pattern=r"^([0-9A-Fa-f]{2}:?){31}[0-9A-Fa-f]{2}$"),
@@ -110,8 +110,13 @@ class Peer(Section):
         "them it is rejected, called it is left",
     )
     may: tuple[Service, ...] = Field(
-        ("store", "query", "retrieve"), description="what the peer may ask for: `store`, `query`, `retrieve`"
+        ("store", "query", "retrieve"), description="what the peer may ask for: `store`, `query`, `retrieve`, `commit`"
     )
+    commit_association: Literal["new", "same"] = Field(
+        "new",
+        description="storage commitment is reported on an association of ours, or first on that of the request: `same`",
+    )
+    notify: bool = Field(False, description="the peer is told which images are available (Instance Availability)")
 
 
 class Jwt(Section):
@@ -187,6 +192,14 @@ class Dicom(Section):
         description="other content under a known SOP Instance UID: `reject` quarantines it and answers C0D1; `replace` "
         "has it stand, where a person could (docs/identity.md), and keeps the former aside",
     )
+    commit_requires_backup: bool = Field(
+        False, description="storage commitment only for images of which a backup is held; refused: there is none yet"
+    )
+    notify_quiet_seconds: float = Field(
+        60,
+        gt=0,
+        description="peers with `notify` are told of a study so long, or half more, after its last image",
+    )
     default_issuer: str = Field("", description="issuer of Patient ID assumed when (0010,0021) is absent")
     default_charset: Charset = Field(
         "ISO_IR 100", description="assumed when (0008,0005) is absent and bytes are not ASCII"
@@ -198,6 +211,10 @@ class Dicom(Section):
     def callers(self) -> dict[str, Peer]:
         """Peers by their AE title."""
         return {peer.ae_title or name: peer for name, peer in self.peers.items()}
+
+    def listeners(self) -> list[str]:
+        """AE titles of the peers that are told what is available."""
+        return sorted(ae_title for ae_title, peer in self.callers().items() if peer.notify)
 
     def accepts_strangers(self) -> bool:
         return is_loopback(self.host) if self.accept_unknown_callers is None else self.accept_unknown_callers

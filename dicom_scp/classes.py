@@ -89,6 +89,7 @@ class Service(Enum):
     FIND = "find"
     MOVE = "move"
     GET = "get"
+    COMMITMENT = "commitment"
 
 
 _ROOTS = {"patient": "1.2.840.10008.5.1.4.1.2.1.", "study": "1.2.840.10008.5.1.4.1.2.2."}
@@ -105,6 +106,8 @@ QUERY_RETRIEVE: dict[str, Service] = {
     for root in _ROOTS.values()
     for last, service in (("1", Service.FIND), ("2", Service.MOVE), ("3", Service.GET))
 } | {COMPOSITE_MOVE: Service.MOVE, COMPOSITE_GET: Service.GET, WITHOUT_BULK_GET: Service.GET}
+COMMITMENT_PUSH = "1.2.840.10008.1.20.1"
+_WORKFLOW: dict[str, Service] = {COMMITMENT_PUSH: Service.COMMITMENT}
 
 
 def service_of(abstract_syntax: str, *, announced: str = "", unknown_is_storage: bool = False) -> Service | None:
@@ -119,6 +122,8 @@ def service_of(abstract_syntax: str, *, announced: str = "", unknown_is_storage:
         return Service.VERIFICATION
     if abstract_syntax in QUERY_RETRIEVE:
         return QUERY_RETRIEVE[abstract_syntax]
+    if abstract_syntax in _WORKFLOW:
+        return _WORKFLOW[abstract_syntax]
     if announced == STORAGE_SERVICE_CLASS or (unknown_is_storage and not _known_otherwise(abstract_syntax)):
         return Service.STORAGE
     return None

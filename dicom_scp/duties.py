@@ -9,15 +9,17 @@ from typing import Any
 
 import structlog
 
-from archive import jobs, sending
+from archive import commitment, jobs, notification, sending
 from archive.clock import monotonic
 from archive.core import Archive
-from archive.errors import ArchiveError, NotFound, Rejected
+from archive.errors import ArchiveError, Rejected
 from archive.jobs import Job
-from archive.sections import Peer
+from dicom_scp.availability import notify
+from dicom_scp.commitment import report
 from dicom_scp.deliver import deliver
 from dicom_scp.echo import verify
 from dicom_scp.ends import AssociationEnd
+from dicom_scp.peers import peer_of
 
 log = structlog.get_logger(__name__)
 
@@ -28,20 +30,17 @@ AT_ONCE = 4  # a peer that does not answer holds one of these, not the others
 Duty = Callable[[Archive, Job], Mapping[str, Any]]  # its result; what it raises is tried again, unless Rejected
 
 
-def peer_of(archive: Archive, ae_title: str) -> Peer:
-    """The peer that is called by this AE title. Raises NotFound: the settings know none, or not where it is."""
-    peer = archive.settings.dicom.callers().get(ae_title)
-    if peer is None or peer.host is None or peer.port is None:
-        raise NotFound(f"dicom.peers has no address for {ae_title}")
-    return peer
-
-
 def _echo(archive: Archive, job: Job) -> Mapping[str, Any]:
     ae_title = str(job.payload["ae_title"])
     return {"status": verify(archive.settings, ae_title, peer_of(archive, ae_title))}
 
 
-DUTIES: dict[str, Duty] = {"dicom.echo": _echo, sending.KIND: deliver}
+DUTIES: dict[str, Duty] = {
+    "dicom.echo": _echo,
+    sending.KIND: deliver,
+    commitment.JOB: report,
+    notification.JOB: notify,
+}
 
 
 class Duties:
@@ -66,14 +65,23 @@ class Duties:
 
     def _run(self) -> None:
         while not self._stopping.wait(self._look_seconds):
-            try:
-                sending.gather(self._archive)
-                while not self._stopping.is_set() and self._begin():
-                    pass
-            except ArchiveError as error:
-                log.error("jobs cannot be taken", error=type(error).__name__)
-            except Exception:  # a bug: whoever asked waits in vain, others need not
-                log.exception("a job broke down")
+            for look in (self._owe, self._gather, self._begin_all):
+                try:
+                    look()
+                except ArchiveError as error:
+                    log.error("jobs cannot be taken", error=type(error).__name__)
+                except Exception:  # a bug: whoever asked waits in vain, others need not
+                    log.exception("a job broke down")
+
+    def _owe(self) -> None:
+        notification.owe_due(self._archive)
+
+    def _gather(self) -> None:
+        sending.gather(self._archive)
+
+    def _begin_all(self) -> None:
+        while not self._stopping.is_set() and self._begin():
+            pass
 
     def _begin(self) -> bool:
         """Begin one job, if there is one and a thread for it."""

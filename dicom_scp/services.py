@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from archive import commitment as promises
 from archive.access import Action, Actor, demand
 from archive.audit.record import Event, refused
 from archive.clock import monotonic
 from archive.core import Archive
 from archive.dicom.file_meta import FileMeta
 from archive.errors import ArchiveError, NotAllowed, TooLarge, Unavailable
-from dicom_scp import dimse, normalized, retrieve, status
-from dicom_scp.classes import Service
-from dicom_scp.dimse import Field
+from dicom_scp import commitment, dimse, normalized, retrieve, status
+from dicom_scp.classes import COMMITMENT_PUSH, Service
+from dicom_scp.dimse import Command, Field
 from dicom_scp.echo import echo
 from dicom_scp.ends import AssociationEnd, ProtocolError
 from dicom_scp.exchange import Exchange, Message
@@ -35,6 +36,7 @@ _DEMANDS = {  # a C-FIND demands by itself: its refusal is audited with the quer
     Service.STORAGE: (Action.STORE, Event.INSTANCES_TRANSFERRED, "C"),
     Service.MOVE: (Action.SEE, Event.INSTANCES_TRANSFERRED, "R"),
     Service.GET: (Action.SEE, Event.INSTANCES_TRANSFERRED, "R"),
+    Service.COMMITMENT: (Action.COMMIT, Event.INSTANCES_ACCESSED, "E"),
 }
 
 
@@ -49,6 +51,8 @@ class Session:
     id: str
     attach: Callable[[Transport], None]
     refused: set[Action] = field(default_factory=set)  # audited once for each association
+    reports: dict[int, int] = field(default_factory=dict)  # commitment requests, by the Message ID of their report
+    asked: int = 0  # requests of ours
 
     def answer(self, message: Message, answer: Answer) -> None:
         command = dimse.response(message.command, answer)
@@ -59,7 +63,8 @@ def serve(session: Session, message: Message) -> None:
     """Do what a message asks, and answer it. Raises AssociationEnd alone."""
     command, context = message.command, message.context
     if command.is_response:
-        raise ProtocolError("a response to nothing")
+        _answered(session, command)
+        return
     if command.field == Field.C_CANCEL_RQ:
         session.exchange.drain()
         return  # too late: its operation is over
@@ -218,23 +223,67 @@ def _normalized(
     """A normalized service: its data set read whole, one answer."""
 
     def run(session: Session, message: Message) -> None:
-        command, context = message.command, message.context
-        request = NormalizedRequest(
-            sop_class_uid=context.abstract_syntax,
-            sop_instance_uid=command.sop_instance_uid,
-            type=command.type,
-            attributes=normalized.decode(
-                _identifier(session),
-                context.transfer_syntax,
-                default_charset=session.archive.settings.dicom.default_charset,
-            ),
-            actor=session.actor,
-            calling_ae=session.calling_ae,
-            scope=session.id,
-        )
-        session.answer(message, service(request, session.archive))
+        session.answer(message, service(_normalized_request(session, message), session.archive))
 
     return run
+
+
+def _normalized_request(session: Session, message: Message) -> NormalizedRequest:
+    command, context = message.command, message.context
+    return NormalizedRequest(
+        sop_class_uid=context.abstract_syntax,
+        sop_instance_uid=command.sop_instance_uid,
+        type=command.type,
+        attributes=normalized.decode(
+            _identifier(session),
+            context.transfer_syntax,
+            default_charset=session.archive.settings.dicom.default_charset,
+        ),
+        actor=session.actor,
+        calling_ae=session.calling_ae,
+        scope=session.id,
+    )
+
+
+def _commit(session: Session, message: Message) -> None:
+    """N-ACTION of storage commitment; then, to a peer that wants it here, the report."""
+    archive, exchange = session.archive, session.exchange
+    try:
+        answer, taken = commitment.ask(_normalized_request(session, message), archive)
+    except ArchiveError as error:
+        _log(error, session, message)
+        answer, taken = status.normalized_refusal(error, malformed=Status.INVALID_ARGUMENT_VALUE), None
+    session.answer(message, answer)
+    if taken is None or not commitment.reports_here(archive, session.calling_ae):
+        return
+    try:
+        report = commitment.ready(archive, taken)
+    except ArchiveError as error:  # the job will
+        _log(error, session, message)
+        return
+    if report is None or session.reports or exchange.has_input():  # it wants something else first: the job will
+        return
+    session.asked = message_id = session.asked % 0xFFFF + 1
+    session.reports[message_id] = taken
+    command = dimse.normalized_request(
+        Field.N_EVENT_REPORT_RQ, message_id, COMMITMENT_PUSH, commitment.WELL_KNOWN, type=report.type
+    )
+    exchange.send(message.context.id, command, normalized.encode(report.attributes, message.context.transfer_syntax))
+
+
+def _answered(session: Session, command: Command) -> None:
+    """The peer answers a report that it was sent here. Raises ProtocolError: it answers nothing."""
+    request = session.reports.pop(command.responding_to, None)
+    if request is None or command.field != Field.N_EVENT_REPORT_RQ | dimse.RESPONSE:
+        raise ProtocolError("a response to nothing")
+    session.exchange.drain()
+    if command.status != Status.SUCCESS:  # the job reports again
+        log.warning("a report of storage commitment is refused", status=command.status, scope=session.id)
+        return
+    try:
+        promises.reported(session.archive, request)
+    except ArchiveError as error:  # likewise
+        log.error("an answer cannot be kept", error=type(error).__name__, scope=session.id)
 
 
 def _identifier(session: Session) -> bytes:
@@ -250,4 +299,5 @@ _SERVICES: dict[tuple[Service, int], Callable[[Session, Message], None]] = {
     (Service.FIND, Field.C_FIND_RQ): _find,
     (Service.MOVE, Field.C_MOVE_RQ): _move,
     (Service.GET, Field.C_GET_RQ): _get,
+    (Service.COMMITMENT, Field.N_ACTION_RQ): _commit,
 }

@@ -15,12 +15,18 @@ class Status(IntEnum):
 
     SUCCESS = 0x0000
     PROCESSING_FAILURE = 0x0110
+    NO_SUCH_INSTANCE = 0x0112
+    INVALID_ARGUMENT_VALUE = 0x0115
     INVALID_INSTANCE = 0x0117
+    CLASS_INSTANCE_CONFLICT = 0x0119
     CLASS_NOT_SUPPORTED = 0x0122
+    NO_SUCH_ACTION = 0x0123
     NOT_AUTHORISED = 0x0124
+    DUPLICATE_TRANSACTION = 0x0131  # a Failure Reason of PS3.3 C.14.1.1, no status
     DUPLICATE_INVOCATION = 0x0210
     UNRECOGNISED_OPERATION = 0x0211
     MISTYPED_ARGUMENT = 0x0212
+    RESOURCE_LIMITATION = 0x0213
     OUT_OF_RESOURCES = 0xA700
     CANNOT_COUNT_MATCHES = 0xA701
     SUB_OPERATIONS_FAILED = 0xA702
@@ -98,3 +104,17 @@ def refusal(error: ArchiveError) -> Answer:
     if isinstance(error, UidMismatch | InvalidQuery) and error.tag is not None:
         offending = (error.tag,)
     return Answer(status, comment=str(error), offending=offending)
+
+
+def normalized_refusal(error: ArchiveError, *, malformed: Status) -> Answer:
+    """The same for a DIMSE-N request, which knows other statuses (PS3.7 §10.1, Annex C); `malformed` is its own for a
+    data set that cannot be read or does not say what it has to."""
+    if isinstance(error, errors.TooLarge | errors.Unavailable):
+        status = Status.RESOURCE_LIMITATION
+    elif isinstance(error, errors.NotAllowed | errors.NotAuthenticated):
+        status = Status.NOT_AUTHORISED
+    elif isinstance(error, errors.UnreadableInstance | errors.InvalidRequest):
+        status = malformed
+    else:
+        status = Status.PROCESSING_FAILURE
+    return Answer(status, comment=str(error))

@@ -18,6 +18,17 @@ _SIZE = ("00280010", "00280011")  # Rows, Columns: type 1 of every image (PS3.3 
 
 
 @dataclass(frozen=True, slots=True)
+class Notify:
+    """When peers are to be told of a study, if no more images come: not before `after`, and at `at`. Real time.
+
+    Its row is only written when what it says is before `after`: not for every image.
+    """
+
+    after: datetime
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Arrival:
     """A file that is durable and named, and what is to be said of it."""
 
@@ -32,6 +43,7 @@ class Arrival:
     at: datetime
     roots: Mapping[str, str]  # folders of the tiers, to look at copies that are held
     tier: str = "hot"
+    notify: Notify | None = None  # None: no peer is to be told
 
     @property
     def source_ae(self) -> str:

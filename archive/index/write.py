@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Connection, Table, bindparam, literal, select, union_all, update
+from sqlalchemy import Connection, Table, bindparam, literal, or_, select, union_all, update
 
 from archive.dicom.attributes import ATTRIBUTES, Level
 from archive.dicom.corrections import coerces_identifier, identity, said
@@ -61,6 +61,14 @@ _PARENTS = Prepared(
     .with_for_update(read=True, key_share=True, of=[study, patient])  # see archive.lifecycle.compute
 )
 _FACT_CHANGED = Prepared(update(study).where(study.c.pk == bindparam("of_study_pk")).values(policy_version=None))
+_NOTIFY = Prepared(
+    update(study)
+    .where(
+        study.c.pk == bindparam("of_study_pk"),
+        or_(study.c.notify_at.is_(None), study.c.notify_at < bindparam("after")),
+    )
+    .values(notify_at=bindparam("at"))
+)
 _STUDY_PK = Prepared(select(study.c.pk).where(study.c.study_instance_uid == bindparam("uid")))
 _DAMAGED = (  # a copy that is being removed stays so, whatever is seen of it (law 2)
     update(location)
@@ -276,6 +284,8 @@ def _place(conn: Connection, arrival: Arrival) -> tuple[_Parents, str]:
         facts_changed(conn, parents.patient_pk)  # a visit: hospitals count from the patient's last one
     if parents.policy_version is not None:  # kept until retention has thought again (sheet 00 §8)
         _FACT_CHANGED.run(conn, {"of_study_pk": parents.study_pk})
+    if (told := arrival.notify) is not None:
+        _NOTIFY.run(conn, {"of_study_pk": parents.study_pk, "after": told.after, "at": told.at})
     contradiction = contradiction_of(conn, arrival, parents)
     if parents.study_instance_uid != header.study_instance_uid:
         contradiction = "the Series Instance UID belongs to another study"

@@ -31,6 +31,7 @@ from archive.lifecycle.finish import finish_purge, note_purge
 from archive.lifecycle.guard import Blocker, Terms, forbids, is_due, keeps, terms
 from archive.lifecycle.remove import mark_instances
 from archive.lifecycle.tombstones import Remains, add_tombstones
+from archive.notification import owe
 from archive.policy import DOSE_REPORTS, local_day
 from archive.schema import instance, patient, purge, quarantined, series, study
 
@@ -110,7 +111,9 @@ def purge_study(archive: Archive, study_pk: int) -> Blocker | None:
         return found
     prepared = _prepare(archive, *found, at=at)
     # should this raise, the note stays: whether it was committed may be unknown (law 7)
-    blocker = archive.commit.run(partial(_begin, prepared=prepared, settings=archive.settings, at=at))
+    blocker = archive.commit.run(
+        partial(_begin, prepared=prepared, settings=archive.settings, at=at, now=archive.real_clock())
+    )
     if blocker is not None:
         archive.hot.unlink(prepared.note_path)  # it tells of nothing
         return blocker
@@ -183,7 +186,7 @@ def _prepare(
     return _Prepared(str(uuid.uuid4()), known, instances, aside, made.sop_instance_uid, path, digest)
 
 
-def _begin(conn: Connection, *, prepared: _Prepared, settings: Settings, at: datetime) -> Blocker | None:
+def _begin(conn: Connection, *, prepared: _Prepared, settings: Settings, at: datetime, now: datetime) -> Blocker | None:
     """The transaction that decides."""
     if conn.execute(select(purge.c.pk).where(purge.c.id == prepared.id)).first() is not None:
         return None  # an earlier try was committed, whatever its caller was told
@@ -235,6 +238,7 @@ def _begin(conn: Connection, *, prepared: _Prepared, settings: Settings, at: dat
         "rejection_note": prepared.note_uid,
     }
     record(conn, SYSTEM, Event.STUDY_DELETED, "D", patient=known.patient, study=uid, detail=said)
+    owe(conn, settings.dicom, uid, patient=known.patient, at=now)
     return None
 
 

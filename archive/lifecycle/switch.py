@@ -31,6 +31,7 @@ from archive.lifecycle.remove import finish_removals, mark_copies, mark_copies_o
 from archive.policy import Policy, local_day
 from archive.schema import instance, location, series, study
 from archive.schema.types import AnyRow
+from archive.workflow.availability import announce
 
 __all__ = ["Switched", "due_for_switch", "restore_replaced", "switch", "to_undo", "undo_grace"]
 
@@ -113,11 +114,10 @@ def switch(archive: Archive, study_pk: int, *, proceed: Callable[[], bool] = lam
         archive.commit.run(partial(_drop_bad, study_pk=study_pk, bad=bad, at=archive.clock()))
         finish_removals(archive, study_pk=study_pk)
         return Switched(damaged=len(bad), stays=Stays.DAMAGED)
+    at, now = archive.clock(), archive.real_clock()
     switching = {one.pk: one.derived_pk for one in good.values() if one.derived_pk is not None}
     made = companions.make(archive, study_pk, switching=switching)
-    write = partial(
-        _switch, settings=archive.settings, study_pk=study_pk, good=good, made=made, on=on, at=archive.clock()
-    )
+    write = partial(_switch, settings=archive.settings, study_pk=study_pk, good=good, made=made, on=on, at=at, now=now)
     done = _commit(archive, write, made)
     if done.stays is Stays.INCOMPLETE:
         return _back(archive, study_pk)
@@ -182,6 +182,7 @@ def _switch(
     made: Sequence[Made],
     on: date,
     at: datetime,
+    now: datetime,
 ) -> Switched:
     known = _may(conn, settings, study_pk, on=on, at=at, lock=True)
     if isinstance(known, Stays):
@@ -216,6 +217,7 @@ def _switch(
         "companions": done.companions,
     }
     tell(conn, known, "U", detail)
+    announce(conn, known.study_instance_uid, at=now)
     return done
 
 

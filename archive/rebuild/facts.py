@@ -11,6 +11,7 @@ import orjson
 import structlog
 from sqlalchemy import Connection, bindparam, func, select, text, update
 
+from archive.commitment import restore_commitment
 from archive.core import Archive
 from archive.errors import Unavailable
 from archive.identity.restore import restore_patient, restore_study
@@ -41,6 +42,7 @@ RESTORE: dict[str, Restore] = {
     Kind.DERIVED: restore_derived,
     Kind.REPLACED: restore_replaced,
     Kind.PURGE: restore_purge,
+    Kind.COMMITMENT: restore_commitment,
     Kind.RESTORED: restore_restored,
 }
 # Files are filed by these; the rest tells of them.

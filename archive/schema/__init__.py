@@ -2,6 +2,7 @@
 
 from archive.schema.accounts import account, session, token
 from archive.schema.audit import audit, audit_chain
+from archive.schema.commitment import commitment, commitment_request
 from archive.schema.identity import imaging_order, patient_revision
 from archive.schema.index import instance, location, patient, series, study
 from archive.schema.life import hold, last_tick, life_failure, purge, purge_approval, suspension, tombstone
@@ -10,7 +11,7 @@ from archive.schema.operations import fact, lease, process, simulated_clock
 from archive.schema.types import METADATA
 from archive.schema.work import job, pulled_study, quarantined, sending, work_item
 
-REVISION = "0004"  # what `migrations` brings the schema to
+REVISION = "0005"  # what `migrations` brings the schema to
 
 __all__ = [
     "METADATA",
@@ -18,6 +19,8 @@ __all__ = [
     "account",
     "audit",
     "audit_chain",
+    "commitment",
+    "commitment_request",
     "fact",
     "hl7_answer",
     "hl7_message",

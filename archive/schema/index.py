@@ -14,6 +14,7 @@ from archive.schema.types import METADATA, Key, Text_C, UtcDateTime
 
 _HELD = text("held_for IS NOT NULL")
 _PURGING = text("state = 'purging'")  # few of many, looked for by every tick (archive.lifecycle.remove)
+_NOTIFIED = text("notify_at IS NOT NULL")  # few of many, looked for all the time (archive.notification)
 
 patient = Table(
     "patient",
@@ -62,7 +63,10 @@ study = Table(
     Column("grace_until", UtcDateTime, index=True),  # originals stay beside their derived copies until then
     Column("announced_at", UtcDateTime),
     Column("purge_on", String(8), index=True),  # YYYYMMDD, announced: the first day of its purge
+    # from when on peers are to be told what of it is available; real time; NULL: they know, or none wants to
+    Column("notify_at", UtcDateTime),
     Index("ix_study_study_date_study_time", "study_date", "study_time"),
+    Index("ix_study_notify_at", "notify_at", sqlite_where=_NOTIFIED, postgresql_where=_NOTIFIED),
 )
 
 series = Table(

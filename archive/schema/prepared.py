@@ -1,4 +1,4 @@
-"""Statements of the hot paths: compiled once for each kind of database, run by its driver (decision 0012).
+"""Statements of the hot paths: compiled once for each kind of database, run by its driver (decision 0014).
 
 SQLAlchemy writes the text and says how values are bound; its execution, which costs several times what the database
 takes for a row by its key, is left out. What comes back is what the driver gives: plain tuples, of columns that need

@@ -108,6 +108,32 @@ def test_what_fails_is_tried_again_later_and_later_then_given_up(
     assert (found.state, found.error) == ("dead", "no answer")
 
 
+@pytest.mark.req("REQ-DCM-50", "REQ-DCM-55")
+def test_who_is_told_of_images_may_be_away_over_a_weekend(archive: Archive, later: Callable[[timedelta], None]) -> None:
+    (kind, *_) = sorted(jobs.LASTING)
+    id = owe(archive, kind)
+    begun = archive.real_clock()
+    while (claimed := jobs.claim(archive, [kind], holder="a")) is not None:
+        last = archive.real_clock()
+        jobs.fail(archive, claimed, "no answer")
+        with archive.reading() as conn:
+            due = conn.execute(select(job.c.due_at)).scalar_one()
+        later(max(timedelta(0), due - archive.real_clock()) + timedelta(seconds=1))
+    assert jobs.wait(archive, id, seconds=0).state == "dead"
+    assert timedelta(days=3) < last - begun < timedelta(days=5)
+
+
+def test_what_is_owed_already_is_not_owed_twice(archive: Archive) -> None:
+    def once(**payload: object) -> int:
+        return archive.commit.run(lambda conn: jobs.put(conn, KIND, payload, at=archive.real_clock(), once=True))
+
+    first = once(study="1.2.3")
+    assert once(study="1.2.3") == first
+    assert once(study="1.2.4") != first
+    assert jobs.claim(archive, [KIND], holder="a") is not None
+    assert once(study="1.2.3") != first  # what is being done may have read its facts already
+
+
 def test_a_job_whose_workers_never_come_back_does_not_go_on_for_ever(
     archive: Archive, later: Callable[[timedelta], None]
 ) -> None:

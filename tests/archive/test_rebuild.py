@@ -22,6 +22,7 @@ import pytest
 from sqlalchemy import delete, event, exists, or_, select, true, update
 
 from archive.access import EVERYTHING, Actor, Door
+from archive.commitment import Reference, ask, decide
 from archive.config import Settings
 from archive.core import Archive, open_archive
 from archive.dicom.attributes import Level
@@ -47,9 +48,10 @@ from archive.lifecycle.remove import finish_removals
 from archive.lifecycle.suspension import suspensions
 from archive.lifecycle.switch import switch
 from archive.rebuild import catch_up, rebuild
+from archive.retrieve import Stored, was_purged
 from archive.retrieve import select as select_stored
-from archive.retrieve import was_purged
 from archive.schema import (
+    commitment,
     fact,
     hold,
     imaging_order,
@@ -122,6 +124,7 @@ def told(archive: Archive) -> dict[str, Any]:
             imaging_order: ("accession_number", "step_id", "status", "record", "study_instance_uid", "created_at"),
             hold: ("id", "study_instance_uid", "reason", "until", "placed_by", "placed_at", "removed_at"),
             purge: ("id", "study_instance_uid", "state", "certificate", "note_path", "note_digest", "done_at"),
+            commitment: ("study_instance_uid", "transaction_uid", "ae_title", "instances", "at"),
             tombstone: ("sop_instance_uid", "series_instance_uid", "study_instance_uid", "digest", "purge_id", "at"),
         }.items():  # fmt: skip
             rows = conn.execute(select(*(table.c[name] for name in columns)).where(_REMEMBERED.get(table, true())))
@@ -156,6 +159,10 @@ def select_key_image(archive: Archive, name: str, actor: Actor) -> Outcome:
     file = Part10(archive.hot, at=archive.clock())
     file.feed(made.content)
     return ingest(archive, file.finish(), actor=actor)
+
+
+def _stored(archive: Archive, *names: str) -> list[Stored]:
+    return select_stored(archive, study_uids=[uid_of(name) for name in names])
 
 
 def lived(archive: Archive, actor: Actor, *, sent: Collection[str] = ()) -> None:
@@ -197,6 +204,8 @@ def lived(archive: Archive, actor: Actor, *, sent: Collection[str] = ()) -> None
 
     archive.commit.run(places)
     add_hold(archive, uid_of("held"), reason="expertise", until=date(2040, 1, 1), actor=actor)
+    wanted = [Reference(one.sop_class_uid, one.sop_instance_uid) for one in _stored(archive, "held", "corrected")]
+    assert decide(archive, ask(archive, "1.2.3", wanted, actor=actor, ae_title="CT1")) is not None
     compute_due(archive)
     for name in ("old", "grace"):
         assert migrate(archive, row_of(archive, name).pk).grace_until is not None, name

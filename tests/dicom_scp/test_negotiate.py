@@ -260,7 +260,7 @@ def test_the_proposers_first_syntax_is_taken_but_explicit_before_implicit() -> N
 
 
 def test_what_the_standard_uses_for_something_else_is_never_a_storage_class() -> None:
-    for uid in (MWL, "1.2.840.10008.1.20.1", "1.2.840.10008.5.1.1.9", "1.2.840.10008.1.2"):
+    for uid in (MWL, "1.2.840.10008.5.1.4.33", "1.2.840.10008.5.1.1.9", "1.2.840.10008.1.2"):
         assert UID(uid).name != uid
         assert service_of(uid, unknown_is_storage=True) is None
 
