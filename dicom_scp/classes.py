@@ -80,6 +80,8 @@ class Service(Enum):
     FIND = "find"
     MOVE = "move"
     GET = "get"
+    WORKLIST = "worklist"
+    MPPS = "mpps"
 
 
 _ROOTS = {"patient": "1.2.840.10008.5.1.4.1.2.1.", "study": "1.2.840.10008.5.1.4.1.2.2."}
@@ -90,6 +92,10 @@ QUERY_RETRIEVE: dict[str, Service] = {
     for root in _ROOTS.values()
     for last, service in (("1", Service.FIND), ("2", Service.MOVE), ("3", Service.GET))
 }
+
+MODALITY_WORKLIST_FIND = "1.2.840.10008.5.1.4.31"
+MODALITY_PERFORMED_PROCEDURE_STEP = "1.2.840.10008.3.1.2.3.3"
+_WORKFLOW = {MODALITY_WORKLIST_FIND: Service.WORKLIST, MODALITY_PERFORMED_PROCEDURE_STEP: Service.MPPS}
 
 
 def service_of(abstract_syntax: str, *, announced: str = "", unknown_is_storage: bool = False) -> Service | None:
@@ -104,6 +110,8 @@ def service_of(abstract_syntax: str, *, announced: str = "", unknown_is_storage:
         return Service.VERIFICATION
     if abstract_syntax in QUERY_RETRIEVE:
         return QUERY_RETRIEVE[abstract_syntax]
+    if abstract_syntax in _WORKFLOW:
+        return _WORKFLOW[abstract_syntax]
     if announced == STORAGE_SERVICE_CLASS or (unknown_is_storage and not _known_otherwise(abstract_syntax)):
         return Service.STORAGE
     return None

@@ -12,11 +12,13 @@ import structlog
 from archive import jobs
 from archive.clock import monotonic
 from archive.core import Archive
-from archive.errors import ArchiveError, NotFound, Rejected
+from archive.errors import ArchiveError, Rejected
 from archive.jobs import Job
-from archive.sections import Peer
+from archive.mpps import COUNT, FORWARD
+from dicom_scp import mpps
 from dicom_scp.echo import verify
 from dicom_scp.ends import AssociationEnd
+from dicom_scp.requestor import peer_of
 
 log = structlog.get_logger(__name__)
 
@@ -27,20 +29,12 @@ AT_ONCE = 4  # a peer that does not answer holds one of these, not the others
 Duty = Callable[[Archive, Job], Mapping[str, Any]]  # its result; what it raises is tried again, unless Rejected
 
 
-def peer_of(archive: Archive, ae_title: str) -> Peer:
-    """The peer that is called by this AE title. Raises NotFound: the settings know none, or not where it is."""
-    peer = archive.settings.dicom.callers().get(ae_title)
-    if peer is None or peer.host is None or peer.port is None:
-        raise NotFound(f"dicom.peers has no address for {ae_title}")
-    return peer
-
-
 def _echo(archive: Archive, job: Job) -> Mapping[str, Any]:
     ae_title = str(job.payload["ae_title"])
     return {"status": verify(archive.settings.dicom, ae_title, peer_of(archive, ae_title))}
 
 
-DUTIES: dict[str, Duty] = {"dicom.echo": _echo}
+DUTIES: dict[str, Duty] = {"dicom.echo": _echo, FORWARD: mpps.forward, COUNT: mpps.count}
 
 
 class Duties:

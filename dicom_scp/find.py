@@ -53,20 +53,16 @@ def find(request: FindRequest, archive: Archive) -> Generator[Answer, None, None
         UnreadableInstance, InvalidQuery: the identifier cannot be read, or breaks the rules of its model.
         Unavailable: the index cannot be read, or the query cannot be audited.
     """
-    try:
-        demand(request.actor, Action.FIND)
-    except NotAllowed as error:
-        refused(archive.commit, request.actor, Event.QUERY, "E", reason=str(error), detail=_parameters(request))
-        raise
+    demand_query(request, archive, Action.FIND)
     encoding = encoding_of(request.transfer_syntax_uid)
     settings = archive.settings.dicom
     try:
         identifier = decode(request.identifier, encoding, default_charset=settings.default_charset)
         plan = _plan(request, identifier, archive)
     except Rejected:
-        audit_query(archive.commit, request.actor, parameters=_parameters(request), outcome=Outcome.MINOR_FAILURE)
+        audit_query(archive.commit, request.actor, parameters=parameters_of(request), outcome=Outcome.MINOR_FAILURE)
         raise
-    audit_query(archive.commit, request.actor, parameters=_parameters(request))  # queued before the answer (law 4)
+    audit_query(archive.commit, request.actor, parameters=parameters_of(request))  # queued before the answer (law 4)
     answers = encoder(plan.fields, encoding, charsets=identifier.charsets)
     with archive.reading() as conn:
         for number, row in enumerate(index.find(conn, plan.query)):
@@ -78,6 +74,15 @@ def find(request: FindRequest, archive: Archive) -> Generator[Answer, None, None
             yield Answer(plan.pending, answers.encode(row))
         conn.commit()  # nothing was written; after a rollback PostgreSQL's driver would prepare statements anew
     yield Answer(Status.SUCCESS)
+
+
+def demand_query(request: FindRequest, archive: Archive, action: Action) -> None:
+    """Raise NotAllowed when the peer may not ask this; the refusal is audited before (law 4)."""
+    try:
+        demand(request.actor, action)
+    except NotAllowed as error:
+        refused(archive.commit, request.actor, Event.QUERY, "E", reason=str(error), detail=parameters_of(request))
+        raise
 
 
 def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> _Plan:
@@ -101,7 +106,7 @@ def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> _Pl
         if vr is None and tag != RETRIEVE_AE_TITLE:
             pending = Status.PENDING_WITHOUT_KEYS  # left out of the answers (REQ-DCM-30)
             continue
-        key = _key(asked, vr or asked.vr)
+        key = key_of(asked, vr or asked.vr)
         if is_asking(key):
             if tag in matchable:
                 keys.append(key)
@@ -109,7 +114,7 @@ def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> _Pl
                 pending = Status.PENDING_WITHOUT_KEYS
         if tag not in known and vr is not None:
             known.add(tag)
-            fields.append(Field(tag, vr, _nested(asked) if vr == "SQ" else None))
+            fields.append(Field(tag, vr, nested_of(asked) if vr == "SQ" else None))
     if TIMEZONE_OFFSET not in known and level is not Level.PATIENT:
         fields.append(Field(TIMEZONE_OFFSET, "SH", optional=True))  # REQ-DCM-31, 45
     query = Query(
@@ -149,25 +154,26 @@ def _check_hierarchy(levels: tuple[Level, ...], level: Level, identifier: Identi
             raise InvalidQuery("a unique key above the level is missing", tag=tag)
 
 
-def _key(asked: Asked, vr: str) -> Key:
+def key_of(asked: Asked, vr: str) -> Key:
+    """A matching key of an element of the request; of a sequence its first item (PS3.4 C.2.2.2.6)."""
     if vr == "SQ":
-        item = (asked.items or ((),))[:1]  # PS3.4 C.2.2.2.6: one item
-        return Key(asked.tag, "SQ", items=tuple(_key(inner, inner.vr) for inner in item[0]))
+        item = (asked.items or ((),))[:1]
+        return Key(asked.tag, "SQ", items=tuple(key_of(inner, inner.vr) for inner in item[0]))
     return Key(asked.tag, vr, asked.text)
 
 
-def _nested(asked: Asked) -> tuple[Field, ...] | None:
+def nested_of(asked: Asked) -> tuple[Field, ...] | None:
     """What is wanted of a sequence's items: the elements of the request's item, or all when it has none."""
     items: Iterable[Asked] = asked.items[0] if asked.items else ()
     fields = tuple(
-        Field(inner.tag, inner.vr, _nested(inner) if inner.vr == "SQ" else None)
+        Field(inner.tag, inner.vr, nested_of(inner) if inner.vr == "SQ" else None)
         for inner in items
         if inner.tag & 0xFFFF and inner.tag != SPECIFIC_CHARACTER_SET
     )
     return fields or None
 
 
-def _parameters(request: FindRequest) -> dict[str, str]:
+def parameters_of(request: FindRequest) -> dict[str, str]:
     """What was asked (PS3.15 A.5.3.10), as it came: nothing of the answers."""
     return {
         "sop_class": request.sop_class_uid,

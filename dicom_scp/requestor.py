@@ -8,7 +8,9 @@ from types import TracebackType
 from typing import Any
 
 from archive.clock import monotonic
+from archive.core import Archive
 from archive.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+from archive.errors import NotFound
 from archive.sections import Dicom, Peer
 from dicom_scp import pdu
 from dicom_scp.associate import (
@@ -30,6 +32,14 @@ from dicom_scp.transport import Transport
 
 CONNECT_SECONDS = 10.0
 _RELEASE_SECONDS = 5.0
+
+
+def peer_of(archive: Archive, ae_title: str) -> Peer:
+    """The peer that is called by this AE title. Raises NotFound: the settings know none, or not where it is."""
+    peer = archive.settings.dicom.callers().get(ae_title)
+    if peer is None or peer.host is None or peer.port is None:
+        raise NotFound(f"dicom.peers has no address for {ae_title}")
+    return peer
 
 
 class Requestor:

@@ -10,7 +10,7 @@ import typer
 
 from archive.config import ConfigError
 from archive.errors import ArchiveError
-from minipacs.commands import audit, check, hl7, hold, rebuild, retention, serve, testbed, token, user
+from minipacs.commands import audit, check, hl7, hold, mwl, rebuild, retention, serve, testbed, token, user
 from minipacs.terminal import complain
 
 app = typer.Typer(
@@ -53,6 +53,7 @@ app.add_typer(retention.app, name="retention")
 app.add_typer(hold.app, name="hold")
 app.add_typer(rebuild.app)
 app.add_typer(hl7.app, name="hl7")
+app.add_typer(mwl.app, name="mwl")
 app.add_typer(testbed.app, name="testbed")
 
 

@@ -191,7 +191,7 @@ def _place(conn: Connection, arrival: Arrival) -> tuple[int, str, int]:
     if parents is None:
         study_pk = conn.execute(_STUDY_PK, {"uid": header.study_instance_uid}).scalar()
         if study_pk is None:
-            _add_study(conn, arrival, patient_of(conn, arrival))
+            _add_study(conn, arrival, patient_of(conn, arrival.claim))
             study_pk = conn.execute(_STUDY_PK, {"uid": header.study_instance_uid}).scalar_one()
         _add_series(conn, arrival, study_pk)
         # read, not assumed: another process may have been quicker, with another study or another patient
@@ -199,7 +199,7 @@ def _place(conn: Connection, arrival: Arrival) -> tuple[int, str, int]:
         facts_changed(conn, parents.patient_pk)  # a visit: hospitals count from the patient's last one
     if parents.policy_version is not None:  # kept until retention has thought again (sheet 00 §8)
         conn.execute(_FACT_CHANGED, {"of_study_pk": parents.study_pk})
-    contradiction = contradiction_of(conn, arrival, parents)
+    contradiction = contradiction_of(conn, arrival.claim, parents)
     if parents.study_instance_uid != header.study_instance_uid:
         contradiction = "the Series Instance UID belongs to another study"
     return parents.series_pk, contradiction, parents.patient_pk

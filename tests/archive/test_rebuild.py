@@ -20,6 +20,7 @@ import psycopg
 import pytest
 from sqlalchemy import delete, event, exists, or_, select, true, update
 
+from archive import mpps
 from archive.access import EVERYTHING, Actor, Door
 from archive.config import Settings
 from archive.core import Archive, open_archive
@@ -53,6 +54,8 @@ from archive.schema import (
     instance,
     location,
     patient,
+    performed_for,
+    performed_step,
     purge,
     study,
     suspension,
@@ -115,7 +118,10 @@ def told(archive: Archive) -> dict[str, Any]:
                     "keep_until", "keep_reasons", "online_until"),
             instance: ("sop_instance_uid", "state", "digest", "identity", "derivation"),
             location: ("tier", "path", "state", "digest", "pixel_offset"),
-            imaging_order: ("accession_number", "step_id", "status", "record", "study_instance_uid", "created_at"),
+            imaging_order: ("accession_number", "step_id", "status", "record", "study_instance_uid", "created_at",
+                            "start_date", "start_time", "modality", "station_ae"),
+            performed_step: ("sop_instance_uid", "status", "created", "modified", "version", "calling_ae"),
+            performed_for: ("study_instance_uid", "accession_number", "step_id"),
             hold: ("id", "study_instance_uid", "reason", "until", "placed_by", "placed_at", "removed_at"),
             purge: ("id", "study_instance_uid", "state", "certificate", "note_path", "note_digest", "done_at"),
             tombstone: ("sop_instance_uid", "series_instance_uid", "study_instance_uid", "digest", "purge_id", "at"),
@@ -173,6 +179,18 @@ def lived(archive: Archive, actor: Actor, *, sent: Collection[str] = ()) -> None
         orders.apply(conn, group, patient_pk=pk, act=said)
 
     archive.commit.run(places)
+    performed = {
+        "00100020": {"vr": "LO", "Value": ["P-ordered"]},
+        "00080060": {"vr": "CS", "Value": ["CT"]},
+        "00400241": {"vr": "AE", "Value": ["CT1"]},
+        "00400244": {"vr": "DA", "Value": ["20260105"]},
+        "00400245": {"vr": "TM", "Value": ["101500"]},
+        "00400252": {"vr": "CS", "Value": ["IN PROGRESS"]},
+        "00400253": {"vr": "SH", "Value": ["PPS1"]},
+        "00400270": {"vr": "SQ", "Value": [{"0020000D": {"vr": "UI", "Value": [uid_of("ordered")]}}]},
+    }
+    mpps.create(archive, "1.2.3.4", performed, actor=actor, calling_ae="CT1")
+    mpps.change(archive, "1.2.3.4", {"00400254": {"vr": "LO", "Value": ["Thorax"]}}, actor=actor, calling_ae="CT1")
     add_hold(archive, uid_of("held"), reason="expertise", until=date(2040, 1, 1), actor=actor)
     compute_due(archive)
     for name in ("old", "grace"):
