@@ -32,6 +32,8 @@ KINDS = {
     Kind.ORDER_CLOSED_WITH_IMAGES: "Une demande annulée alors que des images existent",
     Kind.STUDY_UID_CHANGED: "Une demande a changé de numéro d’étude après les images",
     Kind.ORDER_UNMATCHED: "Une demande désigne une étude rangée chez un autre patient",
+    Kind.WRONG_WORKLIST_ENTRY: "L’appareil s’est trompé de ligne dans la liste de travail : à qui sont ces images ?",
+    Kind.IMAGES_MISSING: "L’appareil annonce des images qui ne sont pas arrivées",
 }
 WAYS = {
     How.DONE: "corrigé à la source",

@@ -32,6 +32,8 @@ class Action(StrEnum):
     TESTBED = "test bed"
     COMMIT = "ask for storage commitment"  # not a row there: whoever may store
     VERIFY = "check that the archive answers (C-ECHO)"
+    WORKLIST = "ask for the modality worklist"
+    PERFORM = "say what was performed (MPPS)"
 
 
 class Role(StrEnum):
@@ -51,12 +53,14 @@ class Role(StrEnum):
 
 
 A, R = Action, Role
+_AT_A_MODALITY = {A.WORKLIST, A.PERFORM}  # whoever logs in there, with the peer's own right (REQ-DCM-05)
 _MAY: dict[Role, frozenset[Action]] = {
     R.RADIOLOGIST: frozenset(
         {A.FIND, A.SEE, A.STORE, A.COMMIT, A.EXPORT, A.SETTLE, A.REJECT, A.HOLD, A.FORESEE, A.RETENTION, A.PURGES}
         | {A.SYSTEM}
+        | _AT_A_MODALITY
     ),
-    R.TECHNOLOGIST: frozenset({A.FIND, A.SEE, A.STORE, A.COMMIT, A.EXPORT}),
+    R.TECHNOLOGIST: frozenset({A.FIND, A.SEE, A.STORE, A.COMMIT, A.EXPORT} | _AT_A_MODALITY),
     R.SECRETARY: frozenset({A.FIND, A.STORE, A.COMMIT, A.EXPORT, A.SYSTEM}),
     R.REFERRING_PHYSICIAN: frozenset(),
     R.IT_ADMIN: frozenset({A.PURGES, A.ADMINISTER, A.SYSTEM, A.TESTBED}),
@@ -65,7 +69,9 @@ _MAY: dict[Role, frozenset[Action]] = {
     R.QUALITY: frozenset({A.FIND, A.REJECT, A.HOLD, A.FORESEE, A.RETENTION, A.PURGES, A.SYSTEM}),
     R.AM_DELEGUE: frozenset(),
     R.AM_PRATICIEN_CONSEIL: frozenset(),
-    R.SERVICE: frozenset({A.FIND, A.SEE, A.STORE, A.COMMIT, A.FORESEE, A.PURGES, A.AUDIT, A.SYSTEM, A.TESTBED}),
+    R.SERVICE: frozenset(
+        {A.FIND, A.SEE, A.STORE, A.COMMIT, A.FORESEE, A.PURGES, A.AUDIT, A.SYSTEM, A.TESTBED} | _AT_A_MODALITY
+    ),
 }
 EVERYTHING = frozenset(Action)
 
@@ -75,6 +81,8 @@ PEER_MAY: dict[str, frozenset[Action]] = {
     "query": frozenset({A.FIND}),
     "retrieve": frozenset({A.SEE}),
     "commit": frozenset({A.COMMIT}),
+    "worklist": frozenset({A.WORKLIST}),
+    "mpps": frozenset({A.PERFORM}),
 }
 
 HL7_MAY = frozenset({A.SETTLE})  # a RIS says who patients are and what was ordered; it reads nothing here

@@ -6,6 +6,8 @@ Errors carry facts of the domain, never status codes: each edge owns one table t
 
 from __future__ import annotations
 
+from typing import Literal
+
 
 class ArchiveError(Exception):
     """Nothing was promised. The message is for a person and names no patient."""
@@ -37,6 +39,15 @@ class InvalidQuery(Rejected):
     def __init__(self, detail: str, *, tag: int | None = None) -> None:
         super().__init__(detail)
         self.tag = tag
+
+
+class AttributeRefused(Rejected):
+    """An attribute of a data set is missing, empty or wrong; `tag` says which, `fault` what (PS3.7 Annex C)."""
+
+    def __init__(self, detail: str, *, tag: int, fault: Literal["missing", "empty", "wrong"]) -> None:
+        super().__init__(detail)
+        self.tag = tag
+        self.fault = fault
 
 
 class TooLarge(Rejected):

@@ -50,11 +50,19 @@ class Job:
     finished_at: datetime | None
 
 
-def put(conn: Connection, kind: str, payload: Mapping[str, Any], *, at: datetime, once: bool = False) -> int:
-    """Owe a job, in the transaction that causes it; its id. `at` is real time, from when on it is due. `once`: not if
-    the same is due already."""
+def put(
+    conn: Connection,
+    kind: str,
+    payload: Mapping[str, Any],
+    *,
+    at: datetime,
+    after: timedelta = timedelta(0),
+    once: bool = False,
+) -> int:
+    """Owe a job, in the transaction that causes it; its id. `at` is real time; it is not begun until `after` it.
+    `once`: not if the same is due already."""
     conn.execute(delete(job).where(job.c.state == "done", job.c.finished_at < at - KEPT))
-    said = orjson.dumps(dict(payload)).decode()
+    said = _text(payload)
     if once:
         same = (job.c.state == "due", job.c.kind == kind, job.c.payload == said)
         known = conn.execute(select(job.c.pk).where(*same).limit(1)).scalar()
@@ -64,7 +72,7 @@ def put(conn: Connection, kind: str, payload: Mapping[str, Any], *, at: datetime
         "kind": kind,
         "payload": said,
         "state": "due",
-        "due_at": at,
+        "due_at": at + after,
         "attempts": 0,
         "created_at": at,
     }
@@ -176,6 +184,14 @@ def _settle(conn: Connection, one: Job, values: Mapping[str, Any]) -> bool:
     return conn.execute(update(job).where(*mine).values(values)).rowcount == 1
 
 
+def is_doubled(archive: Archive, one: Job) -> bool:
+    """Whether a worker is at another job that asks for the very same."""
+    same = (job.c.kind == one.kind, job.c.payload == _text(one.payload), job.c.pk != one.id)
+    leased = (job.c.state == "leased", job.c.lease_until >= archive.real_clock())
+    with archive.reading() as conn:
+        return conn.execute(select(job.c.pk).where(*same, *leased).limit(1)).first() is not None
+
+
 def wait(archive: Archive, id: int, *, seconds: float) -> Job:
     """The job as it is when it is done or dead, or after `seconds`. Raises LookupError when there is none."""
     deadline = monotonic() + seconds
@@ -222,6 +238,10 @@ def ask(
 def _withdraw(conn: Connection, id: int, at: datetime) -> bool:
     values = {"state": "dead", "error": "nobody took it in time", "finished_at": at}
     return conn.execute(update(job).where(job.c.pk == id, job.c.state == "due").values(values)).rowcount == 1
+
+
+def _text(payload: Mapping[str, Any]) -> str:
+    return orjson.dumps(dict(payload)).decode()
 
 
 def _job(row: AnyRow) -> Job:

@@ -51,6 +51,7 @@ class Kind(StrEnum):
 
     PATIENT = "patient"  # identity key: record, tombstone, survivor
     ORDER = "order"  # accession number and step
+    PERFORMED = "performed"  # SOP Instance UID of a performed procedure step: what was said of it, and whose it is
     STUDY = "study"  # Study Instance UID: its patient, its corrections
     HOLD = "hold"  # id of the hold
     DERIVED = "derived"  # SOP Instance UID of a lossy copy: its original, its figures

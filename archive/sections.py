@@ -18,7 +18,7 @@ class Section(BaseModel):
 
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x20-\x7e]*[\x21-\x7e][\x20-\x7e]*$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
-Service = Literal["store", "query", "retrieve", "commit"]
+Service = Literal["store", "query", "retrieve", "commit", "worklist", "mpps"]
 Fingerprint = Annotated[
     str,
     Field(pattern=r"^([0-9A-Fa-f]{2}:?){31}[0-9A-Fa-f]{2}$"),
@@ -110,13 +110,18 @@ class Peer(Section):
         "them it is rejected, called it is left",
     )
     may: tuple[Service, ...] = Field(
-        ("store", "query", "retrieve"), description="what the peer may ask for: `store`, `query`, `retrieve`, `commit`"
+        ("store", "query", "retrieve", "worklist", "mpps"),
+        description="what the peer may ask for: `store`, `query`, `retrieve`, `commit`, `worklist`, `mpps`",
+    )
+    modalities: tuple[str, ...] = Field(
+        (), description="a modality: what it performs (`CT`, `DX`…); worklist items that name no station are its own"
     )
     commit_association: Literal["new", "same"] = Field(
         "new",
         description="storage commitment is reported on an association of ours, or first on that of the request: `same`",
     )
     notify: bool = Field(False, description="the peer is told which images are available (Instance Availability)")
+    forward_mpps: bool = Field(False, description="a RIS: it is told what modalities say that they performed (MPPS)")
 
 
 class Jwt(Section):
@@ -215,6 +220,10 @@ class Dicom(Section):
     def listeners(self) -> list[str]:
         """AE titles of the peers that are told what is available."""
         return sorted(ae_title for ae_title, peer in self.callers().items() if peer.notify)
+
+    def stations(self) -> dict[str, frozenset[str]]:
+        """AE titles of peers, and the modalities that they perform."""
+        return {title: frozenset(peer.modalities) for title, peer in self.callers().items()}
 
     def accepts_strangers(self) -> bool:
         return is_loopback(self.host) if self.accept_unknown_callers is None else self.accept_unknown_callers

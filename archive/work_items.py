@@ -34,6 +34,8 @@ class Kind(StrEnum):
     ORDER_CLOSED_WITH_IMAGES = "order_closed_with_images"  # cancelled after images came (REQ-HL7-77)
     STUDY_UID_CHANGED = "study_uid_changed"  # of an order whose images are stored (REQ-HL7-78)
     ORDER_UNMATCHED = "order_unmatched"  # an order names a study that is filed under somebody else (REQ-HL7-98)
+    WRONG_WORKLIST_ENTRY = "wrong_worklist_entry"  # a modality had chosen the wrong item (110514, DCM)
+    IMAGES_MISSING = "images_missing"  # that a modality says it made have not come (REQ-DCM-53)
 
 
 def open_item(

@@ -90,6 +90,8 @@ class Service(Enum):
     MOVE = "move"
     GET = "get"
     COMMITMENT = "commitment"
+    WORKLIST = "worklist"
+    MPPS = "mpps"
 
 
 _ROOTS = {"patient": "1.2.840.10008.5.1.4.1.2.1.", "study": "1.2.840.10008.5.1.4.1.2.2."}
@@ -107,7 +109,14 @@ QUERY_RETRIEVE: dict[str, Service] = {
     for last, service in (("1", Service.FIND), ("2", Service.MOVE), ("3", Service.GET))
 } | {COMPOSITE_MOVE: Service.MOVE, COMPOSITE_GET: Service.GET, WITHOUT_BULK_GET: Service.GET}
 COMMITMENT_PUSH = "1.2.840.10008.1.20.1"
-_WORKFLOW: dict[str, Service] = {COMMITMENT_PUSH: Service.COMMITMENT}
+
+MODALITY_WORKLIST_FIND = "1.2.840.10008.5.1.4.31"
+MODALITY_PERFORMED_PROCEDURE_STEP = "1.2.840.10008.3.1.2.3.3"
+_WORKFLOW = {
+    COMMITMENT_PUSH: Service.COMMITMENT,
+    MODALITY_WORKLIST_FIND: Service.WORKLIST,
+    MODALITY_PERFORMED_PROCEDURE_STEP: Service.MPPS,
+}
 
 
 def service_of(abstract_syntax: str, *, announced: str = "", unknown_is_storage: bool = False) -> Service | None:

@@ -14,6 +14,8 @@ from archive.clock import monotonic
 from archive.core import Archive
 from archive.errors import ArchiveError, Rejected
 from archive.jobs import Job
+from archive.mpps import COUNT, FORWARD
+from dicom_scp import mpps
 from dicom_scp.availability import notify
 from dicom_scp.commitment import report
 from dicom_scp.deliver import deliver
@@ -40,6 +42,8 @@ DUTIES: dict[str, Duty] = {
     sending.KIND: deliver,
     commitment.JOB: report,
     notification.JOB: notify,
+    FORWARD: mpps.forward,
+    COUNT: mpps.count,
 }
 
 

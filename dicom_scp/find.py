@@ -71,20 +71,16 @@ def find(request: FindRequest, archive: Archive) -> Generator[Answer, None, None
         UnreadableInstance, InvalidQuery: the identifier cannot be read, or breaks the rules of its model.
         Unavailable: the index cannot be read, or the query cannot be audited.
     """
-    try:
-        demand(request.actor, Action.FIND)
-    except NotAllowed as error:
-        refused(archive.commit, request.actor, Event.QUERY, "E", reason=str(error), detail=_parameters(request))
-        raise
+    demand_query(request, archive, Action.FIND)
     encoding = encoding_of(request.transfer_syntax_uid)
     settings = archive.settings.dicom
     try:
         identifier = decode(request.identifier, encoding, default_charset=settings.default_charset)
         plan = _plan(request, identifier, archive)
     except Rejected:
-        audit_query(archive.commit, request.actor, parameters=_parameters(request), outcome=Outcome.MINOR_FAILURE)
+        audit_query(archive.commit, request.actor, parameters=parameters_of(request), outcome=Outcome.MINOR_FAILURE)
         raise
-    audit_query(archive.commit, request.actor, parameters=_parameters(request))  # queued before the answer (law 4)
+    audit_query(archive.commit, request.actor, parameters=parameters_of(request))  # queued before the answer (law 4)
     answers = _encoder(plan.form, encoding, identifier.charsets)
     with archive.reading() as conn:
         for number, row in enumerate(index.find(conn, plan.query)):
@@ -98,19 +94,28 @@ def find(request: FindRequest, archive: Archive) -> Generator[Answer, None, None
     yield Answer(Status.SUCCESS)
 
 
+def demand_query(request: FindRequest, archive: Archive, action: Action) -> None:
+    """Raise NotAllowed when the peer may not ask this; the refusal is audited before (law 4)."""
+    try:
+        demand(request.actor, action)
+    except NotAllowed as error:
+        refused(archive.commit, request.actor, Event.QUERY, "E", reason=str(error), detail=parameters_of(request))
+        raise
+
+
 def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> _Plan:
     level = _level(request, identifier)
     strict = archive.settings.dicom.strict_hierarchy
     if not request.relational:
         _check_hierarchy(_ROOTS[request.sop_class_uid], level, identifier, strict=strict)
-    shape = tuple([(one.tag, one.vr, _nested(one) if one.items else None) for one in identifier.elements.values()])
+    shape = tuple([(one.tag, one.vr, nested_of(one) if one.items else None) for one in identifier.elements.values()])
     form = _form(level, shape, archive.settings.dicom.ae_title)
     keys: list[Key] = []
     pending = Status.PENDING if form.whole else Status.PENDING_WITHOUT_KEYS
     for tag, asked in identifier.elements.items():
         if not (asked.text or asked.items) or tag not in form.vrs:
             continue
-        key = _key(request, asked, form.vrs[tag])
+        key = key_of(request, asked, form.vrs[tag])
         if is_asking(key):
             if tag in form.matchable:
                 keys.append(key)
@@ -198,26 +203,27 @@ def _zone(request: FindRequest, identifier: Identifier) -> timezone | None:
     return zone
 
 
-def _key(request: FindRequest, asked: Asked, vr: str) -> Key:
+def key_of(request: FindRequest, asked: Asked, vr: str) -> Key:
+    """A matching key of an element of the request; of a sequence its first item (PS3.4 C.2.2.2.6)."""
     if vr == "SQ":
-        item = (asked.items or ((),))[:1]  # PS3.4 C.2.2.2.6: one item
-        return Key(asked.tag, "SQ", items=tuple(_key(request, inner, inner.vr) for inner in item[0]))
+        item = (asked.items or ((),))[:1]
+        return Key(asked.tag, "SQ", items=tuple(key_of(request, inner, inner.vr) for inner in item[0]))
     empty = request.empty_values and asked.text.strip(" \0") == _NO_VALUE
     return Key(asked.tag, vr, asked.text, empty=empty, several=request.multiple_values)
 
 
-def _nested(asked: Asked) -> tuple[Field, ...] | None:
+def nested_of(asked: Asked) -> tuple[Field, ...] | None:
     """What is wanted of a sequence's items: the elements of the request's item, or all when it has none."""
     items: Iterable[Asked] = asked.items[0] if asked.items else ()
     fields = tuple(
-        Field(inner.tag, inner.vr, _nested(inner) if inner.vr == "SQ" else None)
+        Field(inner.tag, inner.vr, nested_of(inner) if inner.vr == "SQ" else None)
         for inner in items
         if inner.tag & 0xFFFF and inner.tag != SPECIFIC_CHARACTER_SET
     )
     return fields or None
 
 
-def _parameters(request: FindRequest) -> dict[str, str]:
+def parameters_of(request: FindRequest) -> dict[str, str]:
     """What was asked (PS3.15 A.5.3.10), as it came: nothing of the answers."""
     return {
         "sop_class": request.sop_class_uid,

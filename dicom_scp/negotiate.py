@@ -28,11 +28,11 @@ from dicom_scp.classes import COMPOSITE, Service, choose_syntax, service_of
 from dicom_scp.exchange import Context
 
 LEAST_MAX_PDU = 1024  # a peer that takes less cannot be served at any speed
-_STRANGERS_MAY = ("store", "query", "retrieve")
+_STRANGERS_MAY = ("store", "query", "retrieve", "worklist", "mpps")
 # Bytes of the extended negotiation that are implemented: relational everywhere (PS3.4 C.5.1.1, C.5.2.1, C.5.3.1);
-# for C-FIND alone combined date-time, timezone query adjustment, empty value and multiple value matching. For C-MOVE
-# and C-GET the second byte means something else.
-OPTIONS = {Service.FIND: (0, 1, 3, 5, 6), Service.MOVE: (0,), Service.GET: (0,)}
+# for C-FIND alone combined date-time (in a worklist always), timezone query adjustment, empty value and multiple value
+# matching. For C-MOVE and C-GET the second byte means something else.
+OPTIONS = {Service.FIND: (0, 1, 3, 5, 6), Service.MOVE: (0,), Service.GET: (0,), Service.WORKLIST: (1,)}
 
 
 @dataclass(frozen=True, slots=True)

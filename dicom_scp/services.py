@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ from archive.clock import monotonic
 from archive.core import Archive
 from archive.dicom.file_meta import FileMeta
 from archive.errors import ArchiveError, NotAllowed, TooLarge, Unavailable
-from dicom_scp import commitment, dimse, normalized, retrieve, status
+from dicom_scp import commitment, dimse, mpps, normalized, retrieve, status, worklist
 from dicom_scp.classes import COMMITMENT_PUSH, Service
 from dicom_scp.dimse import Command, Field
 from dicom_scp.echo import echo
@@ -37,6 +37,7 @@ _DEMANDS = {  # a C-FIND demands by itself: its refusal is audited with the quer
     Service.MOVE: (Action.SEE, Event.INSTANCES_TRANSFERRED, "R"),
     Service.GET: (Action.SEE, Event.INSTANCES_TRANSFERRED, "R"),
     Service.COMMITMENT: (Action.COMMIT, Event.INSTANCES_ACCESSED, "E"),
+    Service.MPPS: (Action.PERFORM, Event.PROCEDURE_RECORD, "C"),
 }
 
 
@@ -156,6 +157,16 @@ def _store(session: Session, message: Message) -> None:
 
 
 def _find(session: Session, message: Message) -> None:
+    _answer_query(find, session, message)
+
+
+def _worklist(session: Session, message: Message) -> None:
+    _answer_query(worklist.find, session, message)
+
+
+def _answer_query(
+    service: Callable[[FindRequest, Archive], Generator[Answer, None, None]], session: Session, message: Message
+) -> None:
     context, exchange = message.context, session.exchange
     request = FindRequest(
         sop_class_uid=context.abstract_syntax,
@@ -170,7 +181,7 @@ def _find(session: Session, message: Message) -> None:
     )
     waiting: list[bytes | memoryview] = []
     size, since = 0, monotonic()
-    with closing(find(request, session.archive)) as answers:
+    with closing(service(request, session.archive)) as answers:
         for answer in _until_cancelled(answers, exchange, message):
             command = dimse.response(message.command, answer)
             waiting += exchange.encoded(context.id, command, answer.data_set)
@@ -300,4 +311,7 @@ _SERVICES: dict[tuple[Service, int], Callable[[Session, Message], None]] = {
     (Service.MOVE, Field.C_MOVE_RQ): _move,
     (Service.GET, Field.C_GET_RQ): _get,
     (Service.COMMITMENT, Field.N_ACTION_RQ): _commit,
+    (Service.WORKLIST, Field.C_FIND_RQ): _worklist,
+    (Service.MPPS, Field.N_CREATE_RQ): _normalized(mpps.create),
+    (Service.MPPS, Field.N_SET_RQ): _normalized(mpps.change),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from archive import errors
-from archive.errors import ArchiveError, InvalidQuery, UidMismatch
+from archive.errors import ArchiveError, AttributeRefused, InvalidQuery, UidMismatch
 from archive.instance import Outcome
 from dicom_scp.messages import Answer
 
@@ -14,11 +14,16 @@ class Status(IntEnum):
     """Status (0000,0900)."""
 
     SUCCESS = 0x0000
+    INVALID_ATTRIBUTE = 0x0106
+    ATTRIBUTE_LIST_ERROR = 0x0107
     PROCESSING_FAILURE = 0x0110
+    DUPLICATE_INSTANCE = 0x0111
     NO_SUCH_INSTANCE = 0x0112
     INVALID_ARGUMENT_VALUE = 0x0115
     INVALID_INSTANCE = 0x0117
     CLASS_INSTANCE_CONFLICT = 0x0119
+    MISSING_ATTRIBUTE = 0x0120
+    MISSING_ATTRIBUTE_VALUE = 0x0121
     CLASS_NOT_SUPPORTED = 0x0122
     NO_SUCH_ACTION = 0x0123
     NOT_AUTHORISED = 0x0124
@@ -53,6 +58,7 @@ OF_ERROR: dict[type[ArchiveError], Status] = {
     errors.UnreadableInstance: Status.CANNOT_UNDERSTAND,
     errors.UidMismatch: Status.DOES_NOT_MATCH_CLASS,
     errors.InvalidQuery: Status.DOES_NOT_MATCH_CLASS,
+    errors.AttributeRefused: Status.INVALID_ATTRIBUTE,  # or what `refusal` finds more exact
     errors.TooLarge: Status.OUT_OF_RESOURCES,
     errors.Unsupported: Status.CLASS_NOT_SUPPORTED,
     errors.NotAcceptable: Status.CANNOT_UNDERSTAND,
@@ -92,6 +98,11 @@ OF_OUTCOME: dict[Outcome, Answer] = {
     ),
 }
 
+_OF_FAULT = {
+    "missing": Status.MISSING_ATTRIBUTE,
+    "empty": Status.MISSING_ATTRIBUTE_VALUE,
+    "wrong": Status.INVALID_ATTRIBUTE,
+}
 _BUG_COMMENT = "internal error, see the log of the archive"
 STORE_BUG = Answer(Status.BUG, comment=_BUG_COMMENT)  # 0110 is not a C-STORE status
 BUG = Answer(Status.PROCESSING_FAILURE, comment=_BUG_COMMENT)
@@ -101,7 +112,9 @@ def refusal(error: ArchiveError) -> Answer:
     """The answer to a request that ended in `error`: status, Error Comment, Offending Element."""
     status = next(OF_ERROR[kind] for kind in type(error).__mro__ if kind in OF_ERROR)
     offending: tuple[int, ...] = ()
-    if isinstance(error, UidMismatch | InvalidQuery) and error.tag is not None:
+    if isinstance(error, AttributeRefused):
+        status = _OF_FAULT[error.fault]
+    if isinstance(error, UidMismatch | InvalidQuery | AttributeRefused) and error.tag is not None:
         offending = (error.tag,)
     return Answer(status, comment=str(error), offending=offending)
 

@@ -53,6 +53,7 @@ OF_ERROR: dict[type[ArchiveError], tuple[str, int]] = {
     errors.UnreadableInstance: ("AE", 207),
     errors.UidMismatch: ("AE", 102),
     errors.InvalidQuery: ("AE", 102),
+    errors.AttributeRefused: ("AE", 102),
     errors.TooLarge: ("AE", 102),
     errors.Unsupported: ("AR", 200),
     errors.NotAcceptable: ("AE", 207),

@@ -15,6 +15,7 @@ from minipacs.commands import (
     check,
     hl7,
     hold,
+    mwl,
     rebuild,
     remote,
     retention,
@@ -73,6 +74,7 @@ app.add_typer(remote.app)
 app.add_typer(remote.remote, name="remote")
 app.add_typer(send.jobs, name="jobs")
 app.add_typer(send.forward, name="forward")
+app.add_typer(mwl.app, name="mwl")
 app.add_typer(testbed.app, name="testbed")
 
 

@@ -17,7 +17,7 @@ from archive.identity import patients
 from archive.identity.acts import Act, PatientKey, lock_identities
 from archive.identity.record import Name, Record, Statement, apply
 from archive.index.correct import move_studies
-from archive.schema import imaging_order, patient, work_item
+from archive.schema import imaging_order, patient, performed_step, work_item
 from archive.schema.types import AnyRow
 from archive.work_items import Kind, close_item
 
@@ -88,7 +88,7 @@ def _move(conn: Connection, pair: Pair, *, survivor_pk: int, loser_pk: int, act:
         .values(merged_into_pk=survivor_pk, tombstone=MERGED)
     )
     studies = move_studies(conn, loser_pk=loser_pk, survivor_pk=survivor_pk)
-    for table in (imaging_order, work_item):
+    for table in (imaging_order, performed_step, work_item):
         conn.execute(update(table).where(table.c.patient_pk == loser_pk).values(patient_pk=survivor_pk))
     close_item(
         *(conn, Kind.UNKNOWN_PATIENT, pair.loser.identity_key),

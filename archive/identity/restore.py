@@ -16,7 +16,7 @@ from sqlalchemy import Connection, select, update
 from archive.identity.acts import PatientKey
 from archive.identity.record import of_json
 from archive.index.correct import correct_patient, correct_study, facts_changed, move_studies
-from archive.schema import imaging_order, patient, patient_revision, study
+from archive.schema import imaging_order, patient, patient_revision, performed_step, study
 from archive.schema.types import AnyRow
 from archive.schema.upsert import insert
 
@@ -54,8 +54,8 @@ def restore_patient(conn: Connection, subject: str, body: Mapping[str, Any], at:
         conn.execute(update(patient).where(mine).values(received_attributes=None))
     if survivor_pk is not None:
         move_studies(conn, loser_pk=row.pk, survivor_pk=survivor_pk)
-        mine = imaging_order.c.patient_pk == row.pk
-        conn.execute(update(imaging_order).where(mine).values(patient_pk=survivor_pk))
+        for table in (imaging_order, performed_step):
+            conn.execute(update(table).where(table.c.patient_pk == row.pk).values(patient_pk=survivor_pk))
         merged = patient.c.merged_into_pk == row.pk
         conn.execute(update(patient).where(merged).values(merged_into_pk=survivor_pk))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from archive.authorities import Authorities, identity_key
 from archive.dicom.attributes import Level
@@ -26,6 +27,51 @@ class Notify:
 
     after: datetime
     at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What something says of whom it is: an image by its header, a performed procedure step by its attributes."""
+
+    patient: Mapping[str, Any]  # DICOM JSON of its patient's attributes
+    keys: Mapping[str, str | int | None]  # the same as columns of `patient`, normalised
+    study_instance_uid: str
+    accession_number: str
+    source: str
+    authorities: Authorities  # who assigns identifiers
+    at: datetime
+
+    @property
+    def patient_id(self) -> str:
+        return str(self.keys.get("patient_id") or "")
+
+    @property
+    def said_issuer(self) -> str:
+        """Who assigned the Patient ID, as it says and the index spells it; "" when it does not say."""
+        named = str(self.keys.get("issuer") or "")
+        qualifiers = self.patient.get(_QUALIFIERS)
+        oid = ""
+        for item in (qualifiers or {}).get("Value") or ():
+            oid = str(next(iter(item.get(_UNIVERSAL_ID, {}).get("Value") or ()), "") or "")
+            break
+        return self.authorities.issuer(named, oid) if named or oid else ""
+
+    @property
+    def issuer(self) -> str:
+        """Who assigned the Patient ID, or is assumed to; "" when nobody is."""
+        return self.said_issuer or self.authorities.assumed
+
+    @property
+    def patient_cx(self) -> str:
+        """The patient as an audit row names it."""
+        return cx(self.patient_id, self.issuer)
+
+    @property
+    def identity_key(self) -> str:
+        """What makes two of them the same patient; without an ID, everyone in one study (REQ-DCM-17)."""
+        if not self.patient_id:
+            return f"study:{self.study_instance_uid}"
+        return identity_key(self.patient_id, self.issuer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +97,22 @@ class Arrival:
         return self.source.removeprefix(RECOVERED) if self.source.startswith(RECOVERED) else ""
 
     @property
-    def patient_id(self) -> str:
-        return str(self.header.keys[Level.PATIENT].get("patient_id") or "")
-
-    @property
-    def said_issuer(self) -> str:
-        """Who assigned the Patient ID, as the header says and the index spells it; "" when it does not say."""
-        named = str(self.header.keys[Level.PATIENT].get("issuer") or "")
-        qualifiers = self.header.levels[Level.PATIENT].get(_QUALIFIERS)
-        oid = ""
-        for item in (qualifiers or {}).get("Value") or ():
-            oid = str(next(iter(item.get(_UNIVERSAL_ID, {}).get("Value") or ()), "") or "")
-            break
-        return self.authorities.issuer(named, oid) if named or oid else ""
-
-    @property
-    def issuer(self) -> str:
-        """Who assigned the Patient ID, or is assumed to; "" when nobody is."""
-        return self.said_issuer or self.authorities.assumed
+    def claim(self) -> Claim:
+        """Whose it is, by its header."""
+        return Claim(
+            patient=self.header.levels[Level.PATIENT],
+            keys=self.header.keys[Level.PATIENT],
+            study_instance_uid=self.header.study_instance_uid,
+            accession_number=str(self.header.keys[Level.STUDY].get("accession_number") or ""),
+            source=self.source,
+            authorities=self.authorities,
+            at=self.at,
+        )
 
     @property
     def patient_cx(self) -> str:
         """The patient as an audit row names it."""
-        return cx(self.patient_id, self.issuer)
+        return self.claim.patient_cx
 
     @property
     def irregularity(self) -> Outcome | None:
@@ -90,7 +129,5 @@ class Arrival:
 
     @property
     def identity_key(self) -> str:
-        """What makes two headers the same patient; without an ID, everyone in one study (REQ-DCM-17)."""
-        if not self.patient_id:
-            return f"study:{self.header.study_instance_uid}"
-        return identity_key(self.patient_id, self.issuer)
+        """What makes two headers the same patient."""
+        return self.claim.identity_key

@@ -89,7 +89,7 @@ def replace_first(conn: Connection, arrival: Arrival, resolved: Resolved) -> dic
     first = _standing(conn, uid)
     if (first.study_instance_uid, first.series_instance_uid) != (header.study_instance_uid, header.series_instance_uid):
         raise Conflict("the other content is of another series: only its sender can give it a UID of its own")
-    if contradiction(conn, arrival, first):
+    if contradiction(conn, arrival.claim, first):
         raise Conflict("the other content is of another patient: only its sender can give it a UID of its own")
     copies = conn.execute(_COPIES, {"instance_pk": first.pk}).all()
     made = conn.execute(_MADE, {"instance_pk": first.pk}).scalar_one()

@@ -20,7 +20,7 @@ from archive.dicom.person_name import alternatives
 from archive.index.functions import first_group, unindexed
 from archive.index.match import MAX_NUMBER, AnyOf, Between, Criterion, Empty, Exact, Key, Name, Number, Wild, criterion
 from archive.instance import CURRENT
-from archive.schema import instance, patient, series, study
+from archive.schema import imaging_order, instance, patient, series, study
 
 Shape = tuple[Any, ...]
 
@@ -36,7 +36,7 @@ PARENT_KEYS: dict[Level, Column[Any]] = {
     Level.STUDY: series.c.study_pk,
     Level.SERIES: instance.c.series_pk,
 }
-_BY_NAME = {table.name: table for table in TABLES.values()}
+_BY_NAME = {table.name: table for table in (*TABLES.values(), imaging_order)}  # orders: archive.workflow.worklist
 NEVER: Shape = ("never",)
 _ESCAPE = "!"
 _GROUP = "first_group:"  # before a column: the first group of the name in it
@@ -259,7 +259,7 @@ def lead(where: Iterable[Shape], level: Level, parameters: Parameters) -> tuple[
             if set(columns(shape)) == {"patient.patient_name"}:
                 shapes[position] = (_PATIENTS, shape)
                 return tuple(shapes), True
-    kept = tuple(shape if position == first else _unindexed(shape) for position, shape in enumerate(shapes))
+    kept = tuple(shape if position == first else off_index(shape) for position, shape in enumerate(shapes))
     selective = first is not None and not (level is Level.STUDY and set(columns(shapes[first])) <= _STUDY_ORDER)
     return kept, selective
 
@@ -280,11 +280,11 @@ def _rank(shape: Shape, parameters: Parameters) -> int:
     return rank + len(_RANKS) if wide and rank < _NO_RANK else rank
 
 
-def _unindexed(shape: Shape) -> Shape:
-    """The same condition, off the indexes."""
+def off_index(shape: Shape) -> Shape:
+    """The same condition, kept from the choice of an index."""
     operator = shape[0]
     if operator in ("and", "or") or operator in ON_STUDY:
-        return (operator, *(_unindexed(part) for part in shape[1:]))
+        return (operator, *(off_index(part) for part in shape[1:]))
     if operator in ("row_ge", "row_le"):
         return (operator, tuple(_PLAIN + column for column in shape[1]), shape[2])
     if operator == "never" or shape[1].startswith((_GROUP, _PLAIN)):

@@ -8,8 +8,7 @@ import orjson
 from sqlalchemy import Connection, bindparam, select
 
 from archive.authorities import identity_key
-from archive.dicom.attributes import Level
-from archive.index.arrival import Arrival
+from archive.index.arrival import Claim
 from archive.index.ordered import patient_for_images
 from archive.schema import patient
 from archive.schema.prepared import Prepared
@@ -40,44 +39,45 @@ class Filed(Protocol):
     def issuer(self) -> str: ...
 
 
-def patient_of(conn: Connection, arrival: Arrival) -> int:
-    """The patient of a study that is new; made, with a work item, when nobody has heard of them."""
-    found = _ordered(conn, arrival) or _known(conn, arrival)
-    return found if found is not None else _add(conn, arrival)
+def patient_of(conn: Connection, claim: Claim) -> int:
+    """The patient of a study, or of a performed step, that is new; made, with a work item, when nobody has
+    heard of them."""
+    found = _ordered(conn, claim) or _known(conn, claim)
+    return found if found is not None else _add(conn, claim)
 
 
-def contradiction(conn: Connection, arrival: Arrival, filed: Filed) -> str:
+def contradiction(conn: Connection, claim: Claim, filed: Filed) -> str:
     """REQ-DCM-19: the same study under two patients; "" for none. What is absent on one side contradicts nothing, nor
     does an identifier that was merged into that of the study."""
-    if not arrival.patient_id or not filed.patient_id:
+    if not claim.patient_id or not filed.patient_id:
         return ""
-    said, same = arrival.said_issuer, arrival.patient_id == filed.patient_id
-    if same and (not said or not filed.issuer or said == arrival.authorities.issuer(filed.issuer)):
+    said, same = claim.said_issuer, claim.patient_id == filed.patient_id
+    if same and (not said or not filed.issuer or said == claim.authorities.issuer(filed.issuer)):
         return ""
-    if _known(conn, arrival) == filed.patient_pk:
+    if _known(conn, claim) == filed.patient_pk:
         return ""
     other = "Issuer of Patient ID" if same else "Patient ID"
     return f"the Study Instance UID belongs to another {other}"
 
 
-def _ordered(conn: Connection, arrival: Arrival) -> int | None:
+def _ordered(conn: Connection, claim: Claim) -> int | None:
     """Whom the images were ordered for, where nothing says who assigned their Patient ID."""
-    if arrival.issuer or not arrival.patient_id:
+    if claim.issuer or not claim.patient_id:
         return None
     return patient_for_images(
         conn,
-        patient_id=arrival.patient_id,
-        accession_number=str(arrival.header.keys[Level.STUDY].get("accession_number") or ""),
-        study_instance_uid=arrival.header.study_instance_uid,
+        patient_id=claim.patient_id,
+        accession_number=claim.accession_number,
+        study_instance_uid=claim.study_instance_uid,
     )
 
 
-def _known(conn: Connection, arrival: Arrival) -> int | None:
+def _known(conn: Connection, claim: Claim) -> int | None:
     """Who has the header's identifier, or survived whoever had it."""
-    found = _holder(conn, arrival.identity_key)
-    if found is None and arrival.patient_id and not arrival.said_issuer:
+    found = _holder(conn, claim.identity_key)
+    if found is None and claim.patient_id and not claim.said_issuer:
         # known since before an authority was assumed
-        found = _holder(conn, identity_key(arrival.patient_id, ""))
+        found = _holder(conn, identity_key(claim.patient_id, ""))
     return found
 
 
@@ -91,21 +91,20 @@ def _holder(conn: Connection, key: str) -> int | None:
     return None
 
 
-def _add(conn: Connection, arrival: Arrival) -> int:
-    header, key = arrival.header, arrival.identity_key
-    keys = header.keys[Level.PATIENT]
+def _add(conn: Connection, claim: Claim) -> int:
+    key, keys = claim.identity_key, claim.keys
     _ADD.run(
         conn,
         {
             "identity_key": key,
-            "patient_id": arrival.patient_id,
-            "issuer": arrival.issuer if arrival.patient_id else "",
+            "patient_id": claim.patient_id,
+            "issuer": claim.issuer if claim.patient_id else "",
             "patient_name": keys.get("patient_name") or "",
             "birth_date": keys.get("birth_date"),
             "sex": keys.get("sex"),
-            "provisional": 0 if arrival.patient_id else 1,
-            "attributes": orjson.dumps(header.levels[Level.PATIENT]).decode(),
-            "created_at": arrival.at,
+            "provisional": 0 if claim.patient_id else 1,
+            "attributes": orjson.dumps(claim.patient).decode(),
+            "created_at": claim.at,
         },
     )
     pk = _holder(conn, key)
@@ -114,9 +113,9 @@ def _add(conn: Connection, arrival: Arrival) -> int:
         conn,
         Kind.UNKNOWN_PATIENT,
         key,
-        at=arrival.at,
+        at=claim.at,
         patient_pk=pk,
-        study_instance_uid=header.study_instance_uid,
-        evidence={"patient_id_missing": not arrival.patient_id, "source": arrival.source},
+        study_instance_uid=claim.study_instance_uid,
+        evidence={"patient_id_missing": not claim.patient_id, "source": claim.source},
     )
     return pk

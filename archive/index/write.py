@@ -274,7 +274,7 @@ def _place(conn: Connection, arrival: Arrival) -> tuple[_Parents, str]:
     if parents is None:
         filed = _STUDY_PK.first(conn, {"uid": header.study_instance_uid})
         if filed is None:
-            _add_study(conn, arrival, patient_of(conn, arrival))
+            _add_study(conn, arrival, patient_of(conn, arrival.claim))
             filed = _STUDY_PK.first(conn, {"uid": header.study_instance_uid})
             assert filed is not None
         _add_series(conn, arrival, filed[0])
@@ -286,7 +286,7 @@ def _place(conn: Connection, arrival: Arrival) -> tuple[_Parents, str]:
         _FACT_CHANGED.run(conn, {"of_study_pk": parents.study_pk})
     if (told := arrival.notify) is not None:
         _NOTIFY.run(conn, {"of_study_pk": parents.study_pk, "after": told.after, "at": told.at})
-    contradiction = contradiction_of(conn, arrival, parents)
+    contradiction = contradiction_of(conn, arrival.claim, parents)
     if parents.study_instance_uid != header.study_instance_uid:
         contradiction = "the Series Instance UID belongs to another study"
     return parents, contradiction

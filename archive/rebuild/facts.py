@@ -26,7 +26,7 @@ from archive.lifecycle.tombstones import restore_restored
 from archive.rebuild.tally import CHUNK, NotTaken, Rebuilt, Steps, chunks
 from archive.schema import fact, instance, purge, tombstone
 from archive.schema.upsert import insert
-from archive.workflow.restore import restore_order
+from archive.workflow.restore import restore_order, restore_performed
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +35,7 @@ Restore = Callable[[Connection, str, Mapping[str, Any], datetime], None]
 RESTORE: dict[str, Restore] = {
     Kind.PATIENT: restore_patient,
     Kind.ORDER: restore_order,
+    Kind.PERFORMED: restore_performed,
     Kind.STUDY: restore_study,
     Kind.HOLD: restore_hold,
     Kind.HELD: restore_held,
@@ -46,7 +47,7 @@ RESTORE: dict[str, Restore] = {
     Kind.RESTORED: restore_restored,
 }
 # Files are filed by these; the rest tells of them.
-BEFORE_FILES = (Kind.PATIENT, Kind.ORDER, Kind.CONFLICT, Kind.PURGE, Kind.RESTORED)
+BEFORE_FILES = (Kind.PATIENT, Kind.ORDER, Kind.PERFORMED, Kind.CONFLICT, Kind.PURGE, Kind.RESTORED)
 
 _WAITING = fact.c.journaled > 1  # see archive.schema.operations
 _FAILED = update(fact).where(fact.c.journaled == 3).values(journaled=2)

@@ -8,10 +8,11 @@ from archive.schema.index import instance, location, patient, series, study
 from archive.schema.life import hold, last_tick, life_failure, purge, purge_approval, suspension, tombstone
 from archive.schema.messages import hl7_answer, hl7_message
 from archive.schema.operations import fact, lease, process, simulated_clock
+from archive.schema.performed import performed_for, performed_step
 from archive.schema.types import METADATA
 from archive.schema.work import job, pulled_study, quarantined, sending, work_item
 
-REVISION = "0005"  # what `migrations` brings the schema to
+REVISION = "0006"  # what `migrations` brings the schema to
 
 __all__ = [
     "METADATA",
@@ -34,6 +35,8 @@ __all__ = [
     "location",
     "patient",
     "patient_revision",
+    "performed_for",
+    "performed_step",
     "process",
     "pulled_study",
     "purge",

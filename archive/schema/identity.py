@@ -35,6 +35,11 @@ imaging_order = Table(
     Column("record", Text, nullable=False),  # JSON: DICOM attributes of the worklist item, and what has no attribute
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
+    # of its worklist item: what modalities ask for
+    Column("start_date", String(8)),
+    Column("start_time", String(13)),
+    Column("modality", Text_C),
+    Column("station_ae", Text_C),  # Scheduled Station AE Title; several are joined by a backslash; "" for none
     UniqueConstraint("accession_number", "step_id"),
-    Index("ix_imaging_order_status", "status"),
+    Index("ix_imaging_order_worklist", "status", "start_date", "start_time", "modality", "station_ae"),
 )

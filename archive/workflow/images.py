@@ -23,6 +23,7 @@ from archive.journal import note
 from archive.schema import imaging_order, patient, study
 from archive.schema.types import AnyRow
 from archive.work_items import Kind, close_item, open_item
+from archive.workflow import performed
 
 ACCESSION, PROCEDURE_CODES = "00080050", "00081032"
 _CODES = "RequestedProcedureCodeSequence"
@@ -48,14 +49,23 @@ def reconcile(conn: Connection, order: AnyRow, *, act: Act) -> None:
     """Link an order with studies that are here already: correct those of its patient, take over those that are surely
     theirs, and let a person look at the rest."""
     owner = patients.row_of(conn, order.patient_pk)
-    for row in _candidates(conn, order):
+    candidates = _candidates(conn, order)
+    found = {row.study_instance_uid for row in candidates}
+    taken = set()
+    for row in candidates:
         if row.patient_pk == order.patient_pk:
             _matched(conn, row.study_instance_uid, act)
             continue
         if row.record is not None:  # the RIS knows whose it is
             continue
-        if _same_person(conn, order, owner, row):
+        if _same_person(
+            *(conn, order, owner),
+            patient_id=row.patient_id,
+            issuer=row.issuer,
+            accession_number=row.accession_number,
+        ):
             _take_over(conn, row, owner, act)
+            taken.add(row.study_instance_uid)
         else:
             open_item(
                 *(conn, Kind.ORDER_UNMATCHED, row.study_instance_uid),
@@ -65,6 +75,27 @@ def reconcile(conn: Connection, order: AnyRow, *, act: Act) -> None:
                 evidence={**act.evidence, "accession": order.accession_number, "ordered_for": owner.pk},
             )
     correct_all(conn, stored(conn, order), act=act)
+    for row in performed.of_others(conn, order):
+        theirs = patients.row_of(conn, row.patient_pk)
+        if theirs.record is not None:
+            continue
+        same = _same_person(
+            *(conn, order, owner),
+            patient_id=theirs.patient_id,
+            issuer=theirs.issuer,
+            accession_number=row.accession_number,
+        )
+        if same or row.study_instance_uid in taken:
+            performed.move_to(conn, row.pk, owner.pk, act=act)
+        elif row.study_instance_uid not in found:
+            open_item(
+                *(conn, Kind.ORDER_UNMATCHED, row.sop_instance_uid),
+                at=act.at,
+                patient_pk=row.patient_pk,
+                study_instance_uid=row.study_instance_uid,
+                evidence={**act.evidence, "accession": order.accession_number, "ordered_for": owner.pk},
+            )
+    performed.settle(conn, order, act=act)
 
 
 def merge(conn: Connection, pair: Pair, *, act: Act) -> bool:
@@ -98,16 +129,18 @@ def _candidates(conn: Connection, order: AnyRow) -> list[AnyRow]:
     return list(conn.execute(select(*columns).join(patient).where(same).order_by(study.c.pk)).all())
 
 
-def _same_person(conn: Connection, order: AnyRow, owner: AnyRow, row: AnyRow) -> bool:
+def _same_person(
+    conn: Connection, order: AnyRow, owner: AnyRow, *, patient_id: str, issuer: str, accession_number: str
+) -> bool:
     """REQ-HL7-98: the Patient ID is one of the ordered patient's, and the accession number is the order's; or the
     Study Instance UID is, and the header does not say who assigned the Patient ID."""
     mine = select(patient.c.pk).where(
-        patient.c.patient_id == row.patient_id,
+        patient.c.patient_id == patient_id,
         (patient.c.pk == owner.pk) | (patient.c.merged_into_pk == owner.pk),
     )
-    if not row.patient_id or conn.execute(mine).first() is None:
+    if not patient_id or conn.execute(mine).first() is None:
         return False
-    return row.accession_number == order.accession_number or not row.issuer
+    return accession_number == order.accession_number or not issuer
 
 
 def _matched(conn: Connection, uid: str, act: Act) -> None:

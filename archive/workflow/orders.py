@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, select, update
 
-from archive.audit.record import Event, record
+from archive.dicom.keys import date, time
 from archive.errors import Conflict, IdentifierInUse, NotFound
 from archive.identity import patients
 from archive.identity.acts import Act, lock_identities
@@ -24,22 +24,12 @@ from archive.schema import imaging_order, patient, study
 from archive.schema.types import AnyRow
 from archive.schema.upsert import insert
 from archive.work_items import Kind, open_item
-from archive.workflow import images
+from archive.workflow import images, performed
+from archive.workflow.steps import IN_WORKLIST, PLAIN, Status, subject_of, tell
+
+__all__ = ["Control", "Group", "Status", "apply", "columns_of", "described", "subject_of"]
 
 _GENERATED = uuid.UUID("8b7a3c1e-7f0e-5e0c-9a53-2f6f1c6f3a10")  # names of Study Instance UIDs that are made here
-
-
-class Status(StrEnum):
-    """Of an order."""
-
-    SCHEDULED = "scheduled"
-    IN_PROGRESS = "in_progress"
-    COMPLETED = "completed"
-    CANCELLED = "cancelled"  # before it began
-    DISCONTINUED = "discontinued"
-
-
-IN_WORKLIST = frozenset({Status.SCHEDULED, Status.IN_PROGRESS})
 
 
 class Control(StrEnum):
@@ -121,7 +111,7 @@ def _close(conn: Connection, group: Group, patient_pk: int, act: Act) -> None:
                 study_instance_uid=uids[0],
                 evidence={**act.evidence, "accession": row.accession_number, "status": str(status), "studies": uids},
             )
-        _tell(conn, row.pk, "D" if closed else "U", act)
+        tell(conn, row.pk, "D" if closed else "U", act)
 
 
 def _known(conn: Connection, group: Group, patient_pk: int) -> Sequence[AnyRow]:
@@ -161,8 +151,9 @@ def _keep(conn: Connection, group: Group, patient_pk: int, row: AnyRow | None, a
     uid, generated = _study_uid(conn, group, patient_pk, row, act)
     before: dict[str, Any] = orjson.loads(row.record) if row is not None else {}
     codes = [of.get("RequestedProcedureCodeSequence") for of in (before.get("dicom", {}), group.dicom)]
+    item: dict[str, Any] = {**group.dicom, "AccessionNumber": group.accession_number, "StudyInstanceUID": uid}
     kept = {
-        "dicom": {**group.dicom, "AccessionNumber": group.accession_number, "StudyInstanceUID": uid},
+        "dicom": item,
         "generated": generated,
         # what images say of the procedure is outdated (REQ-HL7-78)
         "recoded": bool(before.get("recoded")) or (row is not None and codes[0] != codes[1]),
@@ -177,6 +168,7 @@ def _keep(conn: Connection, group: Group, patient_pk: int, row: AnyRow | None, a
         "status": group.status or _status(group, row),
         "record": orjson.dumps(kept, option=orjson.OPT_SORT_KEYS).decode(),
         "updated_at": act.at,
+        **columns_of(item),
     }
     if row is None:
         added = insert(conn, imaging_order).returning(imaging_order.c.pk)
@@ -186,10 +178,20 @@ def _keep(conn: Connection, group: Group, patient_pk: int, row: AnyRow | None, a
         conn.execute(update(imaging_order).where(imaging_order.c.pk == pk).values(values))
         if (row.accession_number, row.step_id) != numbers:
             note(conn, Fact.ORDER, subject_of(row.accession_number, row.step_id), {"gone": True}, at=act.at)
-    _tell(conn, pk, "C" if row is None else "U", act)
+    tell(conn, pk, "C" if row is None else "U", act)
     images.reconcile(conn, conn.execute(select(imaging_order).where(imaging_order.c.pk == pk)).one(), act=act)
     if row is not None and row.accession_number != group.accession_number:
         images.correct_all(conn, images.stored(conn, row), act=act)
+
+
+def columns_of(item: Mapping[str, Any]) -> dict[str, str | None]:
+    """What modalities ask for, as columns, from the attributes of a worklist item."""
+    return {
+        "start_date": date(str(item.get("ScheduledProcedureStepStartDate", ""))),
+        "start_time": time(str(item.get("ScheduledProcedureStepStartTime", ""))),
+        "modality": str(item.get("Modality", "")),
+        "station_ae": str(item.get("ScheduledStationAETitle", "")),
+    }
 
 
 def _status(group: Group, row: AnyRow | None) -> str:
@@ -245,43 +247,6 @@ def _demand_free(conn: Connection, uid: str, patient_pk: int) -> None:
         raise IdentifierInUse("this Study Instance UID is another patient's", what="study")
 
 
-def _tell(conn: Connection, pk: int, action: str, act: Act) -> None:
-    """The fact of an order's present state, and its audit row (110109)."""
-    row = conn.execute(select(imaging_order).where(imaging_order.c.pk == pk)).one()
-    owner = patients.row_of(conn, row.patient_pk)
-    note(
-        conn,
-        Fact.ORDER,
-        subject_of(row.accession_number, row.step_id),
-        {
-            **{name: getattr(row, name) for name in _PLAIN},
-            "patient": patients.named(owner),
-            "record": orjson.loads(row.record),
-            "created_at": row.created_at.isoformat(),
-            "gone": False,
-        },
-        at=act.at,
-    )
-    detail = {"event": act.event, "accession": row.accession_number, "status": row.status, **act.evidence}
-    record(
-        conn,
-        act.actor,
-        Event.ORDER_RECORD,
-        action,
-        patient=patients.key_of(owner).cx,
-        study=row.study_instance_uid,
-        detail=detail,
-    )
-
-
-_PLAIN = ("accession_number", "step_id", "study_instance_uid", "placer_number", "filler_number", "status")
-
-
-def subject_of(accession_number: str, step_id: str) -> str:
-    """What facts and work items call a step; the length says where the accession number ends."""
-    return f"{len(accession_number)}:{accession_number}:{step_id}"
-
-
 def described(conn: Connection, accession_number: str) -> list[dict[str, Any]]:
     """Each step of an accession number, in the order in which they were placed, as `/api/v1/orders` shows it."""
     rows = conn.execute(
@@ -295,13 +260,14 @@ def described(conn: Connection, accession_number: str) -> list[dict[str, Any]]:
         kept = orjson.loads(row.record)
         found.append(
             {
-                **{name: getattr(row, name) for name in _PLAIN if name != "study_instance_uid"},
+                **{name: getattr(row, name) for name in PLAIN if name != "study_instance_uid"},
                 "patient_id": row.patient_id,
                 "issuer": row.issuer,
                 "in_worklist": row.status in IN_WORKLIST,
                 "study_uid": row.study_instance_uid,
                 "study_uid_generated": kept["generated"],
                 "studies": images.stored(conn, row),
+                "performed": performed.described(conn, row),
                 "dicom": kept["dicom"],
             }
         )

@@ -21,6 +21,7 @@ import pydicom
 import pytest
 from sqlalchemy import delete, event, exists, or_, select, true, update
 
+from archive import mpps
 from archive.access import EVERYTHING, Actor, Door
 from archive.commitment import Reference, ask, decide
 from archive.config import Settings
@@ -58,6 +59,8 @@ from archive.schema import (
     instance,
     location,
     patient,
+    performed_for,
+    performed_step,
     purge,
     study,
     suspension,
@@ -121,7 +124,10 @@ def told(archive: Archive) -> dict[str, Any]:
                     "keep_until", "keep_reasons", "online_until"),
             instance: ("sop_instance_uid", "state", "digest", "identity", "derivation"),
             location: ("tier", "path", "state", "digest", "pixel_offset"),
-            imaging_order: ("accession_number", "step_id", "status", "record", "study_instance_uid", "created_at"),
+            imaging_order: ("accession_number", "step_id", "status", "record", "study_instance_uid", "created_at",
+                            "start_date", "start_time", "modality", "station_ae"),
+            performed_step: ("sop_instance_uid", "status", "created", "modified", "version", "calling_ae"),
+            performed_for: ("study_instance_uid", "accession_number", "step_id"),
             hold: ("id", "study_instance_uid", "reason", "until", "placed_by", "placed_at", "removed_at"),
             purge: ("id", "study_instance_uid", "state", "certificate", "note_path", "note_digest", "done_at"),
             commitment: ("study_instance_uid", "transaction_uid", "ae_title", "instances", "at"),
@@ -203,6 +209,18 @@ def lived(archive: Archive, actor: Actor, *, sent: Collection[str] = ()) -> None
         orders.apply(conn, group, patient_pk=pk, act=said)
 
     archive.commit.run(places)
+    performed = {
+        "00100020": {"vr": "LO", "Value": ["P-ordered"]},
+        "00080060": {"vr": "CS", "Value": ["CT"]},
+        "00400241": {"vr": "AE", "Value": ["CT1"]},
+        "00400244": {"vr": "DA", "Value": ["20260105"]},
+        "00400245": {"vr": "TM", "Value": ["101500"]},
+        "00400252": {"vr": "CS", "Value": ["IN PROGRESS"]},
+        "00400253": {"vr": "SH", "Value": ["PPS1"]},
+        "00400270": {"vr": "SQ", "Value": [{"0020000D": {"vr": "UI", "Value": [uid_of("ordered")]}}]},
+    }
+    mpps.create(archive, "1.2.3.4", performed, actor=actor, calling_ae="CT1")
+    mpps.change(archive, "1.2.3.4", {"00400254": {"vr": "LO", "Value": ["Thorax"]}}, actor=actor, calling_ae="CT1")
     add_hold(archive, uid_of("held"), reason="expertise", until=date(2040, 1, 1), actor=actor)
     wanted = [Reference(one.sop_class_uid, one.sop_instance_uid) for one in _stored(archive, "held", "corrected")]
     assert decide(archive, ask(archive, "1.2.3", wanted, actor=actor, ae_title="CT1")) is not None

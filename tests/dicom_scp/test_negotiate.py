@@ -32,7 +32,7 @@ from tests.dicom_scp.wire import BIG_ENDIAN, CT, EXPLICIT, IMPLICIT, STUDY_FIND,
 OVER_TLS = "settings"
 
 PRIVATE_CLASS = "1.2.826.0.1.3680043.10.1683.77.1"
-MWL = "1.2.840.10008.5.1.4.31"
+UPS_PULL = "1.2.840.10008.5.1.4.34.6.3"  # a service of the standard that is not ours
 REJECTED = 3
 
 
@@ -103,7 +103,7 @@ def test_the_answer_gives_one_syntax_a_context_and_says_what_is_wrong(server: Ru
     proposed = (
         Proposed(1, CT, ("1.2.3", IMPLICIT, EXPLICIT)),
         Proposed(3, CT, (BIG_ENDIAN,)),
-        Proposed(5, MWL, (IMPLICIT,)),
+        Proposed(5, UPS_PULL, (IMPLICIT,)),
         Proposed(7, CT, ("1.2.3",)),
         Proposed(9, CT, ("1.2.840.10008.1.2.4.70", EXPLICIT)),
         Proposed(11, STUDY_FIND, ("1.2.840.10008.1.2.4.70",)),
@@ -148,6 +148,10 @@ def test_extended_negotiation_is_answered_with_as_many_bytes_and_what_is_impleme
     assert accept.user.extended == {STUDY_FIND: b"\1\1\0\1\0\1\1", STUDY_GET: b"\1\0"}
     with Peer(server) as peer:
         assert peer.associate(request(user=user(extended={STUDY_FIND: b"\0"}))).user.extended == {STUDY_FIND: b"\0"}
+    worklist = "1.2.840.10008.5.1.4.31"
+    with Peer(server) as peer:
+        asking = request(contexts=(Proposed(1, worklist, (IMPLICIT,)),), user=user(extended={worklist: b"\1\1\1"}))
+        assert peer.associate(asking).user.extended == {worklist: b"\0\1\0"}
 
 
 @pytest.mark.req("REQ-DCM-07")
@@ -156,7 +160,7 @@ def test_an_unknown_storage_class_is_stored(settings: Settings, how: str) -> Non
     ds = ct_slice(SOPClassUID=PRIVATE_CLASS)
     announced = {PRIVATE_CLASS: "1.2.840.10008.4.2"} if how == "announced" else {}
     with running(settings, unknown_sop_classes=how == "switch") as server, Peer(server) as peer:
-        proposed = (Proposed(1, PRIVATE_CLASS, (EXPLICIT,)), Proposed(3, MWL, (IMPLICIT,)))
+        proposed = (Proposed(1, PRIVATE_CLASS, (EXPLICIT,)), Proposed(3, UPS_PULL, (IMPLICIT,)))
         accept = peer.associate(request(contexts=proposed, user=user(service_classes=announced)))
         assert [one.result for one in accept.results] == [0, 3]
         peer.say(wire.command(1, dimse.store_request(1, PRIVATE_CLASS, ds.SOPInstanceUID)))
@@ -260,7 +264,7 @@ def test_the_proposers_first_syntax_is_taken_but_explicit_before_implicit() -> N
 
 
 def test_what_the_standard_uses_for_something_else_is_never_a_storage_class() -> None:
-    for uid in (MWL, "1.2.840.10008.5.1.4.33", "1.2.840.10008.5.1.1.9", "1.2.840.10008.1.2"):
+    for uid in (UPS_PULL, "1.2.840.10008.5.1.4.33", "1.2.840.10008.5.1.1.9", "1.2.840.10008.1.2"):
         assert UID(uid).name != uid
         assert service_of(uid, unknown_is_storage=True) is None
 

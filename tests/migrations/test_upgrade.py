@@ -85,6 +85,39 @@ def test_text_sorts_bytewise(database_url: str, engine: Engine) -> None:
     assert names == ["B", "_", "a", "b", "é"]
 
 
+def test_orders_from_before_the_worklist_are_found_in_it(database_url: str, engine: Engine) -> None:
+    from alembic import command
+
+    config = migrations._config()
+    with engine.begin() as conn:
+        config.attributes["connection"] = conn
+        command.upgrade(config, "0002")
+    at = "'2026-01-05 00:00:00'"
+    record = (
+        '{"dicom": {"Modality": "CT", "ScheduledProcedureStepStartDate": "20260110",'
+        ' "ScheduledProcedureStepStartTime": "0830"}}'
+    )
+    with engine.begin() as conn:
+        conn.execute(
+            text(
+                "INSERT INTO patient (pk, identity_key, patient_id, issuer, patient_name, provisional, attributes,"
+                f" created_at) VALUES (1, 'k', 'R1', '', '', 0, '{{}}', {at})"
+            )
+        )
+        conn.execute(
+            text(
+                "INSERT INTO imaging_order (pk, accession_number, step_id, patient_pk, study_instance_uid,"
+                " placer_number, filler_number, status, record, created_at, updated_at)"
+                f" VALUES (1, 'A1', '', 1, '1.2', '', '', 'scheduled', :record, {at}, {at})"
+            ),
+            {"record": record},
+        )
+    migrations.upgrade(database_url)
+    with engine.begin() as conn:
+        row = conn.execute(text("SELECT start_date, start_time, modality, station_ae FROM imaging_order")).one()
+    assert tuple(row) == ("20260110", "083000.000000", "CT", "")
+
+
 def test_upgrading_twice_changes_nothing(database_url: str, engine: Engine) -> None:
     migrations.upgrade(database_url)
     before = _described(engine)
