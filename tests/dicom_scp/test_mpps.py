@@ -23,9 +23,9 @@ from archive.config import Settings
 from archive.core import Archive, open_archive
 from archive.journal import Kind
 from archive.schema import job, performed_for, performed_step, study
+from archive.settling import settle
 from archive.workflow.orders import described
 from archive.workflow.restore import restore_performed
-from archive.workflow.settle import settle
 from dicom_scp.classes import MODALITY_PERFORMED_PROCEDURE_STEP as MPPS
 from dicom_scp.messages import Answer, NormalizedRequest
 from dicom_scp.mpps import change, create
@@ -443,8 +443,7 @@ def test_a_person_who_accepts_that_instances_are_missing_is_not_asked_again(
     modality.set(ended("1.2.3.1.1"))
     assert mpps.count(archive, UID, 0) == 1
     number = items(archive)["images_missing"]["id"]
-    act = partial(settle, item=number, how="accepted", reason="deleted at the CT", actor=modality.actor)
-    archive.commit.run(partial(act, at=archive.clock()))
+    settle(archive, number, how="accepted", reason="deleted at the CT", actor=modality.actor)
     assert mpps.count(archive, UID, 1) == 0
     assert "images_missing" not in items(archive)
 
