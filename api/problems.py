@@ -41,6 +41,7 @@ STATUS: dict[type[ArchiveError], int] = {
     errors.IdentifierInUse: 409,
     errors.MergedAway: 409,
     errors.Gone: 410,
+    errors.RejectedBefore: 409,
     errors.TooLarge: 413,
     errors.Unsupported: 415,
     errors.StorageFull: 507,

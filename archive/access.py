@@ -22,6 +22,8 @@ class Action(StrEnum):
     EXPORT = "export media"
     SETTLE = "correct, merge, settle work items"
     REJECT = "reject"
+    REVIEW = "read rejections"
+    QUALITY = "see what was rejected for quality reasons"
     HOLD = "holds"
     FORESEE = "read holds and retention preview"
     RETENTION = "retention policy, approvals, resume"
@@ -52,7 +54,20 @@ class Role(StrEnum):
 A, R = Action, Role
 _MAY: dict[Role, frozenset[Action]] = {
     R.RADIOLOGIST: frozenset(
-        {A.FIND, A.SEE, A.STORE, A.EXPORT, A.SETTLE, A.REJECT, A.HOLD, A.FORESEE, A.RETENTION, A.PURGES, A.SYSTEM}
+        {
+            A.FIND,
+            A.SEE,
+            A.STORE,
+            A.EXPORT,
+            A.SETTLE,
+            A.REJECT,
+            A.REVIEW,
+            A.HOLD,
+            A.FORESEE,
+            A.RETENTION,
+            A.PURGES,
+            A.SYSTEM,
+        }
     ),
     R.TECHNOLOGIST: frozenset({A.FIND, A.SEE, A.STORE, A.EXPORT}),
     R.SECRETARY: frozenset({A.FIND, A.STORE, A.EXPORT, A.SYSTEM}),
@@ -60,18 +75,19 @@ _MAY: dict[Role, frozenset[Action]] = {
     R.IT_ADMIN: frozenset({A.PURGES, A.ADMINISTER, A.SYSTEM, A.TESTBED}),
     R.IDENTITY_OFFICER: frozenset({A.FIND, A.SETTLE}),
     R.AUDITOR: frozenset({A.PURGES, A.AUDIT, A.SYSTEM}),
-    R.QUALITY: frozenset({A.FIND, A.REJECT, A.HOLD, A.FORESEE, A.RETENTION, A.PURGES, A.SYSTEM}),
+    R.QUALITY: frozenset({A.FIND, A.REJECT, A.REVIEW, A.QUALITY, A.HOLD, A.FORESEE, A.RETENTION, A.PURGES, A.SYSTEM}),
     R.AM_DELEGUE: frozenset(),
     R.AM_PRATICIEN_CONSEIL: frozenset(),
-    R.SERVICE: frozenset({A.FIND, A.SEE, A.STORE, A.FORESEE, A.PURGES, A.AUDIT, A.SYSTEM, A.TESTBED}),
+    R.SERVICE: frozenset({A.FIND, A.SEE, A.STORE, A.REVIEW, A.FORESEE, A.PURGES, A.AUDIT, A.SYSTEM, A.TESTBED}),
 }
 EVERYTHING = frozenset(Action)
 
 # What `dicom.peers.*.may` grants (sheet 60 §3). Verification is open to every accepted caller.
 PEER_MAY: dict[str, frozenset[Action]] = {
-    "store": frozenset({A.STORE}),
+    "store": frozenset({A.STORE, A.REJECT}),  # IOCM asks nothing more of whoever stores a rejection note
     "query": frozenset({A.FIND}),
     "retrieve": frozenset({A.SEE}),
+    "quality": frozenset({A.QUALITY}),
 }
 
 HL7_MAY = frozenset({A.SETTLE})  # a RIS says who patients are and what was ordered; it reads nothing here

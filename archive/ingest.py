@@ -12,20 +12,35 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, Select, bindparam, select
 
-from archive.access import Actor, Door
+from archive.access import Action, Actor, Door, demand
 from archive.audit.accesses import Access
 from archive.audit.record import Event, refused
 from archive.core import Archive
+from archive.dicom.attributes import Level
+from archive.dicom.document import KEY_OBJECTS, MAX_BYTES, code_of, key_object, read_content
+from archive.dicom.dose import DOSE_REPORTS, doses
+from archive.dicom.dose import MAX_BYTES as MAX_REPORT_BYTES
 from archive.dicom.header import Header, read_header
-from archive.errors import Conflict, Gone, Rejected, UidMismatch, Unavailable
-from archive.index.arrival import Arrival
+from archive.errors import (
+    ArchiveError,
+    Conflict,
+    Gone,
+    NotAllowed,
+    Rejected,
+    RejectedBefore,
+    UidMismatch,
+    Unavailable,
+    UnreadableInstance,
+)
+from archive.index.arrival import Arrival, Said
 from archive.index.copies import add_cold_copy
 from archive.index.write import add_instance, quarantine, repair_instance
-from archive.instance import CopyState, Outcome, State
+from archive.instance import CopyState, Outcome, Rejection, State
 from archive.schema import instance, location
 from archive.schema.types import AnyRow
 from archive.storage.incoming import Incoming
 from archive.storage.part10 import HEAD_BYTES, read_meta
+from archive.workflow.rejections import rejected
 
 __all__ = ["Outcome", "adopt", "adopt_cold", "arrival_of", "ingest"]
 
@@ -56,8 +71,8 @@ _IN_ITS_STEAD = (  # of an original that was replaced: the copies of its derived
     )
     .where(
         _original.c.sop_instance_uid == bindparam("sop_instance_uid"),
-        _original.c.state == State.REPLACED,
-        instance.c.state == State.STORED,
+        _original.c.state.in_([State.REPLACED, State.UNFIT]),
+        instance.c.state.in_([State.STORED, State.UNFIT]),
         location.c.state == CopyState.OK,
     )
 )
@@ -75,11 +90,17 @@ def ingest(archive: Archive, incoming: Incoming, *, actor: Actor, scope: str = "
         UnreadableInstance: the header up to Pixel Data cannot be parsed.
         UidMismatch: a UID is missing, illegal, or not the one that was announced (REQ-DCM-16).
         Gone: it was purged; the refusal is audited (C0F2).
+        RejectedBefore: it was rejected for good; the refusal is audited (C0F3).
+        NotAllowed: it is a rejection note, and the actor may not reject; the refusal is audited.
         Unavailable: nothing was promised; sending again may help.
     """
     try:
         header = _header(archive, incoming)
-    except Rejected:
+        offset, length = incoming.data_set_offset, incoming.data_set_bytes
+        said = _said(archive, incoming.fd, header, offset=offset, length=length)
+        if said.rejects:
+            _demand_right(archive, header, actor)
+    except ArchiveError:
         incoming.discard()
         raise
     try:
@@ -99,6 +120,7 @@ def ingest(archive: Archive, incoming: Incoming, *, actor: Actor, scope: str = "
             authorities=archive.authorities,
             at=archive.clock(),
             roots=_roots(archive),
+            said=said,
         )
         return _record(archive, arrival, actor, scope)
     finally:
@@ -161,6 +183,7 @@ def arrival_of(archive: Archive, path: str, *, tier: str = "hot") -> Arrival:
             transfer_syntax_uid=meta.transfer_syntax_uid,
             default_charset=archive.settings.dicom.default_charset,
         )
+        said = _said(archive, file.fileno(), header, offset=offset, length=length - offset)
     return Arrival(
         header=header,
         path=path,
@@ -173,6 +196,8 @@ def arrival_of(archive: Archive, path: str, *, tier: str = "hot") -> Arrival:
         at=named_minute(path) or archive.clock(),
         roots=_roots(archive),
         tier=tier,
+        said=said,
+        recovered=True,
     )
 
 
@@ -203,7 +228,7 @@ def _record(archive: Archive, arrival: Arrival, actor: Actor, scope: str) -> Out
             )
         if outcome is Outcome.SAME_UID:  # other bytes: compare the meaning, outside the commit thread
             outcome = _settle_same_uid(archive, arrival)
-    except Gone as error:
+    except (Gone, RejectedBefore) as error:
         _refuse(archive, arrival, actor, error)
         raise
     if outcome is Outcome.ALREADY_STORED:
@@ -212,8 +237,8 @@ def _record(archive: Archive, arrival: Arrival, actor: Actor, scope: str) -> Out
     return outcome
 
 
-def _refuse(archive: Archive, arrival: Arrival, actor: Actor, error: Gone) -> None:
-    """What was purged stays so: the refusal is written down, then the file goes (REQ-DCM-15)."""
+def _refuse(archive: Archive, arrival: Arrival, actor: Actor, error: Rejected) -> None:
+    """What was purged or rejected stays so: the refusal is written down, then the file goes (REQ-DCM-15)."""
     refused(
         archive.commit,
         actor,
@@ -247,9 +272,49 @@ def _header(archive: Archive, incoming: Incoming) -> Header:
     return header
 
 
+def _said(archive: Archive, fd: int, header: Header, *, offset: int, length: int) -> Said:
+    """What a document says of others; nothing of one whose content cannot be read, but for a rejection.
+
+    Raises:
+        UnreadableInstance: a rejection whose content cannot be read: it would be taken, and not applied.
+    """
+    is_report = header.sop_class_uid in DOSE_REPORTS
+    if header.sop_class_uid != KEY_OBJECTS and not is_report:
+        return Said()
+    try:
+        content = read_content(
+            fd,
+            offset=offset,
+            length=length,
+            transfer_syntax_uid=header.transfer_syntax_uid,
+            default_charset=archive.settings.dicom.default_charset,
+            max_bytes=MAX_REPORT_BYTES if is_report else MAX_BYTES,
+        )
+    except UnreadableInstance as error:
+        if not is_report and code_of(header.levels[Level.IMAGE], "0040A043")[0] in set(Rejection):
+            raise
+        uid = header.sop_instance_uid
+        log.warning("the content of a document cannot be read", sop_instance_uid=uid, why=str(error))
+        return Said()
+    if is_report:
+        return Said(doses=tuple(doses(content)))
+    return Said(key_object=key_object(content, study_instance_uid=header.study_instance_uid))
+
+
+def _demand_right(archive: Archive, header: Header, actor: Actor) -> None:
+    try:
+        demand(actor, Action.REJECT)
+    except NotAllowed as error:
+        study, event = header.study_instance_uid, Event.INSTANCES_ACCESSED
+        refused(archive.commit, actor, event, "D", reason=str(error), study=study)
+        raise
+
+
 def _file(arrival: Arrival, access: Access, conn: Connection) -> Outcome:
     outcome = add_instance(conn, arrival)
     access.record_opening(conn)
+    if outcome is Outcome.STORED and arrival.said.rejects:
+        rejected(conn, arrival.header.sop_instance_uid, actor=access.actor, at=arrival.at)
     return outcome
 
 

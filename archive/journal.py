@@ -56,6 +56,7 @@ class Kind(StrEnum):
     DERIVED = "derived"  # SOP Instance UID of a lossy copy: its original, its figures
     REPLACED = "replaced"  # Study Instance UID: originals that only their derived copies are left of
     PURGE = "purge"  # id of the purge: certificate, tombstones
+    REJECTION = "rejection"  # SOP Instance UID of a rejection note: what it rejects, what of it was revoked
     RESTORED = "restored"  # SOP Instance UID: its tombstone was lifted, or put back
 
 

@@ -18,7 +18,7 @@ class Section(BaseModel):
 
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x20-\x7e]*[\x21-\x7e][\x20-\x7e]*$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
-Service = Literal["store", "query", "retrieve"]
+Service = Literal["store", "query", "retrieve", "quality"]
 Charset = Literal[  # single-byte terms and UTF-8 of PS3.3 C.12.1.1.2: what a whole site may assume
     "ISO_IR 100", "ISO_IR 101", "ISO_IR 109", "ISO_IR 110", "ISO_IR 126", "ISO_IR 127", "ISO_IR 138",
     "ISO_IR 144", "ISO_IR 148", "ISO_IR 166", "ISO_IR 192", "ISO_IR 203",
@@ -75,7 +75,9 @@ class Peer(Section):
     host: str | None = Field(None, description="address; with `port`, the peer is a move destination")
     port: Port | None = Field(None, description="port")
     may: tuple[Service, ...] = Field(
-        ("store", "query", "retrieve"), description="what the peer may ask for: `store`, `query`, `retrieve`"
+        ("store", "query", "retrieve"),
+        description="what the peer may ask for: `store`, `query`, `retrieve`; `quality`: sees what was rejected for "
+        "quality reasons too",
     )
 
 

@@ -118,6 +118,7 @@ def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> _Pl
         want=frozenset(field.tag for field in fields if field.tag in returnable),
         combined_datetime=request.combined_datetime,
         limit=archive.settings.dicom.find_limit + 1,
+        quality=Action.QUALITY in request.actor.may,
     )
     return _Plan(query, tuple(fields), pending)
 

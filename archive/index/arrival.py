@@ -8,10 +8,26 @@ from datetime import datetime
 
 from archive.authorities import Authorities, identity_key
 from archive.dicom.attributes import Level
+from archive.dicom.document import KeyObject
+from archive.dicom.dose import Dose
 from archive.dicom.header import Header
 from archive.dicom.patient_id import cx
+from archive.instance import Rejection
 
 _QUALIFIERS, _UNIVERSAL_ID = "00100024", "00400032"
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a document says besides its header."""
+
+    key_object: KeyObject | None = None
+    doses: tuple[Dose, ...] = ()  # figures of a radiation dose report
+
+    @property
+    def rejects(self) -> bool:
+        """Whether it is a rejection note (IHE IOCM)."""
+        return self.key_object is not None and self.key_object.title in set(Rejection)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +45,8 @@ class Arrival:
     at: datetime
     roots: Mapping[str, str]  # folders of the tiers, to look at copies that are held
     tier: str = "hot"
+    said: Said = Said()
+    recovered: bool = False  # not sent at this moment: it was acknowledged once, or is found again
 
     @property
     def patient_id(self) -> str:

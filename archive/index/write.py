@@ -16,10 +16,13 @@ from archive.dicom.header import Header
 from archive.errors import Gone
 from archive.index.arrival import Arrival
 from archive.index.correct import facts_changed
+from archive.index.doses import add_doses
 from archive.index.patients import contradiction as contradiction_of
 from archive.index.patients import patient_of
+from archive.index.references import add_references
+from archive.index.rejections import add_note, refuse_again, settle, settle_arrival, show
 from archive.index.replaced import bring_back, derived_of
-from archive.instance import CopyState, Outcome, State
+from archive.instance import HIDDEN, CopyState, Outcome, State
 from archive.schema import instance, location, patient, quarantined, series, study, tombstone
 from archive.schema.types import AnyRow
 from archive.schema.upsert import insert
@@ -70,14 +73,15 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
     under this SOP Instance UID, and nothing was written.
 
     Raises:
-        Gone: it was purged at the end of its retention (C0F2).
+        Gone: it was purged at the end of its retention (C0F2), or rejected by it.
+        RejectedBefore: it was rejected for good (C0F3).
     """
     header = arrival.header
     known = conn.execute(_INSTANCE, {"uid": header.sop_instance_uid}).first()
     if known is not None and known.pk is None:
         raise Gone("it was purged at the end of its retention: «minipacs import --restore-purged» takes it back")
     if known is not None:
-        return _again(conn, arrival, known)
+        return _again_hidden(conn, arrival) if known.state in HIDDEN else _again(conn, arrival, known)
     series_pk, contradiction, patient_pk = _place(conn, arrival)
     keys = header.keys[Level.IMAGE]
     instance_pk = conn.execute(
@@ -96,6 +100,7 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
         },
     ).scalar_one()
     add_copy(conn, arrival, instance_pk)
+    settle_arrival(conn, header.sop_instance_uid, at=arrival.at)
     if header.truncated:
         open_item(
             conn,
@@ -107,6 +112,7 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
             evidence={"sop_instance_uid": header.sop_instance_uid, "source": arrival.source},
         )
     if not contradiction:
+        _add_document(conn, arrival, instance_pk)
         return Outcome.STORED
     open_item(
         conn,
@@ -125,6 +131,25 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
         },
     )
     return Outcome.STORED_HELD
+
+
+def _add_document(conn: Connection, arrival: Arrival, instance_pk: int) -> None:
+    """File what a document says of others."""
+    found = arrival.said.key_object
+    add_doses(conn, instance_pk, arrival.said.doses)
+    if found is None:
+        return
+    add_references(conn, instance_pk, found.selected)
+    if arrival.said.rejects:
+        header = arrival.header
+        add_note(
+            conn,
+            header.sop_instance_uid,
+            found,
+            study_instance_uid=header.study_instance_uid,
+            by=arrival.source,
+            at=arrival.at,
+        )
 
 
 def _again(conn: Connection, arrival: Arrival, known: AnyRow) -> Outcome:
@@ -149,6 +174,18 @@ def _again(conn: Connection, arrival: Arrival, known: AnyRow) -> Outcome:
         bring_back(conn, known.pk, at=arrival.at)
     add_copy(conn, arrival, known.pk)
     return Outcome.REPAIRED
+
+
+def _again_hidden(conn: Connection, arrival: Arrival) -> Outcome:
+    """What was rejected for quality reasons is taken again, and stays hidden; else it is refused (sheet 30 §9). What
+    was acknowledged before is no refusal's business."""
+    uid = arrival.header.sop_instance_uid
+    if not arrival.recovered:
+        refuse_again(conn, uid)
+    show(conn, uid)
+    outcome = add_instance(conn, arrival)
+    settle(conn, [uid], at=arrival.at)
+    return outcome
 
 
 def _stands(conn: Connection, arrival: Arrival, copies: Sequence[AnyRow]) -> bool:

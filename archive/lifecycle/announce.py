@@ -65,7 +65,7 @@ _DOUBTFUL = select(study.c.pk).where(
         exists().where(
             series.c.study_pk == study.c.pk,
             instance.c.series_pk == series.c.pk,
-            instance.c.state == bindparam("held"),
+            or_(instance.c.state == bindparam("held"), instance.c.state_before == bindparam("held")),
         ),
     ),
 )

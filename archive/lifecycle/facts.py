@@ -13,7 +13,7 @@ from datetime import date, datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import BindParameter, Connection, Select, bindparam, exists, func, literal, select, union_all
+from sqlalchemy import BindParameter, Connection, Select, bindparam, exists, func, literal, or_, select, union_all
 
 from archive.config import Settings
 from archive.identity.record import of_json
@@ -37,7 +37,9 @@ HOT = exists().where(  # of a study: it has images that may leave the hot tier o
     location.c.state != CopyState.PURGING,
 )
 _HELD_BACK = exists().where(
-    series.c.study_pk == study.c.pk, instance.c.series_pk == series.c.pk, instance.c.state == State.HELD
+    series.c.study_pk == study.c.pk,
+    instance.c.series_pk == series.c.pk,
+    or_(instance.c.state == State.HELD, instance.c.state_before == State.HELD),
 )
 _STUDIES: Select[Any] = (
     select(

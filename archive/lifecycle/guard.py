@@ -129,4 +129,5 @@ def forbids(conn: Connection, known: Terms, settings: Settings) -> Blocker | Non
 
 def _holds_back(conn: Connection, study_pk: int) -> bool:
     there = select(instance.c.pk).join_from(instance, series).where(series.c.study_pk == study_pk)
-    return conn.execute(there.where(instance.c.state == State.HELD).limit(1)).first() is not None
+    held = or_(instance.c.state == State.HELD, instance.c.state_before == State.HELD)  # rejected, and still unsettled
+    return conn.execute(there.where(held).limit(1)).first() is not None

@@ -22,11 +22,11 @@ from archive.config import Settings
 from archive.core import Archive
 from archive.dicom.equipment import equipment_of
 from archive.dicom.rejection_note import Rejected, rejection_note
-from archive.instance import State
+from archive.instance import HIDDEN, State
 from archive.lifecycle.announce import withdraw
 from archive.lifecycle.certificate import certificate
 from archive.lifecycle.compute import decide_one, dose_reports_until, policy_of
-from archive.lifecycle.evidence import keep
+from archive.lifecycle.evidence import OtherNote, keep, keep_notes
 from archive.lifecycle.finish import finish_purge, note_purge
 from archive.lifecycle.guard import Blocker, Terms, forbids, is_due, keeps, terms
 from archive.lifecycle.remove import mark_instances
@@ -34,7 +34,8 @@ from archive.lifecycle.tombstones import Remains, add_tombstones
 from archive.policy import DOSE_REPORTS, local_day
 from archive.schema import instance, patient, purge, quarantined, series, study
 
-GOES = (State.STORED, State.PENDING, State.REPLACED)  # a study with others stays (guard.keeps)
+# A study with others stays (guard.keeps). What was rejected goes with its study, never before.
+GOES = (State.STORED, State.PENDING, State.REPLACED, *HIDDEN)
 
 _CONTENT = (
     select(
@@ -90,6 +91,7 @@ class _Prepared:
     note_uid: str
     note_path: str
     note_digest: str
+    others: tuple[OtherNote, ...]
 
 
 def purge_study(archive: Archive, study_pk: int) -> Blocker | None:
@@ -111,7 +113,8 @@ def purge_study(archive: Archive, study_pk: int) -> Blocker | None:
     # should this raise, the note stays: whether it was committed may be unknown (law 7)
     blocker = archive.commit.run(partial(_begin, prepared=prepared, settings=archive.settings, at=at))
     if blocker is not None:
-        archive.hot.unlink(prepared.note_path)  # it tells of nothing
+        for path in (prepared.note_path, *(one.path for one in prepared.others)):
+            archive.hot.unlink(path)  # it tells of nothing
         return blocker
     finish_purge(archive, prepared.id)
     return None
@@ -157,6 +160,13 @@ def _goes(conn: Connection, settings: Settings, known: Terms, *, on: date) -> tu
     return found
 
 
+def _dose_reports(conn: Connection, study_pk: int, going: Sequence[Going]) -> list[str]:
+    """The dose reports that stay."""
+    gone = {one.pk for one in going}
+    found = (Going(*row) for row in conn.execute(_CONTENT, {"study_pk": study_pk}))
+    return [one.sop_instance_uid for one in found if one.pk not in gone]
+
+
 def _aside(conn: Connection, going: Sequence[Going]) -> tuple[Aside, ...]:
     found: list[Aside] = []
     for start in range(0, len(going), 1000):
@@ -179,7 +189,8 @@ def _prepare(
         at=at,
     )
     path, digest = keep(archive, made.content)
-    return _Prepared(str(uuid.uuid4()), known, instances, aside, made.sop_instance_uid, path, digest)
+    others = keep_notes(archive, known.study_instance_uid)
+    return _Prepared(str(uuid.uuid4()), known, instances, aside, made.sop_instance_uid, path, digest, others)
 
 
 def _begin(conn: Connection, *, prepared: _Prepared, settings: Settings, at: datetime) -> Blocker | None:
@@ -202,6 +213,8 @@ def _begin(conn: Connection, *, prepared: _Prepared, settings: Settings, at: dat
         aside=aside,
         note_uid=prepared.note_uid,
         note_digest=prepared.note_digest,
+        others=prepared.others,
+        dose_reports=_dose_reports(conn, known.pk, instances),
         at=at,
     )
     conn.execute(

@@ -18,6 +18,7 @@ from archive.access import Action, Actor, demand
 from archive.audit.record import Event, record
 from archive.core import Archive
 from archive.errors import Conflict
+from archive.index.rejections import lift_expired, note_rejection
 from archive.journal import Kind, note
 from archive.lifecycle.suspension import demanded_reason
 from archive.schema import purge, tombstone
@@ -123,6 +124,8 @@ class Lifting:
         lifted = Lifted(remains, row.study_instance_uid, row.purge_id, row.at)
         conn.execute(delete(tombstone).where(tombstone.c.sop_instance_uid == uid))
         _note(conn, lifted, lifted_now=True, at=at)
+        for one in lift_expired(conn, uid, by=self._actor.user, reason=self._reason, at=at):
+            note_rejection(conn, one, at=at)
         study = lifted.study_instance_uid
         if study not in self._told:
             said = {"retention": "restore purged", "purge": lifted.purge_id, "reason": self._reason}

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, bindparam, func, select, text, update
 from archive.core import Archive
 from archive.errors import Unavailable
 from archive.identity.restore import restore_patient, restore_study
+from archive.index.rejections import restore_rejection
 from archive.index.replaced import restore_derived, restore_replaced
 from archive.journal import BadLine, Fact, Kind, unknown
 from archive.lifecycle.finish import restore_purge
@@ -37,6 +38,7 @@ RESTORE: dict[str, Restore] = {
     Kind.DERIVED: restore_derived,
     Kind.REPLACED: restore_replaced,
     Kind.PURGE: restore_purge,
+    Kind.REJECTION: restore_rejection,
     Kind.RESTORED: restore_restored,
 }
 BEFORE_FILES = (Kind.PATIENT, Kind.ORDER, Kind.PURGE, Kind.RESTORED)  # files are filed by these; the rest tells of them

@@ -2,6 +2,7 @@
 
 from archive.schema.accounts import account, session, token
 from archive.schema.audit import audit, audit_chain
+from archive.schema.documents import dose, reference, rejection
 from archive.schema.identity import imaging_order, patient_revision
 from archive.schema.index import instance, location, patient, series, study
 from archive.schema.life import hold, last_tick, life_failure, purge, purge_approval, suspension, tombstone
@@ -10,7 +11,7 @@ from archive.schema.operations import fact, lease, process, simulated_clock
 from archive.schema.types import METADATA
 from archive.schema.work import job, quarantined, work_item
 
-REVISION = "0002"  # what `migrations` brings the schema to
+REVISION = "0003"  # what `migrations` brings the schema to
 
 __all__ = [
     "METADATA",
@@ -18,6 +19,7 @@ __all__ = [
     "account",
     "audit",
     "audit_chain",
+    "dose",
     "fact",
     "hl7_answer",
     "hl7_message",
@@ -35,6 +37,8 @@ __all__ = [
     "purge",
     "purge_approval",
     "quarantined",
+    "reference",
+    "rejection",
     "series",
     "session",
     "simulated_clock",
