@@ -221,7 +221,9 @@ def _record(archive: Archive, arrival: Arrival, actor: Actor, scope: str) -> Out
     )
     directories = [os.path.dirname(arrival.absolute_path)]
     try:
-        outcome = archive.commit.run(partial(_file, arrival, access), directories=directories)
+        # an index that is made anew gets the facts from the journal, which nobody else writes meanwhile
+        telling = not (arrival.recovered and archive.journal.ahead)
+        outcome = archive.commit.run(partial(_file, arrival, access, telling), directories=directories)
         if outcome is Outcome.ALREADY_STORED and (damaged := _damaged(archive, arrival)):
             outcome = archive.commit.run(
                 partial(repair_instance, arrival=arrival, damaged=damaged), directories=directories
@@ -310,10 +312,10 @@ def _demand_right(archive: Archive, header: Header, actor: Actor) -> None:
         raise
 
 
-def _file(arrival: Arrival, access: Access, conn: Connection) -> Outcome:
+def _file(arrival: Arrival, access: Access, telling: bool, conn: Connection) -> Outcome:
     outcome = add_instance(conn, arrival)
     access.record_opening(conn)
-    if outcome is Outcome.STORED and arrival.said.rejects:
+    if outcome is Outcome.STORED and arrival.said.rejects and telling:
         rejected(conn, arrival.header.sop_instance_uid, actor=access.actor, at=arrival.at)
     return outcome
 

@@ -159,7 +159,11 @@ def notes_of(conn: Connection, sop_instance_uid: str) -> list[KeyImage]:
         uids += [row.sop_instance_uid for row in conn.execute(_COPIES, {"pks": sorted(here)})]
     naming = select(reference.c.instance_pk).where(reference.c.sop_instance_uid.in_(_UIDS))
     rows = conn.execute(_NOTES.where(reference.c.instance_pk.in_(naming)), {"uids": uids}).all()
-    return [one for one in _images(conn, rows) if one.sop_instance_uid in uids]
+    return [
+        one
+        for one in _images(conn, rows)
+        if one.sop_instance_uid in uids or (one.current is not None and one.current[0] in uids)
+    ]
 
 
 def _images(conn: Connection, rows: Sequence[AnyRow]) -> list[KeyImage]:
@@ -176,14 +180,15 @@ def _images(conn: Connection, rows: Sequence[AnyRow]) -> list[KeyImage]:
         known = here.get(row.sop_instance_uid)
         if note.title[0] in NO_SELECTION or not _is_told(row, known):
             continue
-        image = found.setdefault(
-            row.sop_instance_uid,
+        current = _current(known, copies)
+        image = found.setdefault(  # an original and its lossy copy are one image
+            current[0] if current else row.sop_instance_uid,
             KeyImage(
                 row.study_instance_uid,
                 known.series_instance_uid if known is not None else row.series_instance_uid,
                 row.sop_class_uid,
                 row.sop_instance_uid,
-                _current(known, copies),
+                current,
             ),
         )
         view = views.get((row.instance_pk, row.sop_instance_uid), "")

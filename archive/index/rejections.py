@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import BindParameter, Connection, bindparam, delete, or_, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, delete, func, or_, select, update
 
 from archive.dicom.document import KeyObject
 from archive.errors import Gone, RejectedBefore
@@ -51,6 +51,19 @@ _APPLIED = (
 )
 _STATE = update(instance).where(instance.c.pk == bindparam("of_pk"))
 _HIDE = _STATE.values(state=bindparam("new_state"), state_before=bindparam("before"))
+_of_note = rejection.alias("of_note")
+_REJECTED_NOTES = (  # notes whose rejections stand although they are hidden by another one
+    select(rejection.c.note_uid, func.min(_of_note.c.note_uid).label("by_note"))
+    .join_from(rejection, _of_note, _of_note.c.sop_instance_uid == rejection.c.note_uid)
+    .where(
+        rejection.c.note_uid.in_(_UIDS),
+        rejection.c.code != Rejection.EXPIRED,
+        rejection.c.revoked_at.is_(None),
+        _of_note.c.applied_at.is_not(None),
+        _of_note.c.revoked_at.is_(None),
+    )
+    .group_by(rejection.c.note_uid)
+)
 _LOCK = (  # against receptions, which share it (archive.lifecycle.compute): whoever comes second sees the other
     select(study.c.pk).where(study.c.study_instance_uid.in_(_UIDS)).order_by(study.c.pk).with_for_update(of=study)
 )
@@ -94,7 +107,16 @@ def add_note(
     if rows:
         _lock(conn, {study_instance_uid, *(one.study_instance_uid for one in found.named)})
         conn.execute(added, rows)
-        settle(conn, [note_uid, *(one.sop_instance_uid for one in found.named)], at=at)
+        named = [note_uid, *(one.sop_instance_uid for one in found.named)]
+        settle(conn, named, at=at)
+        _revoke_rejected(conn, named, at=at)
+
+
+def _revoke_rejected(conn: Connection, uids: Sequence[str], *, at: datetime) -> None:
+    """A note that is rejected itself rejects no more, but for one of (113039, DCM)."""
+    for some in _batches(uids):
+        for row in conn.execute(_REJECTED_NOTES, {"uids": some}).all():
+            revoke(conn, row.note_uid, by=row.by_note, reason="rejected", at=at)
 
 
 def settle_arrival(conn: Connection, sop_instance_uid: str, *, at: datetime) -> None:
@@ -110,15 +132,11 @@ def _lock(conn: Connection, study_uids: Iterable[str]) -> None:
         conn.execute(_FORGET, {"uids": some})
 
 
-def rejected_notes(conn: Connection, note_uid: str) -> list[str]:
-    """The notes among what a note hides whose rejections still stand: they are revoked by it, but for those of
-    (113039, DCM)."""
-    named = select(rejection.c.sop_instance_uid).where(
-        rejection.c.note_uid == note_uid, rejection.c.applied_at.is_not(None)
-    )
-    revocable = (rejection.c.code != Rejection.EXPIRED, rejection.c.revoked_at.is_(None))
-    found = select(rejection.c.note_uid).where(rejection.c.note_uid.in_(named), *revocable).distinct()
-    return list(conn.execute(found.order_by(rejection.c.note_uid)).scalars())
+def revoked_with(conn: Connection, note_uid: str) -> list[str]:
+    """The notes that were revoked when this one came: those that it rejects, or itself, rejected before it came."""
+    by_it = select(rejection.c.note_uid).where(rejection.c.revoked_by == note_uid)
+    it = select(rejection.c.note_uid).where(rejection.c.note_uid == note_uid, rejection.c.revoked_at.is_not(None))
+    return sorted(set(conn.execute(by_it).scalars()) | set(conn.execute(it).scalars()))
 
 
 def revoke(conn: Connection, note_uid: str, *, by: str, reason: str, at: datetime) -> None:
@@ -167,7 +185,8 @@ def _settle(conn: Connection, uids: list[str], at: datetime) -> None:
 
 def _applies(one: AnyRow, row: AnyRow, received: datetime) -> bool:
     """Whether a rejection is of this instance: of its study, and not older than a note waits for what it names."""
-    return bool(received - one.rejected_at <= WAITS and one.study_instance_uid == row.study_instance_uid)
+    in_time = one.applied_at is not None or received - one.rejected_at <= WAITS
+    return in_time and bool(one.study_instance_uid == row.study_instance_uid)
 
 
 def _change(row: AnyRow, wanted: State | None) -> dict[str, Any] | None:

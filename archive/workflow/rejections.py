@@ -13,17 +13,16 @@ from sqlalchemy import Connection, select
 from archive.access import Actor
 from archive.audit.record import Event, record
 from archive.dicom.patient_id import cx
-from archive.index.rejections import note_rejection, of_note, rejected_notes, revoke
+from archive.index.rejections import note_rejection, of_note, revoked_with
 from archive.schema import patient, study
 
 _TOLD = 100  # UIDs in one audit row; the note has them all
 
 
 def rejected(conn: Connection, note_uid: str, *, actor: Actor, at: datetime) -> None:
-    """A note was filed and what it names is hidden. A note among these rejects no more."""
+    """A note was filed and what it names is hidden. Notes that were revoked by it are told too."""
     tell(conn, note_uid, actor=actor, at=at)
-    for other in rejected_notes(conn, note_uid):
-        revoke(conn, other, by=actor.user, reason=f"rejected by {note_uid}", at=at)
+    for other in revoked_with(conn, note_uid):
         tell(conn, other, actor=actor, at=at, revoked=True)
 
 

@@ -73,6 +73,20 @@ def test_references_to_originals_stay_and_name_what_stands_for_them(archive: Arc
     copy = copy_of(archive, originals[0]).sop_instance_uid
     assert image.sop_instance_uid == originals[0].SOPInstanceUID
     assert image.current is not None and image.current[0] == copy
+    assert len(found(archive)) == 1
+    companion = ct_slice(SOPInstanceUID=copy, SeriesInstanceUID=image.current[1])
+    send(archive, key_object(companion))  # who knows the copy may name it: it is the same image
+    assert [len(one.notes) for one in found(archive)] == [2]
+    send(archive, key_object(companion, title=SAFETY))
+    assert found(archive) == []
+
+
+@pytest.mark.req("REQ-IHE-06", "REQ-DCM-84")
+def test_notes_are_found_by_either_form_of_an_image(archive: Archive) -> None:
+    originals = old_study(archive)
+    note = key_object(originals[0])
+    send(archive, note)
+    copy = copy_of(archive, originals[0]).sop_instance_uid
     assert noted(archive, copy) == noted(archive, originals[0].SOPInstanceUID) == [note.SOPInstanceUID]
 
 

@@ -31,15 +31,17 @@ from archive.index.query import Query, Row, find
 from archive.ingest import Outcome, ingest
 from archive.instance import CopyState, State
 from archive.journal import Kind
-from archive.lifecycle.holds import add_hold
+from archive.lifecycle.holds import add_hold, remove_hold
 from archive.lifecycle.purged import list_purges
+from archive.media import import_paths
 from archive.rebuild import rebuild
 from archive.rejecting import note_file, reject, rejections, revoke_note
 from archive.schema import audit, instance, location, reference, rejection, study
 from archive.storage.part10 import Part10
 from migrations import upgrade
 from retention.tick import tick
-from tests.archive.lifecycle.aging import old_study, states, switched
+from tests.archive.lifecycle.aging import migrated, old_study, received, states, switched
+from tests.archive.lifecycle.aging import slices as passing
 from tests.archive.lifecycle.studies import at
 from tests.builders import ct_slice, key_object, new_uid, part10
 
@@ -291,9 +293,6 @@ def test_an_original_and_its_lossy_copy_are_rejected_together(archive: Archive, 
 
 @pytest.mark.req("REQ-IHE-09")
 def test_an_image_that_is_rejected_in_grace_stays_as_it_came(archive: Archive, actor: Actor) -> None:
-    from tests.archive.lifecycle.aging import migrated, received
-    from tests.archive.lifecycle.aging import slices as passing
-
     originals = received(archive, *passing())
     migrated(archive)
     note = key_object(originals[0], title=WORKLIST)
@@ -315,7 +314,9 @@ def purged_on(archive: Archive, *days: str) -> int:
 
 
 @pytest.mark.req("REQ-IHE-09")
-def test_retention_removes_what_was_rejected_with_its_study_and_never_before(archive: Archive, actor: Actor) -> None:
+def test_retention_removes_what_was_rejected_with_its_study_and_never_before(
+    archive: Archive, actor: Actor, tmp_path: Path
+) -> None:
     at(archive, "2026-01-05")
     bad, old, _ = slices(archive)
     send(archive, key_object(bad, title=SAFETY))
@@ -331,8 +332,6 @@ def test_retention_removes_what_was_rejected_with_its_study_and_never_before(arc
     assert purged_on(archive, "2026-06-01", "2030-12-01") == 0
     held = add_hold(archive, STUDY, reason="expertise", until=None, actor=actor)
     assert purged_on(archive, "2031-01-06", "2031-02-10") == 0
-    from archive.lifecycle.holds import remove_hold
-
     remove_hold(archive, held.id, actor=actor)
     assert purged_on(archive, "2031-02-11", "2031-03-20") == 1
     with archive.reading() as conn:
@@ -344,6 +343,12 @@ def test_retention_removes_what_was_rejected_with_its_study_and_never_before(arc
     assert outside.SOPInstanceUID.encode() in Path(archive.hot.path(kept["path"])).read_bytes()
     with pytest.raises(Gone):
         send(archive, bad)
+    brought = tmp_path / "bad.dcm"
+    brought.write_bytes(part10(bad))
+    (tmp_path / "old.dcm").write_bytes(part10(old))
+    done = import_paths(archive, [brought, tmp_path / "old.dcm"], actor=actor, restore_purged="expertise")
+    assert done.stored == 2
+    assert given(archive) == [old.SOPInstanceUID]  # of retention it is lifted; what was dangerous stays hidden
 
 
 def test_an_image_that_is_held_back_stays_so_when_it_is_rejected_and_keeps_its_study(archive: Archive) -> None:
@@ -398,6 +403,17 @@ def test_what_a_lossy_copy_stands_for_is_hidden_again_in_an_index_made_anew(
     with open_archive(fresh, process="test") as archive:
         assert rebuild(archive, actor=actor).not_taken == []
         assert sorted(given(archive)) == sorted(before)
+
+
+@pytest.mark.req("REQ-IHE-09")
+def test_a_note_that_comes_after_its_own_rejection_rejects_nothing(archive: Archive) -> None:
+    (image,) = slices(archive, 1)
+    wrong = key_object(image, title=SAFETY)
+    send(archive, key_object(wrong, title=WORKLIST))
+    assert send(archive, wrong) is Outcome.STORED
+    assert image.SOPInstanceUID in given(archive)
+    assert wrong.SOPInstanceUID not in given(archive)
+    assert [told["rejection"] for told in written(archive, "U")] == ["revoked"]
 
 
 def test_an_instance_that_arrives_beside_its_rejection_is_hidden(archive: Archive) -> None:
