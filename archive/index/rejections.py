@@ -46,7 +46,7 @@ _NOTES = select(rejection.c.note_uid).where(
 )
 _APPLIED = (
     update(rejection)
-    .where(rejection.c.sop_instance_uid.in_(_UIDS), rejection.c.applied_at.is_(None))
+    .where(rejection.c.pk.in_(_PKS), rejection.c.applied_at.is_(None))
     .values(applied_at=bindparam("now"))
 )
 _STATE = update(instance).where(instance.c.pk == bindparam("of_pk"))
@@ -73,13 +73,14 @@ _OF_NOTE = select(rejection).where(rejection.c.note_uid == bindparam("note")).or
 
 
 def refuse_again(conn: Connection, sop_instance_uid: str) -> None:
-    """Raise when an instance that comes again was rejected for good.
+    """Raise when an instance that comes again was rejected for good, in whichever form.
 
     Raises:
         Gone: its retention is over (113039).
         RejectedBefore: 113037 or 113038.
     """
-    codes = set(conn.execute(_STANDING, {"uids": [sop_instance_uid]}).scalars(rejection.c.code))
+    members = [row for image in _images(conn, [sop_instance_uid]).values() for row in image]
+    codes = {row.code for row in conn.execute(_STANDING, {"uids": [row.sop_instance_uid for row in members]})}
     if Rejection.EXPIRED in codes:
         raise Gone("it was rejected at the end of its retention")
     for code in (Rejection.SAFETY, Rejection.WORKLIST):
@@ -166,11 +167,11 @@ def _settle(conn: Connection, uids: list[str], at: datetime) -> None:
             codes[row.sop_instance_uid].append(row)
     evidence = {uid for some in _batches(named) for uid in conn.execute(_NOTES, {"uids": some}).scalars()}
     changes: list[dict[str, Any]] = []
-    applied: set[str] = set()
+    applied: set[int] = set()
     for image in images.values():
         received = min(row.received_at for row in image)
         standing = [one for row in image for one in codes[row.sop_instance_uid] if _applies(one, row, received)]
-        applied.update(one.sop_instance_uid for one in standing)
+        applied.update(one.pk for one in standing if one.applied_at is None)
         wanted = hidden_as([one.code for one in standing])
         changes += [
             change
@@ -180,7 +181,7 @@ def _settle(conn: Connection, uids: list[str], at: datetime) -> None:
     if changes:
         conn.execute(_HIDE, changes)
     for some in _batches(applied):
-        conn.execute(_APPLIED, {"uids": some, "now": at})
+        conn.execute(_APPLIED, {"pks": some, "now": at})
 
 
 def _applies(one: AnyRow, row: AnyRow, received: datetime) -> bool:

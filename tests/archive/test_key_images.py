@@ -15,6 +15,7 @@ from archive.core import Archive, open_archive
 from archive.index.references import KeyImage, key_images, notes_of
 from archive.ingest import Outcome
 from archive.rebuild import rebuild
+from archive.retrieve import select as select_images
 from archive.schema import reference
 from migrations import upgrade
 from retention.tick import tick
@@ -95,14 +96,21 @@ def test_a_note_names_images_of_other_studies_frames_and_the_view_to_show_them_i
     (mine,) = slices(archive, 1)
     other = ct_slice(StudyInstanceUID=new_uid("other"), SeriesInstanceUID=new_uid("its series"))
     note = key_object(mine, other)
+    state = ct_slice(
+        SOPClassUID=GrayscaleSoftcopyPresentationStateStorage, Modality="PR", SeriesInstanceUID=new_uid("views"),
+        PixelData=None,
+    )  # fmt: skip
+    send(archive, state)
     view = Dataset()
     view.ReferencedSOPClassUID = GrayscaleSoftcopyPresentationStateStorage
-    view.ReferencedSOPInstanceUID = "1.2.3.4"
+    view.ReferencedSOPInstanceUID = state.SOPInstanceUID
     keyed(note, 0).ReferencedSOPSequence = [view]
     keyed(note, 1).ReferencedFrameNumber = [2, 5]
     assert send(archive, note) is Outcome.STORED
     (image,) = found(archive)
-    assert [(frames, shown) for _, frames, shown in image.notes] == [("", "1.2.3.4")]
+    assert [(frames, shown) for _, frames, shown in image.notes] == [("", state.SOPInstanceUID)]
+    (served,) = select_images(archive, instance_uids=[state.SOPInstanceUID])
+    assert served.stands()
     (elsewhere,) = found(archive, new_uid("other"))
     assert elsewhere.current is None  # it has not come
     assert [(said.study_instance_uid, frames) for said, frames, _ in elsewhere.notes] == [(STUDY, "2,5")]

@@ -40,7 +40,7 @@ from archive.schema import audit, instance, location, reference, rejection, stud
 from archive.storage.part10 import Part10
 from migrations import upgrade
 from retention.tick import tick
-from tests.archive.lifecycle.aging import migrated, old_study, received, states, switched
+from tests.archive.lifecycle.aging import copy_of, migrated, old_study, received, states, switched
 from tests.archive.lifecycle.aging import slices as passing
 from tests.archive.lifecycle.studies import at
 from tests.builders import ct_slice, key_object, new_uid, part10
@@ -289,6 +289,16 @@ def test_an_original_and_its_lossy_copy_are_rejected_together(archive: Archive, 
     assert {state: len(found) for state, found in states(archive).items()} == {
         State.REPLACED: 3, State.STORED: 3, State.REJECTED: 1,  # the note that was revoked
     }  # fmt: skip
+
+
+@pytest.mark.req("REQ-IHE-09")
+def test_an_original_is_not_taken_again_when_its_lossy_copy_was_rejected(archive: Archive) -> None:
+    original, *_ = old_study(archive)
+    copy = copy_of(archive, original)
+    send(archive, key_object(ct_slice(SOPInstanceUID=copy.sop_instance_uid), title=SAFETY))
+    with pytest.raises(RejectedBefore):
+        send(archive, original)
+    assert retrieve.why_gone(archive, study_uid=STUDY, instance_uid=original.SOPInstanceUID) == "was rejected"
 
 
 @pytest.mark.req("REQ-IHE-09")
