@@ -3,6 +3,7 @@ Requester; sheet 30 §9). What is said here becomes a rejection note that goes t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -215,6 +216,7 @@ def note_file(archive: Archive, note_uid: str, *, actor: Actor) -> Iterator[byte
     found = retrieve.select(archive, instance_uids=[note_uid[:64]], hidden=True) if there else []
     if not found:
         raise NotFound("no such rejection note")
+    os.close(found[0].open())  # whether its copy is there is known before it is promised
     access = retrieve.open_access(archive, found, actor=actor)
     access.count(found[0], found[0].data_set_bytes)
     return outgoing(archive, found[0]).file(found[0].transfer_syntax_uid)

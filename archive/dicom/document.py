@@ -70,12 +70,12 @@ def _evidence(content: Json) -> Iterator[Reference]:
     """Hierarchical SOP Instance References (PS3.3 C.17.2.1)."""
     for tag in (_EVIDENCE, _OTHER_EVIDENCE):
         for of_study in items_of(content, f"{tag:08X}"):
-            study = text_of(of_study, "0020000D")
+            study = uid_of(of_study, "0020000D")
             for of_series in items_of(of_study, "00081115"):
-                series = text_of(of_series, "0020000E")
+                series = uid_of(of_series, "0020000E")
                 for one in items_of(of_series, "00081199"):
-                    if uid := text_of(one, "00081155"):
-                        yield Reference(study, series, text_of(one, "00081150"), uid)
+                    if uid := uid_of(one, "00081155"):
+                        yield Reference(study, series, uid_of(one, "00081150"), uid)
 
 
 def _named(content: Sequence[Json], depth: int) -> Iterator[Reference]:
@@ -84,14 +84,14 @@ def _named(content: Sequence[Json], depth: int) -> Iterator[Reference]:
         return
     for item in content:
         for one in items_of(item, "00081199"):
-            uid = text_of(one, "00081155")
+            uid = uid_of(one, "00081155")
             if not uid:
                 continue
             frames = ",".join(str(number) for number in values_of(one, "00081160"))
-            yield Reference("", "", text_of(one, "00081150"), uid, frames)
+            yield Reference("", "", uid_of(one, "00081150"), uid, frames)
             for view in items_of(one, "00081199"):
-                if shown_with := text_of(view, "00081155"):
-                    yield Reference("", "", text_of(view, "00081150"), shown_with, shows=uid)
+                if shown_with := uid_of(view, "00081155"):
+                    yield Reference("", "", uid_of(view, "00081150"), shown_with, shows=uid)
         yield from _named(items_of(item, "0040A730"), depth + 1)
 
 
@@ -131,8 +131,13 @@ def values_of(data_set: Json, key: str) -> Sequence[Any]:
 
 
 def text_of(data_set: Json, key: str) -> str:
-    """The first value of an attribute as text; "" without one."""
-    return next((str(one).strip(" \0") for one in values_of(data_set, key)), "")
+    """The first value of an attribute as text that a database can keep; "" without one."""
+    return next((str(one).replace("\0", "").strip() for one in values_of(data_set, key)), "")
+
+
+def uid_of(data_set: Json, key: str) -> str:
+    """The first value of an attribute as a UID, no longer than one can be (PS3.5 §9)."""
+    return text_of(data_set, key)[:64]
 
 
 def code_of(data_set: Json, key: str) -> tuple[str, str, str]:

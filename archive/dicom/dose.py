@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
-from archive.dicom.document import code_of, items_of, text_of
+from archive.dicom.document import code_of, items_of, text_of, uid_of
 from archive.dicom.elements import MAX_NESTING
 from archive.policy import DOSE_REPORTS
 
@@ -153,7 +153,7 @@ def _concept(item: Json) -> str:
 
 
 def _uid(item: Json) -> str:
-    return text_of(item, "0040A124")[:64]
+    return uid_of(item, "0040A124")
 
 
 def _started(item: Json) -> str:

@@ -178,7 +178,7 @@ def restore_derived(conn: Connection, subject: str, body: Mapping[str, Any], at:
     if original is not None:
         said["derived_from_pk"] = original.pk
         if State.STORED in (original.state, original.state_before) and _held(conn, original.pk):
-            said["state"] = State.PENDING
+            said |= {"state": State.PENDING, "state_before": None}
     conn.execute(_STATE.values(**said), {"instance_pk": row.pk})
     settle(conn, [subject], at=at)
 

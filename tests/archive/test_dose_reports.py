@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.uid import ImplicitVRLittleEndian
 from sqlalchemy import select
 
 from archive import retrieve
@@ -15,16 +16,17 @@ from archive.errors import Gone
 from archive.index.doses import list_reports, reports_of
 from archive.index.match import Key
 from archive.index.query import Query, find
-from archive.ingest import Outcome
+from archive.ingest import Outcome, ingest
 from archive.lifecycle.certificate import pdf
 from archive.lifecycle.compute import explain
 from archive.lifecycle.purged import list_purges
 from archive.schema import dose
+from archive.storage.part10 import Part10
 from retention.tick import tick
 from tests.archive.lifecycle.pdf_text import text_of
 from tests.archive.lifecycle.studies import at
-from tests.archive.test_rejections import STUDY, counted, given, send, slices
-from tests.builders import ct_slice, dose_report, new_uid
+from tests.archive.test_rejections import CT1, STUDY, counted, given, send, slices
+from tests.builders import ct_slice, dose_report, key_object, new_uid, part10
 
 
 def of_template(archive: Archive, identifier: str) -> list[str]:
@@ -118,3 +120,33 @@ def test_reports_come_in_pages_in_the_order_in_which_they_came(archive: Archive)
         first = list_reports(conn, limit=2)
         rest = list_reports(conn, after=first[-1].number, limit=2)
     assert [one.sop_instance_uid for one in (*first, *rest)] == [ds.SOPInstanceUID for ds in made]
+
+
+@pytest.mark.req("REQ-IHE-07")
+def test_whatever_a_report_holds_it_is_kept(archive: Archive) -> None:
+    """NUL, which PostgreSQL takes in no text; UIDs longer than its indexes take; letters of no character set."""
+    report = dose_report((5.5, 120.0))
+    event = report.ContentSequence[2].ContentSequence
+    event[0].TextValue = "Passage \0\x1b 1" + "é" * 5000
+    report.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    raw = part10(report).replace(b"1.2.3.99\0", b"1.2\0" + b"3.99\0")
+    file = Part10(archive.hot, at=archive.real_clock())
+    file.feed(raw)
+    assert ingest(archive, file.finish(), actor=CT1) is Outcome.STORED
+    event[1]["UID"].value = "1." * 4000 + "1"
+    report.SOPInstanceUID = report.file_meta.MediaStorageSOPInstanceUID = new_uid()
+    assert send(archive, report) is Outcome.STORED
+    with archive.reading() as conn:
+        first, second = reports_of(conn, STUDY)
+    assert first.events[0].label.startswith("Passage")
+    assert len(second.events[0].event_uid) == 64
+
+
+@pytest.mark.req("REQ-IHE-06")
+def test_whatever_a_key_object_names_it_is_kept(archive: Archive) -> None:
+    (image,) = slices(archive, 1)
+    note = key_object(image, image)
+    item = note.ContentSequence[1].ReferencedSOPSequence[0]
+    item["ReferencedSOPInstanceUID"].value = "1." * 4000 + "1"
+    note.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    assert send(archive, note) is Outcome.STORED
