@@ -224,16 +224,18 @@ def show(conn: Connection, sop_instance_uid: str) -> None:
         conn.execute(_HIDE, changes)
 
 
-def lift_expired(conn: Connection, sop_instance_uid: str, *, by: str, reason: str, at: datetime) -> list[str]:
-    """What was purged is brought back: the notes of (113039, DCM) that named it do so no more; which they are."""
-    mine = (
-        (rejection.c.sop_instance_uid == sop_instance_uid)
-        & (rejection.c.code == Rejection.EXPIRED)
-        & rejection.c.revoked_at.is_(None)
-    )
-    notes = list(conn.execute(select(rejection.c.note_uid).where(mine)).scalars())
-    conn.execute(update(rejection).where(mine).values(revoked_at=at, revoked_by=by, reason=reason))
-    return notes
+def lift_expired(conn: Connection, sop_instance_uid: str, *, by: str, reason: str, at: datetime) -> list[AnyRow]:
+    """What retention removed, or hid, is brought back: the notes of (113039, DCM) that name it, in whichever form, do
+    so no more. Returns their rows: `note_uid`, `study_instance_uid`."""
+    members = [row.sop_instance_uid for image in _images(conn, [sop_instance_uid]).values() for row in image]
+    uids = members or [sop_instance_uid]
+    expired = _STANDING.where(rejection.c.code == Rejection.EXPIRED)
+    rows = list(conn.execute(expired, {"uids": uids}))
+    if rows:
+        values = {"revoked_at": at, "revoked_by": by, "reason": reason}
+        conn.execute(update(rejection).where(rejection.c.pk.in_([row.pk for row in rows])).values(values))
+        settle(conn, uids, at=at)
+    return rows
 
 
 def note_rejection(conn: Connection, note_uid: str, *, at: datetime) -> None:

@@ -361,6 +361,24 @@ def test_retention_removes_what_was_rejected_with_its_study_and_never_before(
     assert given(archive) == [old.SOPInstanceUID]  # of retention it is lifted; what was dangerous stays hidden
 
 
+@pytest.mark.req("REQ-IHE-09")
+def test_what_a_note_of_retention_hid_is_brought_back_by_an_import_that_says_why(
+    archive: Archive, actor: Actor, tmp_path: Path
+) -> None:
+    first, second, _ = slices(archive)
+    note = key_object(first, second, title=EXPIRED)
+    send(archive, note)
+    path = tmp_path / "first.dcm"
+    path.write_bytes(part10(first))
+    assert import_paths(archive, [path], actor=actor).refused
+    done = import_paths(archive, [path], actor=actor, restore_purged="expertise")
+    assert (done.already_stored, done.refused) == (1, [])
+    assert first.SOPInstanceUID in given(archive)
+    assert not {second.SOPInstanceUID, note.SOPInstanceUID} & set(given(archive))
+    (told,) = written(archive, "C")
+    assert (told["retention"], told["reason"]) == ("restore purged", "expertise")
+
+
 def test_an_image_that_is_held_back_stays_so_when_it_is_rejected_and_keeps_its_study(archive: Archive) -> None:
     at(archive, "2026-01-05")
     slices(archive, 1)
