@@ -21,9 +21,11 @@ from api import (
     admin,
     auth,
     bulkdata,
+    dose,
     frames,
     hl7,
     keeping,
+    key_images,
     layout,
     pages,
     patients,
@@ -32,6 +34,7 @@ from api import (
     problems,
     purges,
     qido,
+    rejections,
     rendered,
     retention,
     stow,
@@ -88,10 +91,14 @@ def create_app(archive: Archive) -> FastAPI:
     app.include_router(patients.router)
     app.include_router(peers.router)
     app.include_router(peers.desk)
+    app.include_router(rejections.router)
+    app.include_router(key_images.router)
+    app.include_router(dose.router)
     app.include_router(probes.router)
     app.include_router(pages.router)
     app.include_router(keeping.router)
     app.include_router(work.router)
+    app.include_router(rejections.pages)
     return app
 
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from api import auth
+from api import auth, key_images, rejections
 from api.french import MODALITIES
 from api.keeping import life_of
 from api.layout import PLACES, page_of
@@ -170,6 +170,8 @@ def study(request: Request, study: str, actor: Finder) -> Response:
         damaged=sum(copy.state != CopyState.OK for copy in copies),
         life=life_of(auth.archive_of(request), found.study_instance_uid, actor),
         sending=sending_of(auth.archive_of(request), found.study_instance_uid, actor),
+        key_images=key_images.shown(auth.archive_of(request), found),
+        rejections=rejections.shown(auth.archive_of(request), found.study_instance_uid, actor),
     )
 
 

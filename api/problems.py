@@ -42,6 +42,7 @@ STATUS: dict[type[ArchiveError], int] = {
     errors.MergedAway: 409,
     errors.Gone: 410,
     errors.AttributeRefused: 400,
+    errors.RejectedBefore: 409,
     errors.TooLarge: 413,
     errors.Unsupported: 415,
     errors.StorageFull: 507,

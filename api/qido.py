@@ -131,6 +131,7 @@ def _search(request: Request, level: Level) -> Response:
             want=frozenset(tag for tag in fields if tag in index.returnable(level)),
             limit=limit + 1,
             offset=asked.offset,
+            quality=Action.QUALITY in actor.may,
         )
     except Rejected:
         audit_query(archive.commit, actor, parameters=parameters, outcome=Outcome.MINOR_FAILURE)

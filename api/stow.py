@@ -58,6 +58,7 @@ _REASONS: dict[type[ArchiveError], int] = {
     errors.Unsupported: 0x0122,
     errors.NotAllowed: 0x0124,
     errors.Gone: 0xC0F2,
+    errors.RejectedBefore: 0xC0F3,
     errors.Rejected: 0xC000,
     errors.Unavailable: OUT_OF_RESOURCES,
 }

@@ -23,7 +23,7 @@ from archive.dicom.syntaxes import EXPLICIT_BE, EXPLICIT_LE, LOSSY
 from archive.dicom.transcode import targets
 from archive.errors import Gone, InvalidRequest, NotAcceptable, NotFound, StorageFailed, UnreadableInstance
 from archive.outgoing import outgoing
-from archive.retrieve import Access, Stored, open_access, select, was_purged
+from archive.retrieve import Access, Stored, open_access, select, why_gone
 
 log = structlog.get_logger(__name__)
 
@@ -42,33 +42,35 @@ def selected(request: Request) -> list[Stored]:
     """The current instances that the address means.
 
     Raises:
-        Gone: it was replaced, and by what; or purged (REQ-DCM-84, 92).
+        Gone: it was replaced, and by what; or purged, or rejected (REQ-DCM-84, 92).
         NotFound: there is none.
     """
     given: dict[str, str] = {
         name: uid_of(request, name) for name in ("study", "series", "instance") if name in request.path_params
     }
     archive = auth.archive_of(request)
-    found = _select(archive, given)
+    quality = Action.QUALITY in request.state.actor.may
+    found = _select(archive, given, quality=quality)
     # one that does not stand was moved to the other tier, or replaced, since the index was read
     if any(not one.replaced and not one.stands() for one in found):
-        found = _select(archive, given)
+        found = _select(archive, given, quality=quality)
     current = [one for one in found if not one.replaced]
     if current:
         return current
     if found:
         raise _replaced(found)
-    if was_purged(
+    why = why_gone(
         archive,
         study_uid=given["study"],
         series_uid=given.get("series", ""),
         instance_uid=given.get("instance", ""),
-    ):
-        raise Gone(f"this {list(given)[-1]} was removed at the end of its retention")
+    )
+    if why:
+        raise Gone(f"this {list(given)[-1]} {why}")
     raise NotFound(f"no such {list(given)[-1]}")
 
 
-def _select(archive: Archive, given: Mapping[str, str]) -> list[Stored]:
+def _select(archive: Archive, given: Mapping[str, str], *, quality: bool) -> list[Stored]:
     """Originals that were replaced come too, where something smaller than a study is meant."""
     return select(
         archive,
@@ -76,6 +78,7 @@ def _select(archive: Archive, given: Mapping[str, str]) -> list[Stored]:
         series_uids=[given[name] for name in ("series",) if name in given],
         instance_uids=[given[name] for name in ("instance",) if name in given],
         replaced="series" in given,
+        quality=quality,
     )
 
 

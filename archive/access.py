@@ -22,6 +22,8 @@ class Action(StrEnum):
     EXPORT = "export media"
     SETTLE = "correct, merge, settle work items"
     REJECT = "reject"
+    REVIEW = "read rejections"
+    QUALITY = "see what was rejected for quality reasons"
     HOLD = "holds"
     FORESEE = "read holds and retention preview"
     RETENTION = "retention policy, approvals, resume"
@@ -56,8 +58,8 @@ A, R = Action, Role
 _AT_A_MODALITY = {A.WORKLIST, A.PERFORM}  # whoever logs in there, with the peer's own right (REQ-DCM-05)
 _MAY: dict[Role, frozenset[Action]] = {
     R.RADIOLOGIST: frozenset(
-        {A.FIND, A.SEE, A.STORE, A.COMMIT, A.EXPORT, A.SETTLE, A.REJECT, A.HOLD, A.FORESEE, A.RETENTION, A.PURGES}
-        | {A.SYSTEM}
+        {A.FIND, A.SEE, A.STORE, A.COMMIT, A.EXPORT, A.SETTLE, A.REJECT, A.REVIEW, A.HOLD, A.FORESEE, A.RETENTION}
+        | {A.PURGES, A.SYSTEM}
         | _AT_A_MODALITY
     ),
     R.TECHNOLOGIST: frozenset({A.FIND, A.SEE, A.STORE, A.COMMIT, A.EXPORT} | _AT_A_MODALITY),
@@ -66,23 +68,24 @@ _MAY: dict[Role, frozenset[Action]] = {
     R.IT_ADMIN: frozenset({A.PURGES, A.ADMINISTER, A.SYSTEM, A.TESTBED}),
     R.IDENTITY_OFFICER: frozenset({A.FIND, A.SETTLE}),
     R.AUDITOR: frozenset({A.PURGES, A.AUDIT, A.SYSTEM}),
-    R.QUALITY: frozenset({A.FIND, A.REJECT, A.HOLD, A.FORESEE, A.RETENTION, A.PURGES, A.SYSTEM}),
+    R.QUALITY: frozenset({A.FIND, A.REJECT, A.REVIEW, A.QUALITY, A.HOLD, A.FORESEE, A.RETENTION, A.PURGES, A.SYSTEM}),
     R.AM_DELEGUE: frozenset(),
     R.AM_PRATICIEN_CONSEIL: frozenset(),
     R.SERVICE: frozenset(
-        {A.FIND, A.SEE, A.STORE, A.COMMIT, A.FORESEE, A.PURGES, A.AUDIT, A.SYSTEM, A.TESTBED} | _AT_A_MODALITY
+        {A.FIND, A.SEE, A.STORE, A.COMMIT, A.REVIEW, A.FORESEE, A.PURGES, A.AUDIT, A.SYSTEM, A.TESTBED} | _AT_A_MODALITY
     ),
 }
 EVERYTHING = frozenset(Action)
 
 # What `dicom.peers.*.may` grants (sheet 60 §3). Verification is open to every accepted caller.
 PEER_MAY: dict[str, frozenset[Action]] = {
-    "store": frozenset({A.STORE}),
+    "store": frozenset({A.STORE, A.REJECT}),  # IOCM asks nothing more of whoever stores a rejection note
     "query": frozenset({A.FIND}),
     "retrieve": frozenset({A.SEE}),
     "commit": frozenset({A.COMMIT}),
     "worklist": frozenset({A.WORKLIST}),
     "mpps": frozenset({A.PERFORM}),
+    "quality": frozenset({A.QUALITY}),
 }
 
 HL7_MAY = frozenset({A.SETTLE})  # a RIS says who patients are and what was ordered; it reads nothing here

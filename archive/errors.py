@@ -111,6 +111,14 @@ class Gone(Rejected):
         self.place = place
 
 
+class RejectedBefore(Rejected):
+    """It was rejected for good (113037, 113038), and is sent again; `code` of DCM says why."""
+
+    def __init__(self, detail: str, *, code: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
 class StorageFull(Unavailable):
     """Less than the reserve is left on the volume (`storage.reserve_bytes`)."""
 

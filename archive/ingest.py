@@ -14,22 +14,33 @@ import structlog
 from sqlalchemy import Connection, Select, bindparam, select
 
 from archive import forwarding
-from archive.access import SYSTEM, Actor, Door
+from archive.access import SYSTEM, Action, Actor, Door, demand
 from archive.audit.accesses import Access
 from archive.audit.record import Event, record, refused
 from archive.core import Archive
 from archive.dicom.header import Header, read_header
-from archive.errors import Conflict, Gone, Rejected, UidMismatch, Unavailable
+from archive.errors import (
+    ArchiveError,
+    Conflict,
+    Gone,
+    NotAllowed,
+    Rejected,
+    RejectedBefore,
+    UidMismatch,
+    Unavailable,
+)
 from archive.index.arrival import RECOVERED, Arrival, Notify
 from archive.index.aside import replace_first
 from archive.index.copies import add_cold_copy
+from archive.index.said import said_of
 from archive.index.write import add_instance, quarantine, repair_instance
-from archive.instance import CopyState, Outcome, State
+from archive.instance import TAKEN_IN, CopyState, Outcome, State
 from archive.schema import instance, location
 from archive.schema.types import AnyRow
 from archive.storage.incoming import Incoming
 from archive.storage.part10 import HEAD_BYTES, read_meta
 from archive.work_items import Kind, Resolved, close_item
+from archive.workflow.rejections import rejected
 
 __all__ = ["Outcome", "adopt", "adopt_cold", "arrival_of", "ingest"]
 
@@ -60,8 +71,8 @@ _IN_ITS_STEAD = (  # of an original that was replaced: the copies of its derived
     )
     .where(
         _original.c.sop_instance_uid == bindparam("sop_instance_uid"),
-        _original.c.state == State.REPLACED,
-        instance.c.state == State.STORED,
+        _original.c.state.in_([State.REPLACED, State.UNFIT]),
+        instance.c.state.in_([State.STORED, State.UNFIT]),
         location.c.state == CopyState.OK,
     )
 )
@@ -80,11 +91,18 @@ def ingest(archive: Archive, incoming: Incoming, *, actor: Actor, scope: str = "
         UnreadableInstance: the header up to Pixel Data cannot be parsed.
         UidMismatch: a UID is missing, illegal, or not the one that was announced (REQ-DCM-16).
         Gone: it was purged; the refusal is audited (C0F2).
+        RejectedBefore: it was rejected for good; the refusal is audited (C0F3).
+        NotAllowed: it is a rejection note, and the actor may not reject; the refusal is audited.
         Unavailable: nothing was promised; sending again may help.
     """
     try:
         header = _header(archive, incoming)
-    except Rejected:
+        offset, length = incoming.data_set_offset, incoming.data_set_bytes
+        charset = archive.settings.dicom.default_charset
+        said = said_of(incoming.fd, header, offset=offset, length=length, default_charset=charset)
+        if said.rejects:
+            _demand_right(archive, header, actor)
+    except ArchiveError:
         incoming.discard()
         raise
     try:
@@ -104,6 +122,7 @@ def ingest(archive: Archive, incoming: Incoming, *, actor: Actor, scope: str = "
             authorities=archive.authorities,
             at=archive.clock(),
             roots=_roots(archive),
+            said=said,
             notify=_notify(archive),
         )
         calling_ae = incoming.meta.source_ae if actor.door is Door.DICOM else ""
@@ -165,13 +184,13 @@ def arrival_of(archive: Archive, path: str, *, tier: str = "hot") -> Arrival:
         while piece := file.read(1 << 20):
             sha.update(piece)
         length = file.tell()
-        header = read_header(
-            file.fileno(),
-            offset=offset,
-            length=length - offset,
-            transfer_syntax_uid=meta.transfer_syntax_uid,
-            default_charset=archive.settings.dicom.default_charset,
-        )
+        where: Any = {
+            "offset": offset,
+            "length": length - offset,
+            "default_charset": archive.settings.dicom.default_charset,
+        }
+        header = read_header(file.fileno(), transfer_syntax_uid=meta.transfer_syntax_uid, **where)
+        said = said_of(file.fileno(), header, **where)
     return Arrival(
         header=header,
         path=path,
@@ -184,6 +203,8 @@ def arrival_of(archive: Archive, path: str, *, tier: str = "hot") -> Arrival:
         at=named_minute(path) or archive.clock(),
         roots=_roots(archive),
         tier=tier,
+        said=said,
+        recovered=True,
     )
 
 
@@ -207,8 +228,11 @@ def _record(archive: Archive, arrival: Arrival, actor: Actor, scope: str, rules:
     )
     directories = [os.path.dirname(arrival.absolute_path)]
     try:
+        # an index that is made anew gets the facts from the journal, which nobody else writes meanwhile
+        told = None if arrival.recovered and archive.journal.ahead else archive.real_clock()
         owe = partial(forwarding.owe, rules=rules, header=arrival.header, at=archive.real_clock()) if rules else None
-        outcome = archive.commit.run(partial(_file, arrival, access, owe), directories=directories)
+        write = partial(_file, arrival, access, told, owe)
+        outcome = archive.commit.run(write, directories=directories)
         if outcome is Outcome.ALREADY_STORED and (damaged := _damaged(archive, arrival)):
             outcome = archive.commit.run(
                 partial(repair_instance, arrival=arrival, damaged=damaged), directories=directories
@@ -217,7 +241,7 @@ def _record(archive: Archive, arrival: Arrival, actor: Actor, scope: str, rules:
             outcome = _settle_same_uid(archive, arrival)
             if outcome is Outcome.QUARANTINED and archive.settings.dicom.uid_conflict == "replace":
                 outcome = _replace(archive, arrival)
-    except Gone as error:
+    except (Gone, RejectedBefore) as error:
         _refuse(archive, arrival, actor, error)
         raise
     if outcome is Outcome.ALREADY_STORED:
@@ -226,8 +250,8 @@ def _record(archive: Archive, arrival: Arrival, actor: Actor, scope: str, rules:
     return outcome
 
 
-def _refuse(archive: Archive, arrival: Arrival, actor: Actor, error: Gone) -> None:
-    """What was purged stays so: the refusal is written down, then the file goes (REQ-DCM-15)."""
+def _refuse(archive: Archive, arrival: Arrival, actor: Actor, error: Rejected) -> None:
+    """What was purged or rejected stays so: the refusal is written down, then the file goes (REQ-DCM-15)."""
     refused(
         archive.commit,
         actor,
@@ -270,10 +294,23 @@ def _header(archive: Archive, incoming: Incoming) -> Header:
     return header
 
 
-def _file(arrival: Arrival, access: Access, owe: Callable[[Connection], None] | None, conn: Connection) -> Outcome:
+def _demand_right(archive: Archive, header: Header, actor: Actor) -> None:
+    try:
+        demand(actor, Action.REJECT)
+    except NotAllowed as error:
+        study, event = header.study_instance_uid, Event.INSTANCES_ACCESSED
+        refused(archive.commit, actor, event, "D", reason=str(error), study=study)
+        raise
+
+
+def _file(
+    arrival: Arrival, access: Access, told: datetime | None, owe: Callable[[Connection], None] | None, conn: Connection
+) -> Outcome:
     outcome = add_instance(conn, arrival)
     access.record_opening(conn)
-    if owe is not None and outcome in (Outcome.STORED, Outcome.STORED_HELD):
+    if outcome in TAKEN_IN and arrival.said.rejects and told is not None:
+        rejected(conn, arrival.header.sop_instance_uid, actor=access.actor, at=arrival.at, now=told)
+    if owe is not None and (outcome in TAKEN_IN or outcome is Outcome.STORED_HELD):
         owe(conn)
     return outcome
 

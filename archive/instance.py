@@ -6,6 +6,7 @@ himself.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import Enum, StrEnum
 
 
@@ -24,14 +25,31 @@ class Outcome(Enum):
     QUARANTINED = "quarantined"  # the UID is taken by other content: kept aside, work item opened, C0D1
 
 
+# Outcomes that file a new instance in sight.
+TAKEN_IN = frozenset(
+    {Outcome.STORED, Outcome.COERCED, Outcome.TRUNCATED, Outcome.WITHOUT_MODALITY, Outcome.WITHOUT_SIZE}
+)
+
+
 class State(StrEnum):
     """Where an instance is in its life. A row exists from `stored` or `held` on."""
 
     STORED = "stored"  # hot, lossless, current
     HELD = "held"  # kept, out of view until a person settles what it contradicts (REQ-DCM-19)
     PENDING = "pending"  # a derived copy in grace: unknown at every door while its original is current (REQ-DCM-83)
+    UNFIT = "unfit"  # rejected for quality reasons (113001): for whoever judges quality alone (sheet 30 §9)
+    REJECTED = "rejected"  # rejected for good, or a note that is evidence: seen by nobody
     REPLACED = "replaced"  # only its derived copy is left: UNAVAILABLE with the alternate, 410 (REQ-DCM-84)
     PURGING = "purging"  # its purge has begun (law 2): a tombstone to others
+
+
+class Rejection(StrEnum):
+    """Why an instance is not to be used any more, as DCM codes it (IHE IOCM, sheet 30 §9). The strictest last."""
+
+    QUALITY = "113001"  # Rejected for Quality Reasons
+    WORKLIST = "113038"  # Incorrect Modality Worklist Entry
+    SAFETY = "113037"  # Rejected for Patient Safety Reasons
+    EXPIRED = "113039"  # Data Retention Policy Expired
 
 
 class CopyState(StrEnum):
@@ -57,6 +75,17 @@ CURRENT = frozenset({State.STORED})
 UNSEEN = frozenset({State.HELD, State.PENDING})
 # Instances that are answered for when they are asked by their SOP Instance UID.
 KNOWN = CURRENT | {State.REPLACED}
+# Instances that are seen by whoever judges quality (`Action.QUALITY`).
+JUDGED = CURRENT | {State.UNFIT}
+# Instances that were rejected; `state_before` says what they were.
+HIDDEN = frozenset({State.UNFIT, State.REJECTED})
+
+
+def hidden_as(rejections: Collection[str]) -> State | None:
+    """What an instance is of which these rejections stand; None: it is not hidden."""
+    if not rejections:
+        return None
+    return State.UNFIT if set(rejections) == {Rejection.QUALITY} else State.REJECTED
 
 
 def availability(tier: str | None) -> Availability:

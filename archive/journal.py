@@ -60,6 +60,7 @@ class Kind(StrEnum):
     HELD = "held"  # SOP Instance UID: held back, and accepted or rejected by a person
     CONFLICT = "conflict"  # SOP Instance UID: which of several contents stands, by a person's word
     COMMITMENT = "commitment"  # transaction, peer and study: how many instances were promised
+    REJECTION = "rejection"  # SOP Instance UID of a rejection note: what it rejects, what of it was revoked
     RESTORED = "restored"  # SOP Instance UID: its tombstone was lifted, or put back
 
 

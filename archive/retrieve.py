@@ -16,7 +16,7 @@ from archive.audit.record import Event
 from archive.core import Archive
 from archive.dicom.patient_id import cx
 from archive.errors import Gone, StorageFailed
-from archive.instance import CURRENT, CopyState, State
+from archive.instance import CURRENT, HIDDEN, JUDGED, CopyState, State
 from archive.schema import instance, location, patient, series, study, tombstone
 from archive.schema.types import AnyRow
 
@@ -122,7 +122,6 @@ _SELECT: Select[Any] = (
         .join(instance)
         .outerjoin(location, and_(location.c.instance_pk == instance.c.pk, location.c.state == CopyState.OK))
     )
-    .where(instance.c.state.in_(sorted(CURRENT)))
     .order_by(
         *_ORDER,
         location.c.tier.desc(),  # hot before cold
@@ -147,6 +146,9 @@ _REPLACED: Select[Any] = (
     .order_by(*_ORDER, _copy.c.pk)
 )
 _PURGED = sql.select(tombstone.c.pk)
+_REJECTED = (
+    sql.select(instance.c.pk).select_from(instance.join(series).join(study)).where(instance.c.state.in_(sorted(HIDDEN)))
+)
 _AT_ONCE = 5000  # UIDs in one statement
 
 
@@ -159,11 +161,15 @@ def select(
     series_uids: Sequence[str] = (),
     instance_uids: Sequence[str] = (),
     replaced: bool = False,
+    quality: bool = False,
+    hidden: bool = False,
 ) -> list[Stored]:
     """Every current instance that satisfies all of what is given, by study, series number and instance number.
 
     An empty list when there is none, or when nothing was asked for. `patient_id` may be one that was merged away.
-    With `replaced`, the originals of which only a derived copy is left come too, at the end: `Stored.replaced`.
+    With `replaced`, the originals of which only a derived copy is left come too, at the end: `Stored.replaced`. With
+    `quality`, what was rejected for quality reasons (113001) is there like any other; with `hidden`, whatever was
+    rejected.
 
     Raises:
         IndexUnavailable: the database cannot be read.
@@ -184,7 +190,9 @@ def select(
         return []
     lists.sort(key=lambda pair: len(pair[1]))
     narrow += [column.in_(list(uids)) for column, uids in lists[:-1]]
-    statements = (_SELECT, _REPLACED) if replaced else (_SELECT,)
+    states = CURRENT | HIDDEN if hidden else JUDGED if quality else CURRENT
+    seen = _SELECT.where(instance.c.state.in_(sorted(states)))
+    statements = (seen, _REPLACED) if replaced else (seen,)
     with archive.reading() as conn:  # one state of the index, however many statements
         if not lists:
             return [one for statement in statements for one in _rows(archive, conn, statement.where(*narrow))]
@@ -222,19 +230,24 @@ def again(archive: Archive, stored: Stored) -> Stored | None:
     return now[0] if now and (now[0].path, now[0].replaced) != (stored.path, stored.replaced) else None
 
 
-def was_purged(archive: Archive, *, study_uid: str, series_uid: str = "", instance_uid: str = "") -> bool:
-    """Whether what has these UIDs was purged at the end of its retention (REQ-DCM-92).
+def why_gone(archive: Archive, *, study_uid: str, series_uid: str = "", instance_uid: str = "") -> str:
+    """Why what has these UIDs is not given any more (REQ-DCM-92): it was purged, or rejected; "" when it was neither.
 
     Raises:
         IndexUnavailable: the database cannot be read.
     """
-    asked = _PURGED.where(tombstone.c.study_instance_uid == study_uid)
+    purged = _PURGED.where(tombstone.c.study_instance_uid == study_uid)
+    rejected = _REJECTED.where(study.c.study_instance_uid == study_uid)
     if series_uid:
-        asked = asked.where(tombstone.c.series_instance_uid == series_uid)
+        purged = purged.where(tombstone.c.series_instance_uid == series_uid)
+        rejected = rejected.where(series.c.series_instance_uid == series_uid)
     if instance_uid:
-        asked = asked.where(tombstone.c.sop_instance_uid == instance_uid)
+        purged = purged.where(tombstone.c.sop_instance_uid == instance_uid)
+        rejected = rejected.where(instance.c.sop_instance_uid == instance_uid)
     with archive.reading() as conn:
-        return conn.execute(asked.limit(1)).first() is not None
+        if conn.execute(rejected.limit(1)).first() is not None:
+            return "was rejected"
+        return "was removed at the end of its retention" if conn.execute(purged.limit(1)).first() is not None else ""
 
 
 def _rows(archive: Archive, conn: Connection, statement: Select[Any]) -> list[Stored]:

@@ -18,7 +18,7 @@ class Section(BaseModel):
 
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x20-\x7e]*[\x21-\x7e][\x20-\x7e]*$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
-Service = Literal["store", "query", "retrieve", "commit", "worklist", "mpps"]
+Service = Literal["store", "query", "retrieve", "commit", "worklist", "mpps", "quality"]
 Fingerprint = Annotated[
     str,
     Field(pattern=r"^([0-9A-Fa-f]{2}:?){31}[0-9A-Fa-f]{2}$"),
@@ -111,7 +111,8 @@ class Peer(Section):
     )
     may: tuple[Service, ...] = Field(
         ("store", "query", "retrieve", "worklist", "mpps"),
-        description="what the peer may ask for: `store`, `query`, `retrieve`, `commit`, `worklist`, `mpps`",
+        description="what the peer may ask for: `store`, `query`, `retrieve`, `commit`, `worklist`, `mpps`; `quality`: "
+        "sees what was rejected for quality reasons too",
     )
     modalities: tuple[str, ...] = Field(
         (), description="a modality: what it performs (`CT`, `DX`…); worklist items that name no station are its own"

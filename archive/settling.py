@@ -7,28 +7,45 @@ discarded goes after it by law 2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection
+from sqlalchemy import Connection, bindparam, select
 
 from archive.access import Actor
 from archive.audit.record import Event, record
 from archive.core import Archive
+from archive.dicom.document import KEY_OBJECTS
 from archive.errors import Conflict, InvalidRequest, Rejected, StorageFailed
 from archive.index.arrival import Arrival
 from archive.index.aside import keep_first, replace_first, set_aside
 from archive.index.held import settle_held
+from archive.index.write import apply_note
 from archive.ingest import arrival_of
+from archive.instance import CopyState
 from archive.lifecycle.remove import finish_removals
+from archive.schema import instance, location
 from archive.work_items import How, Item, Kind, Resolved, close_item, item_of, ways
+from archive.workflow.rejections import rejected
 
 log = structlog.get_logger(__name__)
 
 _ORDERS = frozenset({Kind.ORDER_CLOSED_WITH_IMAGES, Kind.ORDER_UNMATCHED, Kind.STUDY_UID_CHANGED})
 MAX_REASON = 2000  # characters
+_HELD_DOCUMENTS = (
+    select(location.c.path, location.c.tier, instance.c.source)
+    .join_from(instance, location)
+    .where(
+        instance.c.held_for == bindparam("subject"),
+        instance.c.sop_class_uid == KEY_OBJECTS,
+        location.c.state == CopyState.OK,
+    )
+    .order_by(instance.c.pk, location.c.pk)
+)
 
 
 def settle(archive: Archive, item: int, *, how: str, reason: str, actor: Actor) -> None:
@@ -47,8 +64,9 @@ def settle(archive: Archive, item: int, *, how: str, reason: str, actor: Actor) 
     if how not in ways(found.kind):
         raise InvalidRequest(f"an item of this kind is settled as one of: {', '.join(ways(found.kind))}")
     new = _last_aside(archive, found.subject) if how == How.REPLACE else None
-    write = partial(_settle, item=item, how=How(how), reason=reason.strip(), actor=actor, new=new, at=archive.clock())
-    archive.commit.run(write)
+    notes = _held_notes(archive, found.subject) if how == How.ACCEPT else []
+    write = partial(_settle, item=item, how=How(how), reason=reason.strip(), actor=actor, new=new, notes=notes)
+    archive.commit.run(partial(write, at=archive.clock(), now=archive.real_clock()))
     if found.kind == Kind.UID_CONFLICT:
         try:
             finish_removals(archive)
@@ -73,8 +91,28 @@ def _last_aside(archive: Archive, uid: str) -> Arrival:
     return arrival
 
 
+def _held_notes(archive: Archive, subject: str) -> list[Arrival]:
+    """The rejection notes that wait for the work item about `subject`: accepted, they reject."""
+    with archive.reading() as conn:
+        rows = conn.execute(_HELD_DOCUMENTS, {"subject": subject}).all()
+    try:
+        arrivals = [replace(arrival_of(archive, row.path, tier=row.tier), source=row.source) for row in rows]
+    except OSError as error:
+        raise StorageFailed(f"what is held back cannot be read: {error.strerror}") from error
+    return [arrival for arrival in arrivals if arrival.said.rejects]
+
+
 def _settle(
-    conn: Connection, *, item: int, how: How, reason: str, actor: Actor, new: Arrival | None, at: datetime
+    conn: Connection,
+    *,
+    item: int,
+    how: How,
+    reason: str,
+    actor: Actor,
+    new: Arrival | None,
+    notes: Sequence[Arrival],
+    at: datetime,
+    now: datetime,
 ) -> None:
     found = item_of(conn, item)
     resolved = Resolved(at, actor.user, f"{how}: {reason}")
@@ -85,6 +123,9 @@ def _settle(
         accept = how == How.ACCEPT
         count = settle_held(conn, found.subject, resolved, study_instance_uid=found.study, accept=accept)
         became["instances"] = count
+        for arrival in notes:
+            apply_note(conn, replace(arrival, at=at))
+            rejected(conn, arrival.header.sop_instance_uid, actor=actor, at=at, now=now)
     elif how == How.KEEP:
         became = keep_first(conn, found.subject, resolved)
     elif new is not None:

@@ -128,6 +128,7 @@ def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> _Pl
         combined_datetime=request.combined_datetime,
         zone=_zone(request, identifier),
         limit=archive.settings.dicom.find_limit + 1,
+        quality=Action.QUALITY in request.actor.may,
     )
     return _Plan(query, form, pending)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from archive.access import Action
 from archive.core import Archive
 from archive.dicom.charset import SPECIFIC_CHARACTER_SET, decode, terms
 from archive.dicom.elements import Kept, Scanner, encoding_of
@@ -63,6 +64,7 @@ def selected(request: RetrieveRequest, archive: Archive) -> list[Stored]:
         series_uids=narrow["SERIES"],
         instance_uids=narrow["IMAGE"],
         replaced=level == "IMAGE",
+        quality=Action.QUALITY in request.actor.may,
     )
     return sorted(chosen, key=lambda one: not one.replaced)
 

@@ -44,6 +44,7 @@ class Status(IntEnum):
     UID_CONFLICT = 0xC0D1
     REFUSED_BY_SITE = 0xC0F1
     GONE = 0xC0F2
+    REJECTED_BEFORE = 0xC0F3
     CANCELLED = 0xFE00
     PENDING = 0xFF00
     PENDING_WITHOUT_KEYS = 0xFF01
@@ -70,6 +71,7 @@ OF_ERROR: dict[type[ArchiveError], Status] = {
     errors.MergedAway: Status.REFUSED_BY_SITE,
     errors.NotFound: Status.CANNOT_UNDERSTAND,
     errors.Gone: Status.GONE,
+    errors.RejectedBefore: Status.REJECTED_BEFORE,
     errors.Unavailable: Status.OUT_OF_RESOURCES,
     errors.StorageFull: Status.OUT_OF_RESOURCES,
     errors.StorageFailed: Status.OUT_OF_RESOURCES,

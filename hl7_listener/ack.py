@@ -67,6 +67,7 @@ OF_ERROR: dict[type[ArchiveError], tuple[str, int]] = {
     errors.MergedAway: ("AE", 204),
     errors.NotFound: ("AE", 204),
     errors.Gone: ("AE", 204),
+    errors.RejectedBefore: ("AE", 207),
     errors.Unavailable: ("AR", 207),
     errors.StorageFull: ("AR", 207),
     errors.StorageFailed: ("AR", 207),

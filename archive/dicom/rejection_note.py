@@ -22,7 +22,13 @@ from archive.dicom.uids import new_uid
 from archive.policy import local_time
 
 SOP_CLASS_UID: Final = "1.2.840.10008.5.1.4.1.1.88.59"
-RETENTION_EXPIRED: Final = ("113039", "Data Retention Policy Expired")
+TITLES: Final = {  # CID 7011, those of IHE IOCM
+    "113001": "Rejected for Quality Reasons",
+    "113037": "Rejected for Patient Safety Reasons",
+    "113038": "Incorrect Modality Worklist Entry",
+    "113039": "Data Retention Policy Expired",
+}
+RETENTION_EXPIRED: Final = ("113039", TITLES["113039"])
 _DESCRIPTION: Final = ("113012", "Key Object Description")
 _WAVEFORMS: Final = "1.2.840.10008.5.1.4.1.1.9."
 

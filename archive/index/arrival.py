@@ -9,13 +9,28 @@ from typing import Any
 
 from archive.authorities import Authorities, identity_key
 from archive.dicom.attributes import Level
+from archive.dicom.document import KeyObject
+from archive.dicom.dose import Dose
 from archive.dicom.header import Header
 from archive.dicom.patient_id import cx
-from archive.instance import Outcome
+from archive.instance import Outcome, Rejection
 
 RECOVERED = "recovered:"  # the `source` of a file that was found; then the AE title in its group 0002
 _QUALIFIERS, _UNIVERSAL_ID = "00100024", "00400032"
 _SIZE = ("00280010", "00280011")  # Rows, Columns: type 1 of every image (PS3.3 C.7.6.3)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a document says besides its header."""
+
+    key_object: KeyObject | None = None
+    doses: tuple[Dose, ...] = ()  # figures of a radiation dose report
+
+    @property
+    def rejects(self) -> bool:
+        """Whether it is a rejection note (IHE IOCM)."""
+        return self.key_object is not None and self.key_object.title in set(Rejection)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +104,8 @@ class Arrival:
     at: datetime
     roots: Mapping[str, str]  # folders of the tiers, to look at copies that are held
     tier: str = "hot"
+    said: Said = Said()
+    recovered: bool = False  # not sent at this moment: it was acknowledged once, or is found again
     notify: Notify | None = None  # None: no peer is to be told
 
     @property

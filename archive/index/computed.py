@@ -96,7 +96,10 @@ def _availability(level: Level, pk: ColumnElement[Any]) -> ScalarSelect[Any]:
         .correlate(instance)
         .scalar_subquery()
     )
-    return _instances(level, pk, func.max(func.coalesce(best, constant(len(_TIERS)))))
+    worst = func.max(func.coalesce(best, constant(len(_TIERS))))
+    tables, tie = _below(level, pk, Level.IMAGE)
+    seen = current(quality=level is Level.IMAGE)  # one that was rejected is only ever asked by who may see it
+    return select(worst).select_from(tables).where(tie, seen).scalar_subquery()
 
 
 def _transfer_syntaxes(_level: Level, pk: ColumnElement[Any]) -> ScalarSelect[Any]:

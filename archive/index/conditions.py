@@ -19,7 +19,7 @@ from archive.dicom.attributes import Attribute, Level, Match
 from archive.dicom.person_name import alternatives
 from archive.index.functions import first_group, unindexed
 from archive.index.match import MAX_NUMBER, AnyOf, Between, Criterion, Empty, Exact, Key, Name, Number, Wild, criterion
-from archive.instance import CURRENT
+from archive.instance import CURRENT, JUDGED
 from archive.schema import imaging_order, instance, patient, series, study
 
 Shape = tuple[Any, ...]
@@ -297,9 +297,9 @@ def constant(value: str | int) -> ColumnElement[Any]:
     return literal_column(f"'{value}'" if isinstance(value, str) else str(value))
 
 
-def current() -> ColumnElement[bool]:
-    """Instances that others see (`archive.instance.CURRENT`)."""
-    return or_(*(instance.c.state == constant(str(state)) for state in sorted(CURRENT)))
+def current(*, quality: bool = False) -> ColumnElement[bool]:
+    """Instances that others see (`archive.instance.CURRENT`), or whoever judges quality."""
+    return or_(*(instance.c.state == constant(str(state)) for state in sorted(JUDGED if quality else CURRENT)))
 
 
 def build(shape: Shape) -> ColumnElement[bool]:  # noqa: PLR0911 - one answer for each operator
@@ -357,17 +357,18 @@ def _column(name: str) -> ColumnElement[Any]:
     return _BY_NAME[table].c[own]
 
 
-def _has_current() -> ColumnElement[bool]:
-    return exists(constant(1)).where(instance.c.series_pk == series.c.pk, current()).correlate(series)
+def _has_current(*, quality: bool = False) -> ColumnElement[bool]:
+    seen = current(quality=quality)
+    return exists(constant(1)).where(instance.c.series_pk == series.c.pk, seen).correlate(series)
 
 
-def visible(level: Level) -> ColumnElement[bool]:
-    """Rows of the level with at least one current instance. Served by the indexes on the way down."""
+def visible(level: Level, *, quality: bool = False) -> ColumnElement[bool]:
+    """Rows of the level with at least one instance that is seen. Served by the indexes on the way down."""
     if level is Level.IMAGE:
-        return current()
+        return current(quality=quality)
     if level is Level.SERIES:
-        return _has_current()
-    below = [series.c.study_pk == study.c.pk, instance.c.series_pk == series.c.pk, current()]
+        return _has_current(quality=quality)
+    below = [series.c.study_pk == study.c.pk, instance.c.series_pk == series.c.pk, current(quality=quality)]
     if level is Level.STUDY:
         return exists(constant(1)).where(*below).correlate(study)
     return exists(constant(1)).where(study.c.patient_pk == patient.c.pk, *below).correlate(patient)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, or_, select, update
 
 from archive.index.correct import facts_changed
 from archive.instance import State
@@ -19,18 +19,37 @@ from archive.schema import instance, series, study
 from archive.work_items import Kind as Item
 from archive.work_items import Resolved, close_item
 
-_STATE = update(instance).where(instance.c.pk == bindparam("instance_pk"))
+_hidden = instance.c.state_before.is_not(None)  # rejected by a note (archive.index.rejections)
+_SETTLE = (
+    update(instance)
+    .where(instance.c.pk == bindparam("instance_pk"))
+    .values(
+        state=case((_hidden, instance.c.state), else_=bindparam("settled")),
+        state_before=case((_hidden, bindparam("settled"))),
+        held_for=None,
+    )
+)
 _BY_UID = (
-    select(instance.c.pk, instance.c.state, instance.c.digest, study.c.patient_pk)
+    select(
+        instance.c.pk,
+        func.coalesce(instance.c.state_before, instance.c.state).label("state"),
+        instance.c.digest,
+        study.c.patient_pk,
+    )
     .select_from(instance.join(series).join(study))
     .where(instance.c.sop_instance_uid == bindparam("uid"))
 )
-_LEFT = select(instance.c.pk).where(instance.c.state == State.HELD, instance.c.held_for == bindparam("s")).limit(1)
+_LEFT = select(instance.c.pk).where(instance.c.held_for == bindparam("s")).limit(1)
 
 
 def waiting() -> ColumnElement[bool]:
     """A condition on `instance`: it is held back, and nobody has settled it."""
-    return and_(instance.c.state == State.HELD, instance.c.held_for.is_not(None))
+    return and_(_held(), instance.c.held_for.is_not(None))
+
+
+def _held() -> ColumnElement[bool]:
+    """Held back, or rejected while it was."""
+    return or_(instance.c.state == State.HELD, instance.c.state_before == State.HELD)
 
 
 def settle_held(
@@ -42,7 +61,7 @@ def settle_held(
     rows = conn.execute(
         select(instance.c.pk, instance.c.sop_instance_uid, instance.c.digest, study.c.patient_pk)
         .select_from(instance.join(series).join(study))
-        .where(instance.c.state == State.HELD, or_(instance.c.held_for == subject, before))
+        .where(_held(), or_(instance.c.held_for == subject, before))
         .order_by(instance.c.pk)
         .with_for_update(of=instance)
     ).all()
@@ -57,7 +76,7 @@ def settle_held(
 
 def _settle(conn: Connection, instance_pk: int, *, accept: bool) -> None:
     state = State.STORED if accept else State.HELD
-    conn.execute(_STATE.values(state=state, held_for=None), {"instance_pk": instance_pk})
+    conn.execute(_SETTLE, {"instance_pk": instance_pk, "settled": state})
 
 
 def restore_held(conn: Connection, subject: str, body: Mapping[str, Any], at: datetime) -> None:

@@ -67,6 +67,7 @@ class Query:
     zone: timezone | None = None  # in which dates and times are asked and given (archive.index.zones); None: as kept
     limit: int | None = None
     offset: int = 0
+    quality: bool = False  # what was rejected for quality reasons too; counts leave it out (REQ-DCM-42)
 
 
 @lru_cache(maxsize=8)
@@ -179,6 +180,7 @@ def _plan(conn: Connection, query: Query) -> _Plan:
         computed=own,
         selective=selective,
         paged=query.limit is not None or query.offset > 0,
+        quality=query.quality,
     )
     loaded = {_level(key.tag) for key in residual} | {_level(one[0]) for one in intervals}
     if query.zone is not None and loaded:
@@ -301,6 +303,7 @@ class _Above:
         self._conn = conn
         self._levels = [(position, level, plan.above[level]) for position, level in enumerate(plan.form.parents, 1)]
         self._known: dict[Level, dict[int, Row]] = {level: {} for level in plan.above}
+        self._quality = plan.form.quality
 
     def add(self, page: list[tuple[Any, Row]]) -> None:
         """Complete the rows of a page, given with the values that they were read from."""
@@ -309,7 +312,7 @@ class _Above:
             known = {key: row for key, row in self._known[level].items() if key in wanted}
             missing = wanted - known.keys()
             if missing:
-                found = _by_key(self._conn, keyed(level, computed=tags), sorted(missing))
+                found = _by_key(self._conn, keyed(level, computed=tags, quality=self._quality), sorted(missing))
                 known |= {key: row for key, (_, row) in found.items()}
             self._known[level] = known
             for values, row in page:
@@ -356,7 +359,13 @@ def _candidates(conn: Connection, plan: _Plan) -> Iterator[int]:
 def _filtered(conn: Connection, plan: _Plan, query: Query) -> Iterator[Row]:
     stop = None if query.limit is None else query.offset + query.limit
     keys = islice(_candidates(conn, plan), query.offset, stop)
-    form = keyed(query.level, loads=plan.form.loads, parents=plan.form.parents, computed=plan.form.computed)
+    form = keyed(
+        query.level,
+        loads=plan.form.loads,
+        parents=plan.form.parents,
+        computed=plan.form.computed,
+        quality=query.quality,
+    )
     above = _Above(conn, plan)
     while wanted := list(islice(keys, PAGE)):
         found = _by_key(conn, form, wanted)

@@ -13,8 +13,9 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, bindparam, exists, select, update
+from sqlalchemy import Connection, bindparam, exists, or_, select, update
 
+from archive.index.rejections import settle
 from archive.instance import CopyState, State
 from archive.journal import Kind, note
 from archive.schema import instance, location, series, study
@@ -44,7 +45,10 @@ _ORIGINALS = (
         _copy.c.digest.label("copy_digest"),
     )
     .select_from(instance.join(series).outerjoin(_copy, _copy.c.derived_from_pk == instance.c.pk))
-    .where(series.c.study_pk == bindparam("study_pk"), instance.c.state == State.REPLACED)
+    .where(
+        series.c.study_pk == bindparam("study_pk"),
+        or_(instance.c.state == State.REPLACED, instance.c.state_before == State.REPLACED),
+    )
     .order_by(instance.c.pk, _copy.c.pk)
 )
 _other = location.alias("other")
@@ -59,7 +63,7 @@ _MOVED = (  # held in cold storage alone, as they were received
     .select_from(instance.join(series))
     .where(
         series.c.study_pk == bindparam("study_pk"),
-        instance.c.state == State.STORED,
+        or_(instance.c.state == State.STORED, instance.c.state_before == State.STORED),
         instance.c.derived_from_pk.is_(None),
         ~exists().where(
             _other.c.instance_pk == instance.c.pk, _other.c.tier == "hot", _other.c.state != CopyState.PURGING
@@ -176,9 +180,10 @@ def restore_derived(conn: Connection, subject: str, body: Mapping[str, Any], at:
         said["derived_from_pk"] = original.pk
         if "names" in body["derivation"]:  # a companion: in sight, also when what came was held back and accepted
             said.update({"state": State.STORED} if row.state == State.HELD else {})
-        elif original.state == State.STORED and _held(conn, original.pk):
-            said["state"] = State.PENDING
+        elif State.STORED in (original.state, original.state_before) and _held(conn, original.pk):
+            said |= {"state": State.PENDING, "state_before": None}
     conn.execute(_STATE.values(**said), {"instance_pk": row.pk})
+    settle(conn, [subject], at=at)
 
 
 def restore_replaced(conn: Connection, subject: str, body: Mapping[str, Any], at: datetime) -> None:
@@ -197,6 +202,7 @@ def restore_replaced(conn: Connection, subject: str, body: Mapping[str, Any], at
         _restore_original(conn, int(study_pk), one, body["series"][one["series"]])
     for one in body["moved"]:
         _restore_moved(conn, one)
+    settle(conn, [one["uid"] for one in (*body["originals"], *body["moved"])], at=at)
 
 
 def _restore_original(conn: Connection, study_pk: int, one: Mapping[str, Any], part: Mapping[str, Any]) -> None:
@@ -207,13 +213,13 @@ def _restore_original(conn: Connection, study_pk: int, one: Mapping[str, Any], p
         pk = _add_original(conn, study_pk, one, part)
     else:
         pk = int(original.pk)
-        gone = original.state == State.REPLACED or not _held(conn, pk)
+        gone = State.REPLACED in (original.state, original.state_before) or not _held(conn, pk)
         if not gone and not (standing and original.digest == one["digest"]):
             return
-    conn.execute(_STATE.values(state=State.REPLACED), {"instance_pk": pk})
+    conn.execute(_STATE.values(state=State.REPLACED, state_before=None), {"instance_pk": pk})
     conn.execute(update(location).where(location.c.instance_pk == pk).values(state=CopyState.PURGING))
     if copy is not None:
-        conn.execute(_STATE.values(state=State.STORED, derived_from_pk=pk), {"instance_pk": copy.pk})
+        conn.execute(_STATE.values(state=State.STORED, state_before=None, derived_from_pk=pk), {"instance_pk": copy.pk})
 
 
 def _restore_moved(conn: Connection, one: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, FromClause, Select, String, bindparam, fun
 from archive.dicom.attributes import LEVELS, Level
 from archive.index.computed import COMPUTED_BY_TAG
 from archive.index.conditions import PARENT_KEYS, TABLES, Shape, build, columns, constant, visible
-from archive.instance import KNOWN
+from archive.instance import JUDGED, KNOWN
 from archive.schema import instance, patient, series, study
 from archive.schema.prepared import Prepared
 
@@ -30,14 +30,20 @@ class Form:
     computed: tuple[int, ...]  # of this level
     selective: bool
     paged: bool
+    quality: bool = False  # what was rejected for quality reasons too
 
 
 def keyed(
-    level: Level, *, loads: tuple[Level, ...] = (), parents: tuple[Level, ...] = (), computed: tuple[int, ...]
+    level: Level,
+    *,
+    loads: tuple[Level, ...] = (),
+    parents: tuple[Level, ...] = (),
+    computed: tuple[int, ...],
+    quality: bool = False,
 ) -> Form:
     """Rows by their keys."""
     where: tuple[Shape, ...] = (("in", f"{TABLES[level].name}.pk", "keys"),)
-    return Form(level, where, loads, parents, computed, selective=True, paged=False)
+    return Form(level, where, loads, parents, computed, selective=True, paged=False, quality=quality)
 
 
 def _tables(form: Form) -> FromClause:
@@ -83,8 +89,9 @@ def _seen(form: Form) -> ColumnElement[bool]:
     """
     named = (shape[0] in ("eq", "in") and shape[1].removeprefix("+") in _NAMED for shape in form.where)
     if form.level is Level.IMAGE and any(named):
-        return or_(*(instance.c.state == constant(str(state)) for state in sorted(KNOWN)))
-    return visible(form.level)
+        states = KNOWN | JUDGED if form.quality else KNOWN
+        return or_(*(instance.c.state == constant(str(state)) for state in sorted(states)))
+    return visible(form.level, quality=form.quality)
 
 
 @lru_cache(maxsize=512)

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Connection, Table, bindparam, literal, or_, select, union_all, update
+from sqlalchemy import Connection, bindparam, literal, select, union_all, update
 
-from archive.dicom.attributes import ATTRIBUTES, Level
+from archive.dicom.attributes import Level
 from archive.dicom.corrections import coerces_identifier, identity, said
 from archive.errors import Gone
 from archive.index.arrival import Arrival
-from archive.index.correct import facts_changed
-from archive.index.patients import contradiction as contradiction_of
-from archive.index.patients import patient_of
+from archive.index.doses import add_doses
+from archive.index.parents import place
+from archive.index.references import add_references
+from archive.index.rejections import add_note, refuse_again, settle, settle_arrival, show
 from archive.index.replaced import bring_back, derived_of
-from archive.instance import CopyState, Outcome, State
-from archive.schema import instance, location, patient, quarantined, series, study, tombstone
+from archive.instance import HIDDEN, CopyState, Outcome, State
+from archive.schema import instance, location, quarantined, tombstone
 from archive.schema.prepared import Prepared
 from archive.schema.types import AnyRow
-from archive.schema.upsert import insert_in
 from archive.storage import marker
 from archive.work_items import Kind, open_item
 
@@ -43,33 +43,6 @@ _COPIES = (
     .order_by(location.c.pk)
 )
 _STATE = select(instance.c.state).where(instance.c.pk == bindparam("instance_pk")).with_for_update()
-_PARENTS = Prepared(
-    select(
-        series.c.pk,
-        study.c.pk,
-        study.c.study_instance_uid,
-        study.c.policy_version,
-        patient.c.pk,
-        patient.c.patient_id,
-        patient.c.issuer,
-        patient.c.corrections,
-        study.c.corrections,
-    )
-    .join_from(series, study)
-    .join(patient)
-    .where(series.c.series_instance_uid == bindparam("uid"))
-    .with_for_update(read=True, key_share=True, of=[study, patient])  # see archive.lifecycle.compute
-)
-_FACT_CHANGED = Prepared(update(study).where(study.c.pk == bindparam("of_study_pk")).values(policy_version=None))
-_NOTIFY = Prepared(
-    update(study)
-    .where(
-        study.c.pk == bindparam("of_study_pk"),
-        or_(study.c.notify_at.is_(None), study.c.notify_at < bindparam("after")),
-    )
-    .values(notify_at=bindparam("at"))
-)
-_STUDY_PK = Prepared(select(study.c.pk).where(study.c.study_instance_uid == bindparam("uid")))
 _DAMAGED = (  # a copy that is being removed stays so, whatever is seen of it (law 2)
     update(location)
     .where(location.c.pk == bindparam("location_pk"), location.c.state != CopyState.PURGING)
@@ -77,19 +50,6 @@ _DAMAGED = (  # a copy that is being removed stays so, whatever is seen of it (l
 )
 
 
-def _keys(level: Level, table: Table) -> tuple[str, ...]:
-    """The columns of a level's table that hold the keys of a header."""
-    return tuple(one.column for one in ATTRIBUTES if one.level is level and one.column and one.column in table.c)
-
-
-_ADD_STUDY = Prepared(
-    lambda dialect: insert_in(dialect, study).on_conflict_do_nothing(index_elements=["study_instance_uid"]),
-    columns=(*_keys(Level.STUDY, study), "patient_pk", "attributes", "first_received_at"),
-)
-_ADD_SERIES = Prepared(
-    lambda dialect: insert_in(dialect, series).on_conflict_do_nothing(index_elements=["series_instance_uid"]),
-    columns=(*_keys(Level.SERIES, series), "study_pk", "attributes", "created_at"),
-)
 _ADD_INSTANCE = Prepared(
     instance.insert().returning(instance.c.pk),
     columns=(
@@ -114,28 +74,9 @@ class _Known(NamedTuple):
     state: str
 
 
-class _Parents(NamedTuple):
-    """What a series is filed under."""
-
-    series_pk: int
-    study_pk: int
-    study_instance_uid: str
-    policy_version: str | None
-    patient_pk: int
-    patient_id: str
-    issuer: str
-    corrections: str | None  # JSON, of the patient
-    study_corrections: str | None
-
-
 def _known(conn: Connection, sop_instance_uid: str) -> _Known | None:
     row = _INSTANCE.first(conn, {"uid": sop_instance_uid})
     return _Known(*row) if row is not None else None
-
-
-def _parents(conn: Connection, series_instance_uid: str) -> _Parents | None:
-    row = _PARENTS.first(conn, {"uid": series_instance_uid})
-    return _Parents(*row) if row is not None else None
 
 
 def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
@@ -145,15 +86,16 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
     other bytes stand under this SOP Instance UID, and nothing was written.
 
     Raises:
-        Gone: it was purged at the end of its retention (C0F2).
+        Gone: it was purged at the end of its retention (C0F2), or rejected by it.
+        RejectedBefore: it was rejected for good (C0F3).
     """
     header = arrival.header
     known = _known(conn, header.sop_instance_uid)
     if known is not None and not known.pk:
         raise Gone("it was purged at the end of its retention: «minipacs import --restore-purged» takes it back")
     if known is not None:
-        return _again(conn, arrival, known)
-    parents, contradiction = _place(conn, arrival)
+        return _again_hidden(conn, arrival) if known.state in HIDDEN else _again(conn, arrival, known)
+    parents, contradiction = place(conn, arrival)
     patient_pk = parents.patient_pk
     conflict = f"{header.study_instance_uid} {arrival.identity_key}"  # the subject of its work item
     keys = header.keys[Level.IMAGE]
@@ -174,6 +116,10 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
         },
     )
     add_copy(conn, arrival, instance_pk)
+    add_doses(conn, instance_pk, arrival.said.doses)
+    if arrival.said.key_object is not None:
+        add_references(conn, instance_pk, arrival.said.key_object.selected)
+    settle_arrival(conn, header.sop_instance_uid, at=arrival.at)
     if header.truncated:
         open_item(
             conn,
@@ -185,6 +131,7 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
             evidence={"sop_instance_uid": header.sop_instance_uid, "source": arrival.source},
         )
     if not contradiction:
+        apply_note(conn, arrival)
         if parents.corrections and coerces_identifier(
             said(header.levels), parents.corrections, parents.study_corrections or ""
         ):
@@ -209,6 +156,14 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
     return Outcome.STORED_HELD
 
 
+def apply_note(conn: Connection, arrival: Arrival) -> None:
+    """Hide what a rejection note names, once it is in sight itself. Another document rejects nothing."""
+    found, header = arrival.said.key_object, arrival.header
+    if found is not None and arrival.said.rejects:
+        uid, study_uid = header.sop_instance_uid, header.study_instance_uid
+        add_note(conn, uid, found, study_instance_uid=study_uid, by=arrival.source, at=arrival.at)
+
+
 def _again(conn: Connection, arrival: Arrival, known: _Known) -> Outcome:
     """The SOP Instance UID is taken (REQ-DCM-15). An original that was replaced is held as its derived copy; when that
     is lost, the resend is the original again (law 7)."""
@@ -231,6 +186,18 @@ def _again(conn: Connection, arrival: Arrival, known: _Known) -> Outcome:
         bring_back(conn, known.pk, at=arrival.at)
     add_copy(conn, arrival, known.pk)
     return Outcome.REPAIRED
+
+
+def _again_hidden(conn: Connection, arrival: Arrival) -> Outcome:
+    """What was rejected for quality reasons is taken again, and stays hidden; else it is refused (sheet 30 §9). What
+    was acknowledged before is no refusal's business."""
+    uid = arrival.header.sop_instance_uid
+    if not arrival.recovered:
+        refuse_again(conn, uid)
+    show(conn, uid)
+    outcome = add_instance(conn, arrival)
+    settle(conn, [uid], at=arrival.at)
+    return outcome
 
 
 def _stands(conn: Connection, arrival: Arrival, copies: Sequence[AnyRow]) -> bool:
@@ -264,60 +231,6 @@ def _is_long(path: str, file_bytes: int) -> bool:
         return os.stat(path).st_size == file_bytes
     except OSError:
         return False
-
-
-def _place(conn: Connection, arrival: Arrival) -> tuple[_Parents, str]:
-    """The series to file under (made when new), its study and patient, and what the header contradicts ("" for
-    nothing)."""
-    header = arrival.header
-    parents = _parents(conn, header.series_instance_uid)
-    if parents is None:
-        filed = _STUDY_PK.first(conn, {"uid": header.study_instance_uid})
-        if filed is None:
-            _add_study(conn, arrival, patient_of(conn, arrival.claim))
-            filed = _STUDY_PK.first(conn, {"uid": header.study_instance_uid})
-            assert filed is not None
-        _add_series(conn, arrival, filed[0])
-        # read, not assumed: another process may have been quicker, with another study or another patient
-        parents = _parents(conn, header.series_instance_uid)
-        assert parents is not None
-        facts_changed(conn, parents.patient_pk)  # a visit: hospitals count from the patient's last one
-    if parents.policy_version is not None:  # kept until retention has thought again (sheet 00 §8)
-        _FACT_CHANGED.run(conn, {"of_study_pk": parents.study_pk})
-    if (told := arrival.notify) is not None:
-        _NOTIFY.run(conn, {"of_study_pk": parents.study_pk, "after": told.after, "at": told.at})
-    contradiction = contradiction_of(conn, arrival.claim, parents)
-    if parents.study_instance_uid != header.study_instance_uid:
-        contradiction = "the Series Instance UID belongs to another study"
-    return parents, contradiction
-
-
-def _add_study(conn: Connection, arrival: Arrival, patient_pk: int) -> None:
-    header = arrival.header
-    _ADD_STUDY.run(
-        conn,
-        {
-            **header.keys[Level.STUDY],
-            "study_instance_uid": header.study_instance_uid,
-            "patient_pk": patient_pk,
-            "attributes": _json(header.levels[Level.STUDY]),
-            "first_received_at": arrival.at,
-        },
-    )
-
-
-def _add_series(conn: Connection, arrival: Arrival, study_pk: int) -> None:
-    header = arrival.header
-    _ADD_SERIES.run(
-        conn,
-        {
-            **header.keys[Level.SERIES],
-            "series_instance_uid": header.series_instance_uid,
-            "study_pk": study_pk,
-            "attributes": _json(header.levels[Level.SERIES]),
-            "created_at": arrival.at,
-        },
-    )
 
 
 def add_copy(conn: Connection, arrival: Arrival, instance_pk: int) -> None:

@@ -19,6 +19,7 @@ from archive.config import Settings
 from archive.dicom.equipment import Equipment, equipment_of
 from archive.lifecycle.approvals import approvals
 from archive.lifecycle.certificate_pdf import pdf
+from archive.lifecycle.evidence import OtherNote
 from archive.lifecycle.facts import gather
 from archive.lifecycle.guard import Terms
 from archive.schema import hold, instance, location, series, study
@@ -120,10 +121,13 @@ def certificate(
     aside: Sequence[Aside],
     note_uid: str,
     note_digest: str,
+    others: Sequence[OtherNote] = (),
+    dose_reports: Sequence[str] = (),
     at: datetime,
 ) -> dict[str, Any]:
     """The certificate of a purge that is being decided, inside its transaction, while its rows are still there.
 
+    `others`: notes of (113039, DCM) that came and are kept as evidence too; `dose_reports`: what stays in the archive.
     `known`: the study's dates before they are taken back. `at`: now. What is returned is JSON alone, so that what is
     read back is what was written; the purge adds `finished_at` when the last file is gone.
     """
@@ -169,6 +173,8 @@ def certificate(
         note_digest=note_digest,
         at=at,
         quarantined=[{"sop_instance_uid": one.sop_instance_uid, "digest": one.digest} for one in aside],
+        others=[asdict(one) for one in others],
+        dose_reports=dose_reports,
     )
 
 
@@ -191,6 +197,8 @@ def body(
     at: datetime,
     by: str = _BY,
     quarantined: Sequence[Mapping[str, str]] = (),
+    others: Sequence[Mapping[str, str]] = (),
+    dose_reports: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The certificate of these facts. Pure: the same facts give the same body.
 
@@ -229,6 +237,8 @@ def body(
         "rejection_note": {"sop_instance_uid": note_uid, "digest": note_digest, "title": "113039^DCM"},
         "instances": [asdict(one) for one in instances],
         "quarantined": [dict(one) for one in quarantined],
+        **({"other_notes": [dict(one) for one in others]} if others else {}),
+        **({"kept_dose_reports": list(dose_reports)} if dose_reports else {}),
     }
 
 

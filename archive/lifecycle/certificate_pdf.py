@@ -55,6 +55,11 @@ def pdf(body: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
+def _kept(count: int) -> str:
+    many = "s" if count > 1 else ""
+    return f"{count} compte{many} rendu{many} de dose de rayonnement, conservé{many} plus longtemps que les images"
+
+
 def digest(body: Mapping[str, Any]) -> str:
     """SHA-256 of the certificate as JSON with sorted keys and no spaces: printed, it ties the paper to the file."""
     return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
@@ -120,6 +125,15 @@ def _story(body: Mapping[str, Any]) -> Iterator[Any]:
             ("Par", done["by"]),
             ("Méthode", done["method_text"]),
             ("Note de rejet DICOM", f"{note['sop_instance_uid']}\nSHA-256 {note['digest']}"),
+            *(
+                ("Note de rejet reçue", f"{one['sop_instance_uid']}\nSHA-256 {one['digest']}")
+                for one in body.get("other_notes", ())
+            ),
+            *(
+                [("Restent consultables", _kept(len(body["kept_dose_reports"])))]
+                if body.get("kept_dose_reports")
+                else ()
+            ),
         ],
     )
     yield Spacer(1, 3 * mm)

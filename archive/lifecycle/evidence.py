@@ -1,4 +1,5 @@
 """Rejection notes of purges: files that outlive what they name, beside the images and outside of queries (sheet 30 §9).
+Ours, and those of (113039, DCM) that others sent.
 
 They lie in `evidence/` of the hot tier; each is durable before the purge that it tells of is committed (law 1). One
 that power left without its purge stays: a restored database may not know yet what it tells of (law 7).
@@ -9,12 +10,62 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import bindparam, select
 
 from archive.commit import flush_directory
 from archive.core import Archive
+from archive.errors import StorageFailed
+from archive.instance import CopyState, Rejection
+from archive.schema import instance, location, rejection
 from archive.storage.incoming import failure
 
 FOLDER = "evidence"
+_NOTES = (  # the copies of notes that came with a study
+    select(instance.c.sop_instance_uid, location.c.tier, location.c.path)
+    .select_from(instance.join(location))
+    .where(
+        instance.c.sop_instance_uid.in_(
+            select(rejection.c.note_uid).where(
+                rejection.c.note_study == bindparam("study"), rejection.c.code == Rejection.EXPIRED
+            )
+        ),
+        location.c.state == CopyState.OK,
+    )
+    .order_by(instance.c.pk, location.c.tier.desc(), location.c.pk)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OtherNote:
+    """A note that came from outside. `path` is relative to the hot tier; the digest is of the file."""
+
+    sop_instance_uid: str
+    digest: str
+    path: str
+
+
+def keep_notes(archive: Archive, study_instance_uid: str) -> tuple[OtherNote, ...]:
+    """Keep the notes of (113039, DCM) that came with a study that is about to go.
+
+    Raises:
+        StorageFull, StorageFailed: one is not kept.
+    """
+    with archive.reading() as conn:
+        rows = conn.execute(_NOTES, {"study": study_instance_uid}).all()
+    kept: dict[str, OtherNote] = {}
+    for row in rows:
+        if row.sop_instance_uid in kept:
+            continue
+        try:
+            content = Path(archive.tier(row.tier).path(row.path)).read_bytes()
+        except OSError as error:
+            raise StorageFailed(f"a rejection note cannot be read: {error.strerror}") from error
+        path, digest = keep(archive, content)
+        kept[row.sop_instance_uid] = OtherNote(row.sop_instance_uid, digest, path)
+    return tuple(kept.values())
 
 
 def keep(archive: Archive, content: bytes) -> tuple[str, str]:

@@ -22,11 +22,11 @@ from archive.config import Settings
 from archive.core import Archive
 from archive.dicom.equipment import equipment_of
 from archive.dicom.rejection_note import Rejected, rejection_note
-from archive.instance import State
+from archive.instance import HIDDEN, State
 from archive.lifecycle.announce import withdraw
 from archive.lifecycle.certificate import certificate
 from archive.lifecycle.compute import decide_one, dose_reports_until, policy_of
-from archive.lifecycle.evidence import keep
+from archive.lifecycle.evidence import OtherNote, keep, keep_notes
 from archive.lifecycle.finish import finish_purge, note_purge
 from archive.lifecycle.guard import Blocker, Terms, forbids, is_due, keeps, terms
 from archive.lifecycle.remove import mark_instances
@@ -35,8 +35,9 @@ from archive.notification import owe
 from archive.policy import DOSE_REPORTS, local_day
 from archive.schema import instance, patient, purge, quarantined, series, study
 
-# A study with images that wait for a person stays (guard.keeps): those held that are left were rejected.
-GOES = (State.STORED, State.PENDING, State.REPLACED, State.HELD)
+# A study with images that wait for a person stays (guard.keeps): those held that are left were rejected. What was
+# rejected goes with its study, never before.
+GOES = (State.STORED, State.PENDING, State.REPLACED, State.HELD, *HIDDEN)
 
 _CONTENT = (
     select(
@@ -92,6 +93,7 @@ class _Prepared:
     note_uid: str
     note_path: str
     note_digest: str
+    others: tuple[OtherNote, ...]
 
 
 def purge_study(archive: Archive, study_pk: int) -> Blocker | None:
@@ -115,7 +117,8 @@ def purge_study(archive: Archive, study_pk: int) -> Blocker | None:
         partial(_begin, prepared=prepared, settings=archive.settings, at=at, now=archive.real_clock())
     )
     if blocker is not None:
-        archive.hot.unlink(prepared.note_path)  # it tells of nothing
+        for path in (prepared.note_path, *(one.path for one in prepared.others)):
+            archive.hot.unlink(path)  # it tells of nothing
         return blocker
     finish_purge(archive, prepared.id)
     return None
@@ -161,6 +164,13 @@ def _goes(conn: Connection, settings: Settings, known: Terms, *, on: date) -> tu
     return found
 
 
+def _dose_reports(conn: Connection, study_pk: int, going: Sequence[Going]) -> list[str]:
+    """The dose reports that stay."""
+    gone = {one.pk for one in going}
+    found = (Going(*row) for row in conn.execute(_CONTENT, {"study_pk": study_pk}))
+    return [one.sop_instance_uid for one in found if one.pk not in gone]
+
+
 def _aside(conn: Connection, going: Sequence[Going]) -> tuple[Aside, ...]:
     found: list[Aside] = []
     for start in range(0, len(going), 1000):
@@ -183,7 +193,8 @@ def _prepare(
         at=at,
     )
     path, digest = keep(archive, made.content)
-    return _Prepared(str(uuid.uuid4()), known, instances, aside, made.sop_instance_uid, path, digest)
+    others = keep_notes(archive, known.study_instance_uid)
+    return _Prepared(str(uuid.uuid4()), known, instances, aside, made.sop_instance_uid, path, digest, others)
 
 
 def _begin(conn: Connection, *, prepared: _Prepared, settings: Settings, at: datetime, now: datetime) -> Blocker | None:
@@ -206,6 +217,8 @@ def _begin(conn: Connection, *, prepared: _Prepared, settings: Settings, at: dat
         aside=aside,
         note_uid=prepared.note_uid,
         note_digest=prepared.note_digest,
+        others=prepared.others,
+        dose_reports=_dose_reports(conn, known.pk, instances),
         at=at,
     )
     conn.execute(

@@ -19,7 +19,7 @@ from archive.core import Archive
 from archive.errors import StorageFailed
 from archive.index.conditions import constant
 from archive.instance import CopyState, State
-from archive.schema import instance, location, series
+from archive.schema import dose, instance, location, reference, series
 from archive.schema.types import AnyRow
 from archive.storage import marker
 
@@ -33,7 +33,9 @@ _MARK_COPIES = update(location).where(_BY_PK).values(state=CopyState.PURGING)
 _MARK_ALL = update(location).where(_OF_INSTANCES).values(state=CopyState.PURGING)
 _MARK_TIER = _MARK_ALL.where(location.c.tier == bindparam("of_tier"))
 _MARK_INSTANCES = (
-    update(instance).where(instance.c.pk.in_(bindparam("pks", expanding=True))).values(state=State.PURGING)
+    update(instance)
+    .where(instance.c.pk.in_(bindparam("pks", expanding=True)))
+    .values(state=State.PURGING, state_before=None)
 )
 MARKED: Select[Any] = (
     select(location.c.pk, location.c.tier, location.c.path)
@@ -58,6 +60,13 @@ EMPTY: Select[Any] = (
 _OF_STUDY = instance.c.series_pk.in_(select(series.c.pk).where(series.c.study_pk == bindparam("study_pk")))
 _DROP_INSTANCES = delete(instance).where(
     instance.c.pk.in_(bindparam("pks", expanding=True)), instance.c.state == State.PURGING
+)
+_DROP_SAID = tuple(  # what documents said that are gone
+    delete(table).where(
+        table.c.instance_pk.in_(bindparam("pks", expanding=True)),
+        ~exists().where(instance.c.pk == table.c.instance_pk),
+    )
+    for table in (reference, dose)
 )
 _DROP_SERIES = delete(series).where(
     series.c.pk.in_(bindparam("pks", expanding=True)), ~exists().where(instance.c.series_pk == series.c.pk)
@@ -160,6 +169,8 @@ def _drop_copies(conn: Connection, *, pks: Sequence[int]) -> None:
 
 def _drop_instances(conn: Connection, *, pks: Sequence[int], series_pks: Collection[int]) -> None:
     conn.execute(_DROP_INSTANCES, {"pks": pks})
+    for statement in _DROP_SAID:
+        conn.execute(statement, {"pks": pks})
     conn.execute(_DROP_SERIES, {"pks": sorted(series_pks)})
 
 

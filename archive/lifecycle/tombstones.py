@@ -18,6 +18,7 @@ from archive.access import Action, Actor, demand
 from archive.audit.record import Event, record
 from archive.core import Archive
 from archive.errors import Conflict
+from archive.index.rejections import lift_expired, note_rejection
 from archive.journal import Kind, note
 from archive.lifecycle.suspension import demanded_reason
 from archive.schema import purge, tombstone
@@ -115,7 +116,11 @@ class Lifting:
 
     def _lift(self, conn: Connection, *, uid: str, at: datetime) -> Lifted | None:
         row = conn.execute(_OF_INSTANCE, {"uid": uid}).one_or_none()
+        expired = lift_expired(conn, uid, by=self._actor.user, reason=self._reason, at=at)
+        for note_uid in {one.note_uid for one in expired}:
+            note_rejection(conn, note_uid, at=at)
         if row is None:
+            self._tell(conn, next((one.study_instance_uid for one in expired), None), None, None)
             return None
         if row.state == "purging":
             raise Conflict("its purge is not finished: try again after the next tick")
@@ -123,13 +128,14 @@ class Lifting:
         lifted = Lifted(remains, row.study_instance_uid, row.purge_id, row.at)
         conn.execute(delete(tombstone).where(tombstone.c.sop_instance_uid == uid))
         _note(conn, lifted, lifted_now=True, at=at)
-        study = lifted.study_instance_uid
-        if study not in self._told:
-            said = {"retention": "restore purged", "purge": lifted.purge_id, "reason": self._reason}
-            record(
-                conn, self._actor, Event.INSTANCES_ACCESSED, "C", patient=row.patient or None, study=study, detail=said
-            )
+        self._tell(conn, lifted.study_instance_uid, row.patient or None, lifted.purge_id)
         return lifted
+
+    def _tell(self, conn: Connection, study: str | None, patient: str | None, purge_id: str | None) -> None:
+        """Once for each study: of which purge it is lifted (None: it was only rejected), and why."""
+        if study is not None and study not in self._told:
+            said = {"retention": "restore purged", "purge": purge_id, "reason": self._reason}
+            record(conn, self._actor, Event.INSTANCES_ACCESSED, "C", patient=patient, study=study, detail=said)
 
 
 def _put_back(conn: Connection, *, lifted: Lifted, now: datetime) -> None:

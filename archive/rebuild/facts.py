@@ -17,6 +17,7 @@ from archive.errors import Unavailable
 from archive.identity.restore import restore_patient, restore_study
 from archive.index.aside import restore_conflict
 from archive.index.held import restore_held
+from archive.index.rejections import restore_rejection
 from archive.index.replaced import restore_derived, restore_replaced
 from archive.journal import BadLine, Fact, Kind, unknown
 from archive.lifecycle.finish import restore_purge
@@ -44,6 +45,7 @@ RESTORE: dict[str, Restore] = {
     Kind.REPLACED: restore_replaced,
     Kind.PURGE: restore_purge,
     Kind.COMMITMENT: restore_commitment,
+    Kind.REJECTION: restore_rejection,
     Kind.RESTORED: restore_restored,
 }
 # Files are filed by these; the rest tells of them.

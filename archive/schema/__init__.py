@@ -3,6 +3,7 @@
 from archive.schema.accounts import account, session, token
 from archive.schema.audit import audit, audit_chain
 from archive.schema.commitment import commitment, commitment_request
+from archive.schema.documents import dose, reference, rejection
 from archive.schema.identity import imaging_order, patient_revision
 from archive.schema.index import instance, location, patient, series, study
 from archive.schema.life import hold, last_tick, life_failure, purge, purge_approval, suspension, tombstone
@@ -12,7 +13,7 @@ from archive.schema.performed import performed_for, performed_step
 from archive.schema.types import METADATA
 from archive.schema.work import job, pulled_study, quarantined, sending, work_item
 
-REVISION = "0006"  # what `migrations` brings the schema to
+REVISION = "0007"  # what `migrations` brings the schema to
 
 __all__ = [
     "METADATA",
@@ -22,6 +23,7 @@ __all__ = [
     "audit_chain",
     "commitment",
     "commitment_request",
+    "dose",
     "fact",
     "hl7_answer",
     "hl7_message",
@@ -42,6 +44,8 @@ __all__ = [
     "purge",
     "purge_approval",
     "quarantined",
+    "reference",
+    "rejection",
     "sending",
     "series",
     "session",

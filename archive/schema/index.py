@@ -94,6 +94,7 @@ instance = Table(
     Column("sop_class_uid", Text_C, nullable=False),
     Column("instance_number", Integer),
     Column("state", String(12), nullable=False),  # archive.instance.State
+    Column("state_before", String(12)),  # of one that is rejected, or is evidence: what it was
     Column("digest", String(64), nullable=False),  # SHA-256 of the data set as received, group 0002 excluded (law 3)
     Column("source", Text, nullable=False),  # network, media or web, and who sent it
     Column("received_at", UtcDateTime, nullable=False),

@@ -9,10 +9,14 @@ import httpx
 import pytest
 
 from archive import accounts, jobs
+from archive.access import SYSTEM as ACTS
 from archive.access import Actor, Role
 from archive.config import Settings
 from archive.core import Archive, open_archive
+from archive.ingest import ingest
+from archive.rejecting import reject
 from archive.schema import purge
+from archive.storage.part10 import Part10
 from tests.api.conftest import PASSWORD, on_both_databases, serving
 from tests.api.test_auth import OPEN, every_address, rows
 from tests.api.test_hl7 import fill
@@ -29,6 +33,8 @@ TESTBED = {"it_admin", "service"}
 RETENTION = {"radiologist", "quality"}
 PURGES = {"radiologist", "it_admin", "auditor", "quality", "service"}
 HOLD = {"radiologist", "quality"}
+REJECT = {"radiologist", "quality"}
+REVIEW = {*REJECT, "service"}
 FORESEE = {*HOLD, "service"}  # which may read every resource of /api/v1
 
 EXPORT = {"radiologist", "technologist", "secretary"}  # sending away is export media
@@ -77,6 +83,15 @@ TABLE = {
     "POST /api/v1/holds": HOLD,
     "DELETE /api/v1/holds/{id}": HOLD,
     "GET /api/v1/retention/preview": FORESEE,
+    "GET /api/v1/studies/1.2.3/key-images": FIND,
+    "GET /api/v1/studies/1.2.3/dose": FIND,
+    "GET /api/v1/dose": FIND,
+    "POST /api/v1/studies/1.2.3/reject": REJECT,
+    "GET /api/v1/studies/1.2.3/rejections": REVIEW,
+    "GET /api/v1/rejections/{note}": REVIEW,
+    "DELETE /api/v1/rejections/{note}": REJECT,
+    f"POST {PAGE}/rejet": REJECT,
+    f"POST {PAGE}/rejets/{{note}}/fin": REJECT,
     "GET /travail": FIND,
     "POST /travail/{item}": SETTLE,
     "GET /conservation": FORESEE,
@@ -146,7 +161,7 @@ def test_the_session_of_a_person_opens_no_more_than_a_token(archive: Archive, ac
 @pytest.mark.req("REQ-SEC-20")
 def test_each_access_that_succeeds_is_in_the_audit(archive: Archive, url: str, token: Callable[..., str]) -> None:
     fill(archive, 1)
-    purge_id = give_purge(archive)
+    purge_id, note = give_purge(archive), give_note(archive)
     job = archive.commit.run(lambda conn: jobs.put(conn, "dicom.echo", {}, at=archive.real_clock()))
     ds = ct_slice()
     uids = {"study": ds.StudyInstanceUID, "series": ds.SeriesInstanceUID, "instances": ds.SOPInstanceUID}
@@ -161,6 +176,7 @@ def test_each_access_that_succeeds_is_in_the_audit(archive: Archive, url: str, t
                 .replace("{message}", "1")
                 .replace("{purge}", purge_id)
                 .replace("{job}", str(job))
+                .replace("{note}", note)
             )
             path = path.replace("/etudes/1.2.3", f"/etudes/{uids['study']}")
             path = path.replace("/series/1.2.3", f"/series/{uids['series']}")
@@ -183,6 +199,14 @@ def give_purge(archive: Archive) -> str:
     }  # fmt: skip
     archive.commit.run(lambda conn: conn.execute(purge.insert(), values))
     return "p1"
+
+
+def give_note(archive: Archive) -> str:
+    """A note that rejects an image; its UID."""
+    file = Part10(archive.hot, at=archive.real_clock())
+    file.feed(part10(ct_slice(StudyInstanceUID="1.2.9", SeriesInstanceUID="1.2.9.1")))
+    ingest(archive, file.finish(), actor=ACTS)
+    return reject(archive, "1.2.9", code="113001", reason="bougé", actor=ACTS).uid
 
 
 def written(archive: Archive, user: str) -> bool:

@@ -49,7 +49,7 @@ from archive.lifecycle.remove import finish_removals
 from archive.lifecycle.suspension import suspensions
 from archive.lifecycle.switch import switch
 from archive.rebuild import catch_up, rebuild
-from archive.retrieve import Stored, was_purged
+from archive.retrieve import Stored, why_gone
 from archive.retrieve import select as select_stored
 from archive.schema import (
     commitment,
@@ -146,7 +146,7 @@ def told(archive: Archive) -> dict[str, Any]:
         sorted(one.sop_instance_uid for one in select_stored(archive, patient_id=name))
         for name in ("P-merged", "P-kept")
     ]
-    answers["purged"] = [was_purged(archive, study_uid=uid) for uid in sorted(gone)]
+    answers["purged"] = [why_gone(archive, study_uid=uid) for uid in sorted(gone)]
     return answers
 
 
@@ -384,7 +384,7 @@ def test_a_file_of_a_purged_instance_is_removed_and_not_taken_in(
         rebuilt = rebuild(again, actor=actor)
         assert (rebuilt.stored, rebuilt.removed, rebuilt.not_taken) == (0, 1, [])
         assert not left.exists()
-        assert was_purged(again, study_uid=uid_of("gone"))
+        assert why_gone(again, study_uid=uid_of("gone"))
 
 
 def test_a_database_in_use_is_not_rebuilt(archive: Archive, actor: Actor) -> None:

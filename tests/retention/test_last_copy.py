@@ -25,16 +25,19 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage
 from sqlalchemy import select
 
 from archive.access import EVERYTHING, Actor, Door
 from archive.config import Settings
 from archive.core import Archive, open_archive
-from archive.errors import Gone, NotFound
-from archive.instance import CopyState, State
+from archive.errors import Gone, NotFound, RejectedBefore
+from archive.instance import HIDDEN, CopyState, State
 from archive.lifecycle.holds import add_hold, remove_hold
 from archive.lifecycle.suspension import Kind, resume, suspend, suspensions
 from archive.policy import local_day
+from archive.rejecting import reject, revoke_note
+from archive.retrieve import select as select_images
 from archive.schema import audit, hold, instance, location, purge, tombstone
 from retention.tick import tick
 from tests.builders import ct_slice, data_set, new_uid
@@ -70,6 +73,7 @@ class Life(RuleBasedStateMachine):
         self.acknowledged: dict[str, str] = {}  # SOP Instance UID to digest
         self.sent: dict[str, Dataset] = {}
         self.holds: list[str] = []
+        self.notes: list[str] = []  # rejections that stand
         self.in_doubt = False
         self.seen: set[str] = set()  # purges that were looked at
 
@@ -109,6 +113,26 @@ class Life(RuleBasedStateMachine):
             receive(self.archive, self.sent[uid])
         except Gone:
             assert self._has_tombstone(uid)
+        except RejectedBefore:
+            assert not select_images(self.archive, instance_uids=[uid], quality=True)
+
+    @rule(study=studies, code=st.sampled_from(["113001", "113037"]))
+    def reject(self, study: str, code: str) -> None:
+        """Somebody says that an image is not to be used any more."""
+        seen = select_images(self.archive, study_uids=[new_uid(study)])
+        images = [one for one in seen if one.sop_class_uid == CTImageStorage]
+        if not images:
+            return
+        wish = {"code": code, "reason": "x", "instances": [images[0].sop_instance_uid]}
+        note = reject(self.archive, new_uid(study), actor=PERSON, **wish).uid
+        self.acknowledged[note] = ""
+        self.notes.append(note)
+
+    @precondition(lambda self: self.notes)
+    @rule()
+    def think_again(self) -> None:
+        """A rejection is taken back, also of what retention has removed meanwhile."""
+        revoke_note(self.archive, self.notes.pop(), reason="x", actor=PERSON)
 
     @rule(study=studies)
     def keep(self, study: str) -> None:
@@ -157,21 +181,28 @@ class Life(RuleBasedStateMachine):
     def every_image_has_a_good_copy_or_was_purged(self) -> None:
         with self.archive.reading() as conn:
             rows = conn.execute(
-                select(instance.c.pk, instance.c.sop_instance_uid, instance.c.state, instance.c.derived_from_pk)
+                select(
+                    instance.c.pk,
+                    instance.c.sop_instance_uid,
+                    instance.c.state,
+                    instance.c.state_before,
+                    instance.c.derived_from_pk,
+                )
             ).all()
             good = {row.instance_pk for row in conn.execute(select(location)) if self._is_good(row)}
             buried = {row.sop_instance_uid: row.purge_id for row in conn.execute(select(tombstone))}
         by_uid = {row.sop_instance_uid: row for row in rows}
-        copies = {row.derived_from_pk: row for row in rows if row.state == State.STORED and row.pk in good}
+        there = (State.STORED, *HIDDEN)
+        copies = {row.derived_from_pk: row for row in rows if row.state in there and row.pk in good}
         for uid in self.acknowledged:
             if uid in buried:
                 assert uid not in by_uid or by_uid[uid].state == State.PURGING
                 continue
             row = by_uid[uid]
-            if row.state == State.REPLACED:
+            if State.REPLACED in (row.state, row.state_before):
                 assert row.pk in copies
             else:
-                assert row.state == State.STORED
+                assert row.state in there
                 assert row.pk in good
 
     @invariant()

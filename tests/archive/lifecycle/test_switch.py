@@ -503,7 +503,7 @@ def test_a_copy_that_the_switch_removes_while_a_resend_looks_at_it_stays_removed
 
 
 @pytest.mark.req("REQ-DCM-15")
-def test_what_was_purged_is_refused_and_leaves_no_file(archive: Archive) -> None:
+def test_what_why_gone_is_refused_and_leaves_no_file(archive: Archive) -> None:
     (ds,) = slices(1)
     leave_tombstone(archive, ds)
     with pytest.raises(Gone):
@@ -512,8 +512,8 @@ def test_what_was_purged_is_refused_and_leaves_no_file(archive: Archive) -> None
     with archive.reading() as conn:
         (row,) = conn.execute(select(audit).where(audit.c.outcome == 8)).all()
     assert (row.event, row.action, row.study) == ("110104", "C", STUDY)
-    assert retrieve.was_purged(archive, study_uid=STUDY, instance_uid=ds.SOPInstanceUID)
-    assert not retrieve.was_purged(archive, study_uid=STUDY, instance_uid=new_uid())
+    assert retrieve.why_gone(archive, study_uid=STUDY, instance_uid=ds.SOPInstanceUID)
+    assert not retrieve.why_gone(archive, study_uid=STUDY, instance_uid=new_uid())
 
 
 # -- from the journal --------------------------------------------------------------------------------------------------

@@ -1,0 +1,133 @@
+"""The series that an arriving instance is filed under; made, with its study and patient, when they are new."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import orjson
+from sqlalchemy import Connection, Table, bindparam, or_, select, update
+
+from archive.dicom.attributes import ATTRIBUTES, Level
+from archive.index.arrival import Arrival
+from archive.index.correct import facts_changed
+from archive.index.patients import contradiction as contradiction_of
+from archive.index.patients import patient_of
+from archive.schema import patient, series, study
+from archive.schema.prepared import Prepared
+from archive.schema.upsert import insert_in
+
+_PARENTS = Prepared(
+    select(
+        series.c.pk,
+        study.c.pk,
+        study.c.study_instance_uid,
+        study.c.policy_version,
+        patient.c.pk,
+        patient.c.patient_id,
+        patient.c.issuer,
+        patient.c.corrections,
+        study.c.corrections,
+    )
+    .join_from(series, study)
+    .join(patient)
+    .where(series.c.series_instance_uid == bindparam("uid"))
+    .with_for_update(read=True, key_share=True, of=[study, patient])  # see archive.lifecycle.compute
+)
+_FACT_CHANGED = Prepared(update(study).where(study.c.pk == bindparam("of_study_pk")).values(policy_version=None))
+_NOTIFY = Prepared(
+    update(study)
+    .where(
+        study.c.pk == bindparam("of_study_pk"),
+        or_(study.c.notify_at.is_(None), study.c.notify_at < bindparam("after")),
+    )
+    .values(notify_at=bindparam("at"))
+)
+_STUDY_PK = Prepared(select(study.c.pk).where(study.c.study_instance_uid == bindparam("uid")))
+
+
+def _keys(level: Level, table: Table) -> tuple[str, ...]:
+    """The columns of a level's table that hold the keys of a header."""
+    return tuple(one.column for one in ATTRIBUTES if one.level is level and one.column and one.column in table.c)
+
+
+_ADD_STUDY = Prepared(
+    lambda dialect: insert_in(dialect, study).on_conflict_do_nothing(index_elements=["study_instance_uid"]),
+    columns=(*_keys(Level.STUDY, study), "patient_pk", "attributes", "first_received_at"),
+)
+_ADD_SERIES = Prepared(
+    lambda dialect: insert_in(dialect, series).on_conflict_do_nothing(index_elements=["series_instance_uid"]),
+    columns=(*_keys(Level.SERIES, series), "study_pk", "attributes", "created_at"),
+)
+
+
+class Parents(NamedTuple):
+    """What a series is filed under."""
+
+    series_pk: int
+    study_pk: int
+    study_instance_uid: str
+    policy_version: str | None
+    patient_pk: int
+    patient_id: str
+    issuer: str
+    corrections: str | None  # JSON, of the patient
+    study_corrections: str | None
+
+
+def place(conn: Connection, arrival: Arrival) -> tuple[Parents, str]:
+    """The series to file under (made when new), its study and patient, and what the header contradicts ("" for
+    nothing)."""
+    header = arrival.header
+    parents = _parents(conn, header.series_instance_uid)
+    if parents is None:
+        filed = _STUDY_PK.first(conn, {"uid": header.study_instance_uid})
+        if filed is None:
+            _add_study(conn, arrival, patient_of(conn, arrival.claim))
+            filed = _STUDY_PK.first(conn, {"uid": header.study_instance_uid})
+            assert filed is not None
+        _add_series(conn, arrival, filed[0])
+        # read, not assumed: another process may have been quicker, with another study or another patient
+        parents = _parents(conn, header.series_instance_uid)
+        assert parents is not None
+        facts_changed(conn, parents.patient_pk)  # a visit: hospitals count from the patient's last one
+    if parents.policy_version is not None:  # kept until retention has thought again (sheet 00 §8)
+        _FACT_CHANGED.run(conn, {"of_study_pk": parents.study_pk})
+    if (told := arrival.notify) is not None:
+        _NOTIFY.run(conn, {"of_study_pk": parents.study_pk, "after": told.after, "at": told.at})
+    contradiction = contradiction_of(conn, arrival.claim, parents)
+    if parents.study_instance_uid != header.study_instance_uid:
+        contradiction = "the Series Instance UID belongs to another study"
+    return parents, contradiction
+
+
+def _parents(conn: Connection, series_instance_uid: str) -> Parents | None:
+    row = _PARENTS.first(conn, {"uid": series_instance_uid})
+    return Parents(*row) if row is not None else None
+
+
+def _add_study(conn: Connection, arrival: Arrival, patient_pk: int) -> None:
+    header = arrival.header
+    _ADD_STUDY.run(
+        conn,
+        {
+            **header.keys[Level.STUDY],
+            "study_instance_uid": header.study_instance_uid,
+            "patient_pk": patient_pk,
+            "attributes": orjson.dumps(header.levels[Level.STUDY]).decode(),
+            "first_received_at": arrival.at,
+        },
+    )
+
+
+def _add_series(conn: Connection, arrival: Arrival, study_pk: int) -> None:
+    header = arrival.header
+    _ADD_SERIES.run(
+        conn,
+        {
+            **header.keys[Level.SERIES],
+            "series_instance_uid": header.series_instance_uid,
+            "study_pk": study_pk,
+            "attributes": orjson.dumps(header.levels[Level.SERIES]).decode(),
+            "created_at": arrival.at,
+        },
+    )
