@@ -126,7 +126,9 @@ class GroupCommit:
         with self._closing:
             if self._closed:
                 raise Busy("the archive is stopping")
-            self._add_unawaited(write)
+            self._unawaited.append(_Write(write, (), Future(), awaited=False))
+            if len(self._unawaited) in (1, LATER_BATCH):  # under the lock: one caller at a time
+                self._queue.put(_WAKE)
 
     def close(self) -> None:
         """Finish what was handed in, then stop. Safe to call twice."""
@@ -142,11 +144,6 @@ class GroupCommit:
             if self._closed:
                 raise Busy("the archive is stopping")
             self._queue.put(write)
-
-    def _add_unawaited(self, write: Callable[[Connection], object]) -> None:
-        self._unawaited.append(_Write(write, (), Future(), awaited=False))
-        if len(self._unawaited) in (1, LATER_BATCH):
-            self._queue.put(_WAKE)
 
     def _work(self) -> None:
         try:
@@ -180,7 +177,11 @@ class GroupCommit:
         return self._take_unawaited() + awaited, write is None
 
     def _take_unawaited(self) -> list[_Write]:
-        return [self._unawaited.popleft() for _ in range(len(self._unawaited))]
+        """All of them, to the last: whoever adds one to none wakes the thread."""
+        taken: list[_Write] = []
+        while self._unawaited:
+            taken.append(self._unawaited.popleft())
+        return taken
 
     def _commit(self, batch: list[_Write]) -> None:
         try:
@@ -268,7 +269,8 @@ class GroupCommit:
         except Exception as error:  # a bug, after a COMMIT: nothing may run a second time
             raise CommitInDoubt("the journal of facts cannot be written") from error
         if mark is not None:
-            self._add_unawaited(mark)
+            self._unawaited.append(_Write(mark, (), Future(), awaited=False))
+            self._queue.put(_WAKE)
 
     def _connection(self) -> Connection:
         if self._conn is None:

@@ -80,6 +80,7 @@ class Command:
 
 _ELEMENT = struct.Struct("<HHI")
 _US = struct.Struct("<H")
+_US_ELEMENT = struct.Struct("<HHIH")
 
 
 def decode(data: bytes) -> Command:
@@ -130,8 +131,8 @@ def _text(values: dict[int, bytes], element: int) -> str:
     return values.get(element, b"").decode("ascii", "replace").rstrip("\0 ")
 
 
-def _us(element: int, *values: int) -> bytes:
-    return _ELEMENT.pack(0, element, 2 * len(values)) + struct.pack(f"<{len(values)}H", *values)
+def _us(element: int, value: int) -> bytes:
+    return _US_ELEMENT.pack(0, element, 2, value)
 
 
 def _ui(element: int, uid: str) -> bytes:

@@ -181,6 +181,23 @@ def test_writes_nobody_awaits_wake_the_thread_once_and_share_a_commit(archive: A
     assert len(commits) == 1
 
 
+def test_no_write_is_forgotten_whoever_hands_in_at_the_same_time(archive: Archive) -> None:
+    ran: list[int] = []
+
+    def hand_in(first: int) -> None:
+        for number in range(first, first + 500):
+            archive.commit.later(lambda conn: ran.append(number))  # noqa: B023 - how many is what counts
+            if number % 50 == 0:
+                archive.commit.run(lambda conn: None)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(hand_in, range(0, 2000, 500)))
+    deadline = time.monotonic() + 10
+    while len(ran) < 2000 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(ran) == 2000
+
+
 def test_many_writes_nobody_awaits_do_not_wait_for_their_time(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+from tests.bench import index
 from tests.conftest import need
 
 
@@ -23,3 +26,11 @@ def test_a_small_run_prints_every_row() -> None:
     assert wanted <= set(rows)
     assert {"findscu ms", "peak memory MiB", "CPU ms per stored image"} <= set(rows)
     assert all(float(value) >= 0 for value in rows.values())
+
+
+def test_a_small_index_is_measured_at_every_size(capsys: pytest.CaptureFixture[str]) -> None:
+    assert index.main(["--studies", "20", "40", "--queries", "3"]) == 0
+    rows = [line.split("|")[1:3] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(int(studies), key.strip()) for studies, key in rows] == [
+        (studies, kind) for studies in (20, 40) for kind in index.KINDS
+    ]
