@@ -31,6 +31,11 @@ def pytest_report_header() -> str:
     return f"seed of tests/crash: MINIPACS_CRASH_SEED={os.environ['MINIPACS_CRASH_SEED']}"
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Many tests wait, for disks, deadlines and other processes: more workers than cores for `-n auto`."""
+    return 2 * (os.cpu_count() or 1)
+
+
 def need(*programs: str) -> None:
     """Skip, or under MINIPACS_TEST_STRICT fail, when a program of Debian is not there (REQ-FACE-02)."""
     missing = [program for program in programs if shutil.which(program) is None]
