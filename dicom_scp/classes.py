@@ -109,10 +109,9 @@ QUERY_RETRIEVE: dict[str, Service] = {
     for last, service in (("1", Service.FIND), ("2", Service.MOVE), ("3", Service.GET))
 } | {COMPOSITE_MOVE: Service.MOVE, COMPOSITE_GET: Service.GET, WITHOUT_BULK_GET: Service.GET}
 COMMITMENT_PUSH = "1.2.840.10008.1.20.1"
-
 MODALITY_WORKLIST_FIND = "1.2.840.10008.5.1.4.31"
 MODALITY_PERFORMED_PROCEDURE_STEP = "1.2.840.10008.3.1.2.3.3"
-_WORKFLOW = {
+WORKFLOW = {
     COMMITMENT_PUSH: Service.COMMITMENT,
     MODALITY_WORKLIST_FIND: Service.WORKLIST,
     MODALITY_PERFORMED_PROCEDURE_STEP: Service.MPPS,
@@ -131,8 +130,8 @@ def service_of(abstract_syntax: str, *, announced: str = "", unknown_is_storage:
         return Service.VERIFICATION
     if abstract_syntax in QUERY_RETRIEVE:
         return QUERY_RETRIEVE[abstract_syntax]
-    if abstract_syntax in _WORKFLOW:
-        return _WORKFLOW[abstract_syntax]
+    if abstract_syntax in WORKFLOW:
+        return WORKFLOW[abstract_syntax]
     if announced == STORAGE_SERVICE_CLASS or (unknown_is_storage and not _known_otherwise(abstract_syntax)):
         return Service.STORAGE
     return None

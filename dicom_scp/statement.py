@@ -15,16 +15,21 @@ from archive.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VER
 from archive.dicom.syntaxes import EXPLICIT_BE
 from archive.dicom.transcode import alternatives
 from archive.sections import Dicom
+from dicom_scp import remote
+from dicom_scp.availability import INSTANCE_AVAILABILITY
 from dicom_scp.classes import (
+    MODALITY_PERFORMED_PROCEDURE_STEP,
     PLAIN,
     QUERY_RETRIEVE,
     STORAGE_CLASSES,
     STORAGE_SYNTAXES,
     VERIFICATION,
+    WORKFLOW,
     Service,
 )
 from dicom_scp.negotiate import BUSY, CONGESTED, LEAST_MAX_PDU, OPTIONS, REFUSALS
 from dicom_scp.stated_services import Part, name_of, queries, retrieves, storage, yes
+from dicom_scp.stated_workflow import workflow
 
 
 def statement(settings: Settings) -> list[Part]:
@@ -36,6 +41,7 @@ def statement(settings: Settings) -> list[Part]:
         *storage(settings.dicom),
         *queries(settings.dicom),
         *retrieves(settings.dicom),
+        *workflow(settings.dicom),
         *_text(settings.dicom),
         *_security(settings),
     ]
@@ -77,10 +83,11 @@ def _negotiation() -> Iterator[Part]:
     yield Part(
         "Association",
         text=(
-            "As acceptor of associations for every service; as requestor for the sub-operations of C-MOVE and for "
-            "C-ECHO. The acceptor never starts a release. Asynchronous Operations Window: (1,1), answered when it is "
-            "offered. SCP/SCU Role Selection: the SCP role is accepted for storage classes (C-GET). SOP Class Common "
-            "Extended Negotiation: a class that it calls storage is stored.",
+            "As acceptor of associations for every service; as requestor for the sub-operations of C-MOVE, for C-ECHO, "
+            "for sending to peers, for asking another archive, and for what peers are told. The acceptor never starts "
+            "a release. Asynchronous Operations Window: (1,1), answered when it is offered. SCP/SCU Role Selection: "
+            "the SCP role is accepted for storage classes (C-GET). SOP Class Common Extended Negotiation: a class that "
+            "it calls storage is stored.",
             f"A maximum PDU of 0 is served with 128 KiB; one below {LEAST_MAX_PDU} bytes is rejected.",
         ),
     )
@@ -113,17 +120,28 @@ def _negotiation() -> Iterator[Part]:
         rows=(
             ("1 user name", "taken as the user of audit rows, not checked; confirmed when that was asked"),
             ("2 user name and passcode", "checked with the accounts; rejected when wrong, confirmed when right"),
-            ("3 Kerberos, 4 SAML, 5 JWT", "neither used nor confirmed"),
+            (
+                "5 JSON Web Token",
+                "with `dicom.jwt`: signature, issuer, audience and expiry are checked, and it names the user of audit "
+                "rows; rejected when wrong. Without: neither used nor confirmed",
+            ),
+            ("3 Kerberos, 4 SAML", "neither used nor confirmed"),
         ),
     )
 
 
+_ASKED = frozenset(  # of other archives, and of a RIS
+    {VERIFICATION, MODALITY_PERFORMED_PROCEDURE_STEP, remote.FIND, remote.MOVE, remote.GET}
+)
+
+
 def _classes(dicom: Dicom) -> Iterator[Part]:
-    services = {VERIFICATION: Service.VERIFICATION, **QUERY_RETRIEVE}
+    services = {VERIFICATION: Service.VERIFICATION, **QUERY_RETRIEVE, **WORKFLOW}
     yield Part(
         "SOP classes",
         text=(
-            "Storage classes: SCP by C-STORE; SCU by the sub-operations of C-MOVE and C-GET. "
+            "Storage classes: SCP by C-STORE; SCU by the sub-operations of C-MOVE and C-GET, and where images are sent "
+            "to a peer. "
             + (
                 "Any class that the standard gives no other meaning is stored too (`dicom.unknown_sop_classes`)."
                 if dicom.unknown_sop_classes
@@ -131,9 +149,9 @@ def _classes(dicom: Dicom) -> Iterator[Part]:
             ),
         ),
         columns=("service", "SOP class", "UID", "SCU", "SCP"),
-        rows=tuple(
-            (service.value, name_of(uid), uid, yes(service is Service.VERIFICATION), "yes")
-            for uid, service in services.items()
+        rows=(
+            *((service.value, name_of(uid), uid, yes(uid in _ASKED), "yes") for uid, service in services.items()),
+            ("availability", name_of(INSTANCE_AVAILABILITY), INSTANCE_AVAILABILITY, "yes", "no"),
         ),
     )
     named = sorted((name_of(uid), uid) for uid in STORAGE_CLASSES)
@@ -197,6 +215,12 @@ def _security(settings: Settings) -> Iterator[Part]:
         "Security",
         columns=("what", "how"),
         rows=(
+            (
+                "TLS",
+                "profile BCP 195 RFC 8996, 9325 (PS3.15 B.12): 1.3 preferred, 1.2; "
+                + (f"on port {dicom.tls_port}" if settings.tls.on else "not configured")
+                + ("; a certificate is demanded of callers" if settings.dicom_mutual_tls else ""),
+            ),
             ("callers", "any AE title" if dicom.accepts_strangers() else "those of `dicom.peers` alone"),
             ("peers", peers or "none configured"),
             ("rights", "of the peer (`may`), and of the account where a passcode was given; refused 0124"),

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from archive.config import Settings
 from archive.dicom.attributes import ATTRIBUTES
 from archive.index.computed import COMPUTED
+from archive.workflow.item import OF_STEP, RETURNABLE
 from dicom_scp import status
-from dicom_scp.classes import QUERY_RETRIEVE, STORAGE_CLASSES, STORAGE_SYNTAXES, service_of
+from dicom_scp.classes import QUERY_RETRIEVE, STORAGE_CLASSES, STORAGE_SYNTAXES, VERIFICATION, WORKFLOW, service_of
 from dicom_scp.stated_services import Part, markdown
 from dicom_scp.statement import statement
 from minipacs import conformance_page
@@ -34,8 +35,8 @@ def test_the_page_is_current() -> None:
 def test_every_class_and_syntax_that_is_negotiated_is_in_it_and_nothing_else(parts: dict[str, Part]) -> None:
     assert {row[1] for row in parts["Storage"].rows} == STORAGE_CLASSES
     assert {row[1] for row in parts["Transfer syntaxes"].rows} == STORAGE_SYNTAXES
-    services = {row[2]: row[0] for row in parts["SOP classes"].rows}
-    assert services.keys() >= QUERY_RETRIEVE.keys()
+    services = {row[2]: row[0] for row in parts["SOP classes"].rows if row[4] == "yes"}
+    assert services.keys() == {VERIFICATION, *QUERY_RETRIEVE, *WORKFLOW}
     for uid, service in services.items():
         negotiated = service_of(uid)
         assert negotiated is not None
@@ -46,6 +47,8 @@ def test_every_class_and_syntax_that_is_negotiated_is_in_it_and_nothing_else(par
 
 
 def test_every_key_and_every_status_of_reception_is_in_it(parts: dict[str, Part]) -> None:
+    stated = {row[1] for row in parts["Modality Worklist SCP"].rows}
+    assert stated == {f"({tag >> 16:04X},{tag & 0xFFFF:04X})" for tag in (*RETURNABLE, *OF_STEP)}
     named = {row[0] for title, part in parts.items() if title.startswith("Keys of level") for row in part.rows}
     assert named == {one.keyword for one in (*ATTRIBUTES, *COMPUTED)}
     said = {row[0] for row in parts["Statuses of C-STORE"].rows}
