@@ -1,6 +1,7 @@
 """Scheduled workflow, from the patient's registration to the images on a workstation, with real clients (sheet 30 §2).
 
-One archive of each kind; the modality is pynetdicom (worklist, MPPS) and DCMTK (images), the RIS an MLLP sender.
+One archive of each kind; the modality is pynetdicom (worklist, MPPS, commitment) and DCMTK (images), the RIS an MLLP
+sender.
 """
 
 from __future__ import annotations
@@ -16,11 +17,17 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pynetdicom import AE
-from pynetdicom.sop_class import ModalityPerformedProcedureStep, ModalityWorklistInformationFind
+from pynetdicom.sop_class import (
+    CTImageStorage,
+    ModalityPerformedProcedureStep,
+    ModalityWorklistInformationFind,
+    StorageCommitmentPushModel,
+)
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as StudyRoot
 
 from tests.acceptance.clients import CT, data_set_of, find, receiver, tool
 from tests.conftest import STRICT, need
+from tests.dicom_scp.listening import Listener, listening, request
 from tests.server import Server, free_port
 
 AUTHORITY = '[{"namespace": "CIM-RIVAGES", "oid": "2.25.171717001", "trusted": true}]'
@@ -35,8 +42,22 @@ def move_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, module_database_url: str, move_port: int) -> Iterator[Server]:
-    peers = {"CT1": {"modalities": ["CT"]}, "STORESCP": {"host": "127.0.0.1", "port": move_port}, "PYNETDICOM": {}}
+def modality(module_database_url: str) -> Iterator[Listener]:
+    """Where the modality hears what was committed; one for each server."""
+    with listening("CT1") as listener:
+        yield listener
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, module_database_url: str, move_port: int, modality: Listener
+) -> Iterator[Server]:
+    ct = {"host": "127.0.0.1", "port": modality.port, "modalities": ["CT"]}
+    peers = {
+        "CT1": {**ct, "may": ["store", "query", "commit", "worklist", "mpps"]},
+        "STORESCP": {"host": "127.0.0.1", "port": move_port},
+        "PYNETDICOM": {},
+    }
     running = Server(
         tmp_path_factory.mktemp("swf"),
         module_database_url,
@@ -94,6 +115,17 @@ def perform(server: Server, kind: str, uid: str, ds: Dataset) -> int:
     return int(status.Status)
 
 
+def commit(server: Server, transaction_uid: str, uids: list[str]) -> int:
+    ae = AE("CT1")
+    ae.add_requested_context(StorageCommitmentPushModel)
+    assoc = ae.associate("127.0.0.1", server.dicom_port, ae_title="MINIPACS")
+    assert assoc.is_established
+    wanted = request(transaction_uid, *((CTImageStorage, uid) for uid in uids))
+    status, _ = assoc.send_n_action(wanted, 1, StorageCommitmentPushModel, "1.2.840.10008.1.20.1.1")
+    assoc.release()
+    return int(status.Status)
+
+
 def begun(item: Dataset) -> Dataset:
     """What a modality says when it begins with an item of its worklist."""
     scheduled = Dataset()
@@ -147,9 +179,11 @@ def images(folder: Path, item: Dataset, series_uid: str, step_uid: str) -> list[
     return paths
 
 
-@pytest.mark.req("REQ-DCM-52", "REQ-DCM-53")
-def test_the_scheduled_workflow_from_registration_to_the_images(server: Server, move_port: int, tmp_path: Path) -> None:
-    """Sheet 30 §2, but for storage commitment."""
+@pytest.mark.req("REQ-DCM-50", "REQ-DCM-52", "REQ-DCM-53")
+def test_the_scheduled_workflow_from_registration_to_the_images(
+    server: Server, move_port: int, modality: Listener, tmp_path: Path
+) -> None:
+    """The end-to-end check of sheet 30 §2."""
     need("storescu", "movescu", "storescp")
     say(server, "ADT^A28", "SWF1", PID.format(pid="R77", name="LEFÈVRE^Anaïs"))
     say(server, "ORM^O01", "SWF2", *ordered("77", "R77", "LEFÈVRE^Anaïs", STUDY))
@@ -170,6 +204,12 @@ def test_the_scheduled_workflow_from_registration_to_the_images(server: Server, 
     tool("storescu", "-aec", "MINIPACS", "-aet", "CT1", "127.0.0.1", server.dicom_port, *paths)
     uids = [f"{series}.{number}" for number in (1, 2, 3)]
     assert perform(server, "set", step, ended(series, uids)) == 0x0000
+
+    assert commit(server, "2.25.777300", uids) == 0x0000
+    event, report = modality.hear(30)
+    assert (event, report.TransactionUID) == (1, "2.25.777300")
+    assert [one.ReferencedSOPInstanceUID for one in report.ReferencedSOPSequence] == uids
+    assert "FailedSOPSequence" not in report
 
     (study,) = find(
         server, StudyRoot, QueryRetrieveLevel="STUDY", AccessionNumber="A77", StudyInstanceUID="", PatientID="",
@@ -204,6 +244,7 @@ def test_the_scheduled_workflow_from_registration_to_the_images(server: Server, 
         ("110109", "U"),
         ("110104", "C"),  # images stored
         ("110111", "U"),  # the step is completed
+        ("110103", "R"),  # committed
         ("110104", "R"),  # and moved
     ):
         assert wanted in told, (wanted, told)
