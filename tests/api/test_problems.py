@@ -10,10 +10,12 @@ import pytest
 from api import problems
 from archive.errors import (
     ArchiveError,
+    AttributeRefused,
     Gone,
     IdentifierInUse,
     MergedAway,
     NotAuthenticated,
+    RejectedBefore,
     StorageFull,
     UidMismatch,
     Unavailable,
@@ -28,6 +30,8 @@ def every(kind: type[ArchiveError]) -> Iterator[type[ArchiveError]]:
 
 FACTS: dict[type[ArchiveError], dict[str, object]] = {
     UidMismatch: {"tag": 0x00080018},
+    AttributeRefused: {"tag": 0x00400252, "fault": "missing"},
+    RejectedBefore: {"code": "113037"},
     IdentifierInUse: {"what": "patient"},
     MergedAway: {"old": "1", "survivor": "2"},
 }
