@@ -354,7 +354,7 @@ def _replace(archive: Archive, arrival: Arrival) -> Outcome:
     except Conflict as error:
         log.warning("it does not replace the first", sop_instance_uid=arrival.header.sop_instance_uid, why=str(error))
         return Outcome.QUARANTINED
-    return Outcome.STORED
+    return arrival.irregularity or Outcome.STORED
 
 
 def _stand(conn: Connection, *, arrival: Arrival) -> None:

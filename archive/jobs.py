@@ -26,7 +26,7 @@ from archive.schema.types import AnyRow
 LEASE = timedelta(minutes=15)  # for one attempt; `extend` gives as much again
 ATTEMPTS = 10  # then the job is dead: a person looks at it
 # Who is told or sent something may be switched off over a weekend: more than two days.
-ATTEMPTS_OF = {"dicom.send": 20, "dicom.commitment": 24, "dicom.availability": 24}
+ATTEMPTS_OF = {"dicom.send": 20, "dicom.commitment": 24, "dicom.availability": 24, "dicom.mpps": 24}
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=10), timedelta(hours=6)  # between attempts, doubling
 KEPT = timedelta(days=7)  # jobs that are done are forgotten after this; dead ones stay
 _POLL_SECONDS = 0.1
@@ -60,13 +60,15 @@ def put(
     once: bool = False,
 ) -> int:
     """Owe a job, in the transaction that causes it; its id. `at` is real time; it is not begun until `after` it.
-    `once`: not if the same is due already."""
+    `once`: not if the same is due already; that is then done as soon, also when it waits for its next attempt."""
     conn.execute(delete(job).where(job.c.state == "done", job.c.finished_at < at - KEPT))
     said = _text(payload)
     if once:
         same = (job.c.state == "due", job.c.kind == kind, job.c.payload == said)
         known = conn.execute(select(job.c.pk).where(*same).limit(1)).scalar()
         if known is not None:
+            sooner = update(job).where(job.c.pk == known, job.c.state == "due", job.c.due_at > at + after)
+            conn.execute(sooner.values(due_at=at + after))
             return int(known)
     values = {
         "kind": kind,

@@ -54,7 +54,7 @@ class Kind(StrEnum):
     PERFORMED = "performed"  # SOP Instance UID of a performed procedure step: what was said of it, and whose it is
     STUDY = "study"  # Study Instance UID: its patient, its corrections
     HOLD = "hold"  # id of the hold
-    DERIVED = "derived"  # SOP Instance UID of a lossy copy: its original, its figures
+    DERIVED = "derived"  # SOP Instance UID of a lossy copy or companion: its original, its figures
     REPLACED = "replaced"  # Study Instance UID: originals that only their derived copies are left of
     PURGE = "purge"  # id of the purge: certificate, tombstones
     HELD = "held"  # SOP Instance UID: held back, and accepted or rejected by a person

@@ -23,7 +23,7 @@ from archive.errors import Conflict, Gone, InvalidRequest, NotAllowed, NotFound
 from archive.index.asked import audit_query
 from archive.index.rejections import of_note, revoke
 from archive.ingest import ingest
-from archive.instance import Outcome, Rejection
+from archive.instance import TAKEN_IN, Rejection
 from archive.lifecycle.suspension import demanded_reason
 from archive.outgoing import outgoing
 from archive.schema import instance, rejection
@@ -116,7 +116,7 @@ def reject(
     except BaseException:
         file.discard()
         raise
-    if ingest(archive, incoming, actor=actor) is not Outcome.STORED:
+    if ingest(archive, incoming, actor=actor) not in TAKEN_IN:
         raise Conflict("the rejection note contradicts the record of the study, and was held back")
     with archive.reading() as conn:
         return _note(list(of_note(conn, made.sop_instance_uid)))

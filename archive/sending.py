@@ -20,7 +20,7 @@ from archive.audit.record import Event, record
 from archive.core import Archive
 from archive.dicom.patient_id import cx
 from archive.errors import Conflict, InvalidRequest, NotFound
-from archive.instance import State
+from archive.instance import HIDDEN, State
 from archive.jobs import Job
 from archive.retrieve import select as select_stored
 from archive.schema import instance, job, patient, sending, study
@@ -121,8 +121,11 @@ def _begun(
     record(conn, actor, Event.BEGIN_TRANSFERRING, "E", patient=patient, study=study, detail=detail)
 
 
-_held = exists().where(instance.c.sop_instance_uid == sending.c.sop_instance_uid, instance.c.state == State.HELD)
-_UNCLAIMED = and_(sending.c.job_pk.is_(None), ~_held)  # what is held back waits for the person who settles it
+# what is held back waits for the person who settles it, what was rejected for the end of its rejection
+_out_of_sight = exists().where(
+    instance.c.sop_instance_uid == sending.c.sop_instance_uid, instance.c.state.in_([State.HELD, *sorted(HIDDEN)])
+)
+_UNCLAIMED = and_(sending.c.job_pk.is_(None), ~_out_of_sight)
 _QUIET = (
     select(sending.c.rule, sending.c.study_instance_uid, func.max(sending.c.at).label("last"))
     .where(_UNCLAIMED)

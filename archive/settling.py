@@ -30,6 +30,7 @@ from archive.instance import CopyState
 from archive.lifecycle.remove import finish_removals
 from archive.schema import instance, location
 from archive.work_items import How, Item, Kind, Resolved, close_item, item_of, ways
+from archive.workflow.availability import announce
 from archive.workflow.rejections import rejected
 
 log = structlog.get_logger(__name__)
@@ -121,8 +122,10 @@ def _settle(
     became: dict[str, Any] = {}
     if how in (How.ACCEPT, How.REJECT):
         accept = how == How.ACCEPT
-        count = settle_held(conn, found.subject, resolved, study_instance_uid=found.study, accept=accept)
-        became["instances"] = count
+        rows = settle_held(conn, found.subject, resolved, study_instance_uid=found.study, accept=accept)
+        became["instances"] = len(rows)
+        for uid in sorted({row.study_instance_uid for row in rows} if accept else ()):
+            announce(conn, uid, at=now)
         for arrival in notes:
             apply_note(conn, replace(arrival, at=at))
             rejected(conn, arrival.header.sop_instance_uid, actor=actor, at=at, now=now)

@@ -34,13 +34,11 @@ def create(request: NormalizedRequest, archive: Archive) -> Answer:
         mpps.create(archive, uid, request.attributes, actor=request.actor, calling_ae=request.calling_ae)
     except ArchiveError as error:
         _log(request, error)
-        if isinstance(error, Unavailable):
-            return Answer(Status.RESOURCE_LIMITATION, comment=str(error))
         if isinstance(error, IdentifierInUse):
             return Answer(Status.DUPLICATE_INSTANCE, comment=str(error))
         if isinstance(error, UidMismatch):
             return Answer(Status.INVALID_INSTANCE, comment=str(error))
-        return status.refusal(error)
+        return status.normalized_refusal(error, malformed=Status.PROCESSING_FAILURE)
     return Answer(Status.SUCCESS, sop_instance_uid=uid)
 
 
@@ -52,13 +50,11 @@ def change(request: NormalizedRequest, archive: Archive) -> Answer:
         )
     except ArchiveError as error:
         _log(request, error)
-        if isinstance(error, Unavailable):
-            return Answer(Status.RESOURCE_LIMITATION, comment=str(error))
         if isinstance(error, NotFound):
             return Answer(Status.NO_SUCH_INSTANCE, comment=str(error))
         if isinstance(error, Conflict):
             return Answer(Status.PROCESSING_FAILURE, comment=str(error), error_id=ENDED)
-        return status.refusal(error)
+        return status.normalized_refusal(error, malformed=Status.PROCESSING_FAILURE)
     if not whole:
         return Answer(Status.ATTRIBUTE_LIST_ERROR, comment="what a step begins with is not changed")
     return Answer(Status.SUCCESS)

@@ -28,7 +28,7 @@ from dicom_scp.classes import COMPOSITE, Service, choose_syntax, service_of
 from dicom_scp.exchange import Context
 
 LEAST_MAX_PDU = 1024  # a peer that takes less cannot be served at any speed
-_STRANGERS_MAY = ("store", "query", "retrieve", "worklist", "mpps")
+_STRANGER = Peer()  # may do what a peer may of which the settings say nothing else
 # Bytes of the extended negotiation that are implemented: relational everywhere (PS3.4 C.5.1.1, C.5.2.1, C.5.3.1);
 # for C-FIND alone combined date-time (in a worklist always), timezone query adjustment, empty value and multiple value
 # matching. For C-MOVE and C-GET the second byte means something else.
@@ -79,7 +79,7 @@ def negotiate(archive: Archive, request: AssociateRequest, *, source: str, certi
     refused = _refuse(settings, request) or _impostor(peer, source, certificate)
     if refused is not None:
         return refused
-    services = peer.may if peer else _STRANGERS_MAY
+    services = (peer or _STRANGER).may
     actor = Actor(
         user=request.calling_ae,
         source=source,

@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 
 _GATHERED_BYTES = 1 << 15  # pending answers of a C-FIND that leave together…
 _GATHERED_SECONDS = 0.02  # …or that have waited this long
+_NORMALIZED = frozenset({Field.N_ACTION_RQ, Field.N_CREATE_RQ, Field.N_SET_RQ})
 _DEMANDS = {  # a C-FIND demands by itself: its refusal is audited with the query
     Service.VERIFICATION: (Action.VERIFY, Event.NETWORK_ENTRY, "E"),
     Service.STORAGE: (Action.STORE, Event.INSTANCES_TRANSFERRED, "C"),
@@ -79,7 +80,7 @@ def serve(session: Session, message: Message) -> None:
     elif command.has_data_set is (service is _echo):
         answer = Answer(Status.MISTYPED_ARGUMENT, comment="a data set is missing, or too much", offending=(0x00000800,))
     else:
-        denied = _denied(session, context.service)
+        denied = _denied(session, context.service, command)
         if denied is None:
             _run(service, session, message)
             return
@@ -88,7 +89,7 @@ def serve(session: Session, message: Message) -> None:
     session.answer(message, answer)
 
 
-def _denied(session: Session, service: Service) -> Answer | None:
+def _denied(session: Session, service: Service, command: Command) -> Answer | None:
     """The answer to somebody who may not; it is audited before it is given (law 4)."""
     if service not in _DEMANDS:
         return None
@@ -101,10 +102,17 @@ def _denied(session: Session, service: Service) -> Answer | None:
             try:
                 refused(session.archive.commit, session.actor, event, letter, reason="not allowed for this peer")
             except Unavailable as unavailable:
-                return status.refusal(unavailable)
+                return _refusal(command, unavailable)
             session.refused.add(action)
-        return status.refusal(error)
+        return _refusal(command, error)
     return None
+
+
+def _refusal(command: Command, error: ArchiveError) -> Answer:
+    """The answer to a request that ended in `error`, in a status that its operation knows."""
+    if command.field in _NORMALIZED:
+        return status.normalized_refusal(error, malformed=Status.PROCESSING_FAILURE)
+    return status.refusal(error)
 
 
 def _run(service: Callable[[Session, Message], None], session: Session, message: Message) -> None:
@@ -115,7 +123,7 @@ def _run(service: Callable[[Session, Message], None], session: Session, message:
     except ArchiveError as error:
         _log(error, session, message)
         session.exchange.drain()
-        session.answer(message, status.refusal(error))
+        session.answer(message, _refusal(message.command, error))
     except Exception:
         log.exception("a bug", service=message.context.service.value, scope=session.id)
         session.exchange.drain()

@@ -50,7 +50,8 @@ def _performed(dicom: Dicom) -> Iterator[Part]:
             ("0112", "N-SET: no such instance"),
             ("0117", "the SOP Instance UID is none"),
             ("0110, Error ID A710", "N-SET: the step is completed or discontinued"),
-            ("0124 · 0213", "not allowed · out of resources, try again"),
+            ("0110", "the data set cannot be read"),
+            ("0124 · 0213", "not allowed · out of resources, try again, or the data set is too long"),
         ),
     )
 

@@ -124,6 +124,8 @@ def refusal(error: ArchiveError) -> Answer:
 def normalized_refusal(error: ArchiveError, *, malformed: Status) -> Answer:
     """The same for a DIMSE-N request, which knows other statuses (PS3.7 §10.1, Annex C); `malformed` is its own for a
     data set that cannot be read or does not say what it has to."""
+    if isinstance(error, AttributeRefused):
+        return refusal(error)
     if isinstance(error, errors.TooLarge | errors.Unavailable):
         status = Status.RESOURCE_LIMITATION
     elif isinstance(error, errors.NotAllowed | errors.NotAuthenticated):

@@ -17,6 +17,8 @@ from pydantic import BaseModel
 from api.problems import STATUS
 from archive.config import EDGES, Settings, load
 from archive.errors import ArchiveError
+from archive.journal import Kind
+from archive.rebuild.facts import RESTORE
 from dicom_scp.status import OF_ERROR
 from hl7_listener.ack import OF_ERROR as OF_ERROR_HL7
 
@@ -83,6 +85,15 @@ def keys(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
             yield from keys(field.annotation, f"{prefix}{name}.")
         else:
             yield prefix + name
+
+
+def test_every_kind_of_fact_is_documented_and_restored() -> None:
+    page = (ROOT / "docs" / "storage.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| kind \| subject \|.*?\n\n", page, re.M | re.S)
+    assert set(re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in table.strip().splitlines()))) == set(
+        RESTORE
+    )
+    assert set(RESTORE) == set(Kind)
 
 
 def test_every_setting_is_documented_with_its_meaning() -> None:

@@ -7,6 +7,7 @@ What is replaced is not: the two change places, and the former is kept aside unt
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -15,13 +16,18 @@ from sqlalchemy import Connection, bindparam, delete, exists, select, update
 
 from archive.dicom.attributes import Level
 from archive.dicom.corrections import identity
+from archive.dicom.document import Reference
+from archive.dicom.dose import Dose
 from archive.errors import Conflict
 from archive.index.arrival import Arrival
 from archive.index.correct import facts_changed
+from archive.index.doses import add_doses
 from archive.index.patients import contradiction
+from archive.index.references import add_references
+from archive.index.rejections import of_note
 from archive.instance import CopyState, State
 from archive.journal import Kind, note
-from archive.schema import instance, location, patient, quarantined, series, study
+from archive.schema import dose, instance, location, patient, quarantined, reference, series, study
 from archive.schema.types import AnyRow
 from archive.schema.upsert import insert
 from archive.work_items import Kind as Item
@@ -82,7 +88,8 @@ def replace_first(conn: Connection, arrival: Arrival, resolved: Resolved) -> dic
     Their digests. Inside a write of `archive.commit`.
 
     Raises:
-        Conflict: it says another series or patient, or the first has been migrated or is held back.
+        Conflict: it says another series or patient, or the first has been migrated, or is held back or rejected; or one
+            of them is a rejection note: what that rejects is revoked, not replaced.
     """
     header = arrival.header
     uid = header.sop_instance_uid
@@ -94,12 +101,15 @@ def replace_first(conn: Connection, arrival: Arrival, resolved: Resolved) -> dic
     copies = conn.execute(_COPIES, {"instance_pk": first.pk}).all()
     made = conn.execute(_MADE, {"instance_pk": first.pk}).scalar_one()
     if first.state != State.STORED or first.derived_from_pk or made or any(copy.tier != "hot" for copy in copies):
-        raise Conflict("the first is held back, or in cold storage: it is not replaced any more")
+        raise Conflict("the first is held back, rejected, or in cold storage: it is not replaced any more")
+    if arrival.said.rejects or of_note(conn, uid):
+        raise Conflict("a rejection note does not replace, and is not replaced: its sender gives it a UID of its own")
     aside = _all_aside(conn, uid)
     new = next((row for row in aside if (row.digest, row.path) == (arrival.digest, arrival.path)), None)
     if new is None:
         raise Conflict("what is kept aside has changed meanwhile: look again")
     kept = next((copy for copy in copies if copy.state == CopyState.OK), None)
+    selected = arrival.said.key_object.selected if arrival.said.key_object is not None else ()
     body: dict[str, Any] = {
         "stands": arrival.digest,
         "aside": _described(first, kept) if kept is not None else None,
@@ -107,6 +117,10 @@ def replace_first(conn: Connection, arrival: Arrival, resolved: Resolved) -> dic
         "discarded": [_named(row) for row in aside if row.pk != new.pk],
         "received_at": new.first_received_at.isoformat(),
         "pixel_offset": header.pixel_offset,
+        "said": {
+            "doses": [asdict(one) for one in arrival.said.doses],
+            "selected": [asdict(one) for one in selected],
+        },
         "instance": {
             "sop_class_uid": header.sop_class_uid,
             "instance_number": header.keys[Level.IMAGE].get("instance_number"),
@@ -198,6 +212,10 @@ def _swap(conn: Connection, first: AnyRow, new: AnyRow | None, body: Mapping[str
     received_at = datetime.fromisoformat(body["received_at"])
     mine = update(instance).where(instance.c.pk == first.pk)
     conn.execute(mine.values(received_at=received_at, derivation=None, **body["instance"]))
+    for table in (dose, reference):  # what the former said of others
+        conn.execute(delete(table).where(table.c.instance_pk == first.pk))
+    add_doses(conn, first.pk, [Dose(**one) for one in body["said"]["doses"]])
+    add_references(conn, first.pk, [Reference(**one) for one in body["said"]["selected"]])
     facts_changed(conn, first.patient_pk)
 
 

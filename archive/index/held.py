@@ -6,7 +6,7 @@ stay `held`, for nobody: out of view, every byte kept until their study is purge
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +16,7 @@ from archive.index.correct import facts_changed
 from archive.instance import State
 from archive.journal import Kind, note
 from archive.schema import instance, series, study
+from archive.schema.types import AnyRow
 from archive.work_items import Kind as Item
 from archive.work_items import Resolved, close_item
 
@@ -54,12 +55,18 @@ def _held() -> ColumnElement[bool]:
 
 def settle_held(
     conn: Connection, subject: str, resolved: Resolved, *, study_instance_uid: str | None, accept: bool
-) -> int:
-    """Accept or reject every instance that waits for the work item about `subject`; how many. Inside a write of
-    `archive.commit`."""
+) -> Sequence[AnyRow]:
+    """Accept or reject every instance that waits for the work item about `subject`; their rows, with
+    `study_instance_uid` of the study in which each is filed. Inside a write of `archive.commit`."""
     before = and_(instance.c.held_for == "", study.c.study_instance_uid == study_instance_uid)  # held by release 0002
     rows = conn.execute(
-        select(instance.c.pk, instance.c.sop_instance_uid, instance.c.digest, study.c.patient_pk)
+        select(
+            instance.c.pk,
+            instance.c.sop_instance_uid,
+            instance.c.digest,
+            study.c.study_instance_uid,
+            study.c.patient_pk,
+        )
         .select_from(instance.join(series).join(study))
         .where(_held(), or_(instance.c.held_for == subject, before))
         .order_by(instance.c.pk)
@@ -71,7 +78,7 @@ def settle_held(
         note(conn, Kind.HELD, row.sop_instance_uid, body, at=resolved.at)
     for patient_pk in sorted({row.patient_pk for row in rows}):
         facts_changed(conn, patient_pk)
-    return len(rows)
+    return rows
 
 
 def _settle(conn: Connection, instance_pk: int, *, accept: bool) -> None:

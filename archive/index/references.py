@@ -38,7 +38,8 @@ _NOTES: Select[Any] = (
         .join(series, series.c.pk == instance.c.series_pk)
         .join(study, study.c.pk == series.c.study_pk)
     )
-    .where(instance.c.state.in_(sorted(CURRENT)))
+    # a companion repeats what its key object says, of the same images
+    .where(instance.c.state.in_(sorted(CURRENT)), instance.c.derived_from_pk.is_(None))
     .order_by(instance.c.pk, reference.c.pk)
 )
 _HERE = (

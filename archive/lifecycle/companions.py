@@ -38,6 +38,7 @@ from archive.lifecycle.guard import terms
 from archive.schema import instance, life_failure, location, series, study
 from archive.schema.types import AnyRow
 from archive.storage.incoming import Incoming
+from archive.workflow.availability import announce
 
 log = structlog.get_logger(__name__)
 
@@ -254,18 +255,20 @@ def complete(archive: Archive, study_pk: int) -> int:
     try:
         while made:
             one = made.pop(0)
-            write = partial(_file_alone, one=one, study_pk=study_pk, at=archive.clock())
+            at, now = archive.clock(), archive.real_clock()
+            write = partial(_file_alone, one=one, study_pk=study_pk, at=at, now=now)
             count += filed(archive, one.incoming, write) is None
     finally:
         discard(made)
     return count
 
 
-def _file_alone(conn: Connection, *, one: Made, study_pk: int, at: datetime) -> Stays | None:
+def _file_alone(conn: Connection, *, one: Made, study_pk: int, at: datetime, now: datetime) -> Stays | None:
     known = terms(conn, study_pk, lock=True)
     if known is None or not wanted(conn, one):
         return Stays.CHANGED
     file(conn, one, study_pk=study_pk, at=at)
     detail = {"migration": "named in a companion: copies of replaced images", "companions": 1}
     tell(conn, known, "C", detail)
+    announce(conn, known.study_instance_uid, at=now)
     return None

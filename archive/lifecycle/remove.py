@@ -19,7 +19,7 @@ from archive.core import Archive
 from archive.errors import StorageFailed
 from archive.index.conditions import constant
 from archive.instance import CopyState, State
-from archive.schema import dose, instance, location, reference, series
+from archive.schema import dose, instance, location, reference, sending, series
 from archive.schema.types import AnyRow
 from archive.storage import marker
 
@@ -60,6 +60,14 @@ EMPTY: Select[Any] = (
 _OF_STUDY = instance.c.series_pk.in_(select(series.c.pk).where(series.c.study_pk == bindparam("study_pk")))
 _DROP_INSTANCES = delete(instance).where(
     instance.c.pk.in_(bindparam("pks", expanding=True)), instance.c.state == State.PURGING
+)
+_DROP_WAITING = delete(sending).where(  # what a rule was to send on, and never could
+    sending.c.job_pk.is_(None),
+    sending.c.sop_instance_uid.in_(
+        select(instance.c.sop_instance_uid).where(
+            instance.c.pk.in_(bindparam("pks", expanding=True)), instance.c.state == State.PURGING
+        )
+    ),
 )
 _DROP_SAID = tuple(  # what documents said that are gone
     delete(table).where(
@@ -168,6 +176,7 @@ def _drop_copies(conn: Connection, *, pks: Sequence[int]) -> None:
 
 
 def _drop_instances(conn: Connection, *, pks: Sequence[int], series_pks: Collection[int]) -> None:
+    conn.execute(_DROP_WAITING, {"pks": pks})
     conn.execute(_DROP_INSTANCES, {"pks": pks})
     for statement in _DROP_SAID:
         conn.execute(statement, {"pks": pks})

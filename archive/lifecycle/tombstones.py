@@ -23,6 +23,7 @@ from archive.journal import Kind, note
 from archive.lifecycle.suspension import demanded_reason
 from archive.schema import purge, tombstone
 from archive.schema.upsert import insert
+from archive.workflow.availability import announce
 
 _OF_INSTANCE = (
     select(tombstone, purge.c.state, purge.c.patient)
@@ -105,7 +106,8 @@ class Lifting:
         """
         with self._lock:
             at = self._archive.clock()
-            lifted = self._archive.commit.run(partial(self._lift, uid=sop_instance_uid, at=at))
+            now = self._archive.real_clock()
+            lifted = self._archive.commit.run(partial(self._lift, uid=sop_instance_uid, at=at, now=now))
             if lifted is not None:
                 self._told.add(lifted.study_instance_uid)
             return lifted
@@ -114,11 +116,13 @@ class Lifting:
         """It could not be brought back: late copies are refused as before."""
         self._archive.commit.run(partial(_put_back, lifted=lifted, now=self._archive.clock()))
 
-    def _lift(self, conn: Connection, *, uid: str, at: datetime) -> Lifted | None:
+    def _lift(self, conn: Connection, *, uid: str, at: datetime, now: datetime) -> Lifted | None:
         row = conn.execute(_OF_INSTANCE, {"uid": uid}).one_or_none()
         expired = lift_expired(conn, uid, by=self._actor.user, reason=self._reason, at=at)
         for note_uid in {one.note_uid for one in expired}:
             note_rejection(conn, note_uid, at=at)
+        for study_uid in {one.study_instance_uid for one in expired}:
+            announce(conn, study_uid, at=now)
         if row is None:
             self._tell(conn, next((one.study_instance_uid for one in expired), None), None, None)
             return None

@@ -60,10 +60,10 @@ def test_a_report_is_found_by_its_template_and_its_dose_is_told(archive: Archive
 def test_a_report_that_is_too_long_or_says_nothing_is_kept_all_the_same(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("archive.ingest.MAX_REPORT_BYTES", 500)
+    monkeypatch.setattr("archive.index.said.MAX_REPORT_BYTES", 500)
     long = dose_report((5.5, 120.0))
     assert send(archive, long) is Outcome.STORED
-    monkeypatch.setattr("archive.ingest.MAX_REPORT_BYTES", figures.MAX_BYTES)
+    monkeypatch.setattr("archive.index.said.MAX_REPORT_BYTES", figures.MAX_BYTES)
     empty = dose_report()
     empty.ContentSequence = []
     assert send(archive, empty) is Outcome.STORED

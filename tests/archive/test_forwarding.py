@@ -20,9 +20,14 @@ from archive.dicom.file_meta import FileMeta
 from archive.forwarding import Facts, foresee, judge
 from archive.ingest import Outcome, adopt, ingest
 from archive.instance import State
+from archive.rejecting import revoke_note
 from archive.schema import instance
 from archive.schema import sending as rows
-from tests.builders import ct_slice, data_set, new_uid
+from archive.settling import settle
+from archive.work_items import How, list_items
+from retention.tick import tick
+from tests.archive.lifecycle.studies import at
+from tests.builders import ct_slice, data_set, key_object, new_uid
 
 PEERS = {"VIEWER": {"host": "127.0.0.1", "port": 104}, "PACS": {"ae_title": "OTHER", "host": "127.0.0.1", "port": 105}}
 STUDY = new_uid("forward")
@@ -168,6 +173,30 @@ def test_what_is_held_back_waits_for_a_person(settings: Settings) -> None:
         assert sending.gather(archive) == 0
         archive.commit.run(lambda conn: conn.execute(update(instance).values(state=State.STORED)))
         assert sending.gather(archive) == 1
+
+
+def test_what_was_rejected_before_it_left_stays_until_that_is_revoked_or_it_is_purged(
+    settings: Settings, actor: Actor
+) -> None:
+    rule = {"name": "r", "to": "VIEWER", "quiet_seconds": 0, "when": {"modalities": ["CT"]}}
+    with ruled(settings, rule) as archive:
+        at(archive, "2026-01-05")
+        first, strange = ct(), ct(number=2, PatientID="SOMEBODY")
+        arrive(archive, first)
+        assert arrive(archive, strange) is Outcome.STORED_HELD
+        note = key_object(first, strange, title=("113001", "Rejected for Quality Reasons"))
+        arrive(archive, note)
+        assert sending.gather(archive) == 0
+        revoke_note(archive, note.SOPInstanceUID, reason="judged again", actor=actor)
+        assert sending.gather(archive) == 1
+        with archive.reading() as conn:
+            (item,) = list_items(conn, kind="identity_conflict", state="open")
+        settle(archive, item["id"], how=How.REJECT, reason="wrong patient", actor=actor)
+        for day in ("2031-01-06", "2031-02-10"):
+            at(archive, day)
+            tick(archive)
+        assert [uid for _, uid in owed(archive)] == [first.SOPInstanceUID]
+        assert sending.gather(archive) == 0
 
 
 def test_what_was_fetched_and_what_a_rule_that_is_off_would_send_stay(settings: Settings) -> None:

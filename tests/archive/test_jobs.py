@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 from sqlalchemy import func, select
 
-from archive import jobs
+from archive import commitment, jobs, mpps, notification
 from archive.core import Archive
 from archive.errors import Busy
 from archive.schema import job
@@ -108,9 +108,11 @@ def test_what_fails_is_tried_again_later_and_later_then_given_up(
     assert (found.state, found.error) == ("dead", "no answer")
 
 
-@pytest.mark.req("REQ-DCM-50", "REQ-DCM-55")
-def test_who_is_told_of_images_may_be_away_over_a_weekend(archive: Archive, later: Callable[[timedelta], None]) -> None:
-    (kind, *_) = sorted(jobs.LASTING)
+@pytest.mark.req("REQ-DCM-50", "REQ-DCM-54", "REQ-DCM-55")
+@pytest.mark.parametrize("kind", [commitment.JOB, notification.JOB, mpps.FORWARD])
+def test_who_is_told_of_images_may_be_away_over_a_weekend(
+    archive: Archive, later: Callable[[timedelta], None], kind: str
+) -> None:
     id = owe(archive, kind)
     begun = archive.real_clock()
     while (claimed := jobs.claim(archive, [kind], holder="a")) is not None:
@@ -132,6 +134,21 @@ def test_what_is_owed_already_is_not_owed_twice(archive: Archive) -> None:
     assert once(study="1.2.4") != first
     assert jobs.claim(archive, [KIND], holder="a") is not None
     assert once(study="1.2.3") != first  # what is being done may have read its facts already
+
+
+def test_what_is_asked_for_again_is_not_kept_waiting_for_its_next_attempt(archive: Archive) -> None:
+    def once() -> int:
+        return archive.commit.run(lambda conn: jobs.put(conn, KIND, {}, at=archive.real_clock(), once=True))
+
+    first = once()
+    claimed = jobs.claim(archive, [KIND], holder="a")
+    assert claimed is not None
+    assert jobs.fail(archive, claimed, "no answer")
+    assert jobs.claim(archive, [KIND], holder="a") is None
+    assert once() == first
+    again = jobs.claim(archive, [KIND], holder="a")
+    assert again is not None
+    assert (again.id, again.attempts) == (first, 2)
 
 
 def test_a_job_whose_workers_never_come_back_does_not_go_on_for_ever(

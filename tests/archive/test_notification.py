@@ -13,18 +13,20 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from archive.access import SYSTEM
+from archive.access import SYSTEM, Actor
 from archive.config import Settings
 from archive.core import Archive, open_archive
 from archive.index.arrival import Notify
 from archive.index.write import add_instance
-from archive.ingest import Outcome, adopt, arrival_of
+from archive.ingest import Outcome, adopt, arrival_of, ingest
 from archive.instance import Availability, CopyState, State
 from archive.lifecycle.announce import announce as announce_purge
 from archive.lifecycle.compute import compute_due, policy_of
 from archive.lifecycle.purge import purge_study
 from archive.notification import instances, owe_due
 from archive.schema import audit, instance, job, location, study
+from archive.settling import settle
+from archive.work_items import How, list_items
 from archive.workflow.availability import announce
 from tests.archive.lifecycle.aging import STUDY, copy_of, migrated, noise, received, slices, switched
 from tests.archive.lifecycle.studies import at, row_of, send, uid_of
@@ -253,3 +255,18 @@ def test_an_image_that_is_being_filed_is_waited_for(archive: Archive) -> None:
             thread.join(20)
     assert len(owed(archive)) == 2
     assert len(told(archive, uid_of("a"))) == 2
+
+
+@pytest.mark.req("REQ-DCM-55", "REQ-DCM-19")
+def test_images_that_a_person_accepts_are_told_of_at_once(archive: Archive, actor: Actor, passes: Pass) -> None:
+    ingest(archive, receive(archive, ct_slice()), actor=actor)
+    strange = ct_slice(number=2, PatientID="SOMEBODY ELSE")
+    assert ingest(archive, receive(archive, strange), actor=actor) is Outcome.STORED_HELD
+    passes(200)
+    owe_due(archive)
+    owed(archive)
+    with archive.reading() as conn:
+        (item,) = list_items(conn, kind="identity_conflict", state="open")
+    settle(archive, item["id"], how=How.ACCEPT, reason="vérifié", actor=actor)
+    assert owe_due(archive) == 1
+    assert (strange.SOPInstanceUID, ONLINE) in told(archive, strange.StudyInstanceUID)

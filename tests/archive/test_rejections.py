@@ -371,7 +371,10 @@ def test_what_a_note_of_retention_hid_is_brought_back_by_an_import_that_says_why
     path = tmp_path / "first.dcm"
     path.write_bytes(part10(first))
     assert import_paths(archive, [path], actor=actor).refused
+    archive.commit.run(lambda conn: conn.execute(update(study).values(notify_at=None)))
     done = import_paths(archive, [path], actor=actor, restore_purged="expertise")
+    with archive.reading() as conn:
+        assert None not in conn.execute(select(study.c.notify_at)).scalars().all(), "peers are told of it"
     assert (done.already_stored, done.refused) == (1, [])
     assert first.SOPInstanceUID in given(archive)
     assert not {second.SOPInstanceUID, note.SOPInstanceUID} & set(given(archive))

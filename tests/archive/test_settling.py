@@ -19,7 +19,9 @@ from archive.core import Archive, open_archive
 from archive.dicom.attributes import Level
 from archive.errors import Conflict, InvalidRequest
 from archive.index.aside import restore_conflict
+from archive.index.doses import reports_of
 from archive.index.query import Query, find
+from archive.index.references import key_images
 from archive.ingest import Outcome
 from archive.instance import State
 from archive.lifecycle.compute import compute_due
@@ -35,7 +37,7 @@ from archive.work_items import How, list_items
 from tests.archive.lifecycle.aging import STUDY, facts, files, instances, receive, slices, spoil, study_row
 from tests.archive.lifecycle.studies import at
 from tests.archive.test_rebuild import empty
-from tests.builders import ct_slice, data_set, new_uid
+from tests.builders import ct_slice, data_set, dose_report, key_object, new_uid
 
 __all__ = ["empty"]  # a fixture
 
@@ -269,6 +271,41 @@ def test_by_policy_what_comes_last_replaces_where_nothing_speaks_against_it(sett
         with archive.reading() as conn:
             details = [orjson.loads(one) for one in conn.execute(select(audit.c.detail)).scalars()]
         assert [one["stands"] for one in details if "stands" in one] == [digest_of(second)]
+        nameless = ct_slice(number=11, SOPInstanceUID=first.SOPInstanceUID, Rows=None)
+        assert receive(archive, nameless) is Outcome.WITHOUT_SIZE, "what stands now is said to break its class"
+
+
+@pytest.mark.req("REQ-DCM-15", "REQ-IHE-06", "REQ-IHE-07")
+def test_what_a_document_says_goes_with_it_when_other_content_stands(archive: Archive, actor: Actor) -> None:
+    images = [ct_slice(number=number) for number in (1, 2)]
+    note, report = key_object(images[0]), dose_report((5.0, 100.0), total=100.0)
+    other = key_object(images[1], SOPInstanceUID=note.SOPInstanceUID)
+    of_another = dose_report((7.0, 200.0), (8.0, 300.0), total=500.0, SOPInstanceUID=report.SOPInstanceUID)
+    for ds in (*images, note, report):
+        assert receive(archive, ds) is Outcome.STORED
+    for ds in (other, of_another):
+        assert receive(archive, ds) is Outcome.QUARANTINED
+        settled(archive, actor, "uid_conflict", How.REPLACE)
+    with archive.reading() as conn:
+        assert [one.sop_instance_uid for one in key_images(conn, STUDY)] == [images[1].SOPInstanceUID]
+        (told_now,) = reports_of(conn, STUDY)
+    assert (told_now.totals.dlp_mgycm, len(told_now.events)) == (500.0, 2)
+
+
+@pytest.mark.req("REQ-DCM-15", "REQ-IHE-09")
+def test_a_rejection_note_neither_replaces_nor_is_replaced(archive: Archive, actor: Actor) -> None:
+    image = ct_slice()
+    selection = key_object(image)
+    rejection = ("113037", "Rejected for Patient Safety Reasons")
+    note = key_object(image, title=rejection)
+    receive(archive, image)
+    for first, second in ((selection, key_object(image, title=rejection)), (note, key_object(image))):
+        second.SOPInstanceUID = second.file_meta.MediaStorageSOPInstanceUID = first.SOPInstanceUID
+        assert receive(archive, first) is Outcome.STORED
+        assert receive(archive, second) is Outcome.QUARANTINED
+        with pytest.raises(Conflict, match="rejection note"):
+            settled(archive, actor, "uid_conflict", How.REPLACE)
+        settled(archive, actor, "uid_conflict", How.KEEP)
 
 
 def test_nothing_is_discarded_while_the_first_is_damaged(

@@ -23,13 +23,18 @@ from archive.config import Settings
 from archive.core import Archive, open_archive
 from archive.journal import Kind
 from archive.schema import job, performed_for, performed_step, study
+from archive.sections import Peer
 from archive.settling import settle
 from archive.workflow.orders import described
 from archive.workflow.restore import restore_performed
+from dicom_scp import dimse
+from dicom_scp.associate import Proposed
 from dicom_scp.classes import MODALITY_PERFORMED_PROCEDURE_STEP as MPPS
+from dicom_scp.dimse import Field
 from dicom_scp.messages import Answer, NormalizedRequest
 from dicom_scp.mpps import change, create
 from dicom_scp.normalized import decode
+from dicom_scp.requestor import Requestor
 from dicom_scp.status import Status
 from tests.archive.test_ingest import receive
 from tests.builders import ct_slice
@@ -635,3 +640,18 @@ def test_when_a_step_is_complete_peers_are_told_at_once_of_what_is_available(
         (due,) = conn.execute(select(study.c.notify_at)).scalars()
     assert due is not None
     assert due <= archive.real_clock()
+
+
+@pytest.mark.req("REQ-DCM-53")
+@pytest.mark.parametrize(
+    ("data", "answered"),
+    [(b"\x08\x00\x05\x00CS\xff\xff", Status.PROCESSING_FAILURE), (bytes((1 << 24) + 2), Status.RESOURCE_LIMITATION)],
+    ids=["cannot be read", "too long"],
+)
+def test_what_cannot_be_read_is_refused_as_an_n_create_is(settings: Settings, data: bytes, answered: int) -> None:
+    with running(settings) as server:
+        peer, proposed = Peer(host="127.0.0.1", port=server.port), (Proposed(1, MPPS, (EXPLICIT,)),)
+        with Requestor.open(settings, settings.dicom.ae_title, peer, proposed) as requestor:
+            command = dimse.normalized_request(Field.N_CREATE_RQ, 1, MPPS, UID)
+            requestor.exchange.send(1, command, data)
+            assert requestor.receive().command.status == answered

@@ -12,7 +12,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from archive import retrieve
 from archive.core import Archive
@@ -299,7 +299,9 @@ def test_one_that_comes_after_the_switch_opens_with_the_next_tick(archive: Archi
     at(archive, LATE)
     key = key_object(archive, images[1])
     assert receive(archive, key) is Outcome.STORED
+    archive.commit.run(lambda conn: conn.execute(update(study).values(notify_at=None)))
     tick(archive)
+    assert study_row(archive).notify_at is not None, "peers are told of it"
     (row,) = companions_of(archive, key)
     resolves(archive, given(archive, row.sop_instance_uid))
     (one,) = retrieve.select(archive, instance_uids=[key.SOPInstanceUID])
