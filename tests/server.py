@@ -23,8 +23,8 @@ _given: set[int] = set()
 
 
 def free_port() -> int:
-    """A port that nobody listens on now, each time another one. Each worker of pytest has a range of its own, below those
-    that the system gives to connections: what is free now is free when it is bound."""
+    """A port that nobody listens on now, each time another one. Each worker of pytest has a range of its own, below
+    those that the system gives to connections: what is free now is free when it is bound."""
     first = 12000 + 4000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 5)
     while True:
         port = _RANDOM.randrange(first, first + 4000)
