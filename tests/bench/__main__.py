@@ -185,7 +185,9 @@ def minipacs(scratch: Path) -> Iterator[Target]:
     try:
         assert server.process is not None
         headers = {"Authorization": f"Bearer {server.token('service')}"}
-        yield Target("minipacs", "MINIPACS", server.dicom_port, server.process.pid, f"{server.web}/dicom-web", headers)
+        yield Target(
+            "minipacs", "MINIPACS", server.dicom_port, server.process.pid, f"{server.web}/dicom-web", headers=headers
+        )
     finally:
         server.stop()
 

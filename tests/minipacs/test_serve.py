@@ -44,7 +44,7 @@ def either(tmp_path: Path, database_url: str) -> Iterator[Server]:
         server.kill()
 
 
-def eventually(check: Callable[[], bool], *, seconds: float = 30) -> None:
+def eventually(check: Callable[[], object], *, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -64,10 +64,15 @@ def workers(server: Server) -> dict[int, str]:
 
 
 def is_ready(server: Server) -> bool:
+    return answers(server) == 200
+
+
+def answers(server: Server) -> int:
+    """The status of `/readyz`; 0: nobody is there."""
     try:
-        return httpx.get(f"{server.web}/readyz", timeout=5).status_code == 200
+        return httpx.get(f"{server.web}/readyz", timeout=5).status_code
     except httpx.HTTPError:
-        return False
+        return 0
 
 
 def echoes(server: Server) -> bool:
@@ -145,6 +150,7 @@ def test_several_workers_share_each_port(either: Server) -> None:
 def test_one_edge_alone_says_what_is_missing(sqlite: Server) -> None:
     with pytest.raises(RuntimeError):
         sqlite.start("--only", "api", timeout=5)
+    eventually(lambda: answers(sqlite))
     assert list(workers(sqlite).values()) == ["api"]
     answer = httpx.get(f"{sqlite.web}/readyz", timeout=5)
     assert answer.status_code == 503
