@@ -160,7 +160,8 @@ def wado(target: Target, study: str, series: str, slices: int) -> None:
     base = f"{target.web}/studies/{study}/series/{series}"
     with httpx.Client(headers=target.headers, timeout=300) as client:
         start = time.monotonic()
-        listed = client.get(f"{base}/metadata", headers={"Accept": "application/dicom+json"}).json()
+        answer = client.get(f"{base}/metadata", headers={"Accept": "application/dicom+json"})
+        listed = answer.raise_for_status().json()
         target.note("WADO metadata s", time.monotonic() - start)
         instance = listed[0]["00080018"]["Value"][0]
         accept = {"Accept": 'multipart/related; type="application/octet-stream"; transfer-syntax=*'}

@@ -172,6 +172,9 @@ def test_a_tick_that_is_killed_loses_nothing_and_does_nothing_twice(
     assert set(files(server, "hot").values()) == originals  # nobody may have lost one yet
     finished(server)
     sound(settings)
+    with open_archive(settings, process="sweep") as archive:  # copies that a kill left before their COMMIT
+        sweep(archive, older_than=timedelta(0), look_back=None)
+    assert len(files(server, "cold")) == count(engine, copied)
     derived = "SELECT count(*) FROM instance WHERE state = 'pending'"
     assert count(engine, derived) == images - SLICES  # all but those on hold
     assert count(engine, f"{derived} AND derived_from_pk IS NOT NULL") == images - SLICES

@@ -228,7 +228,7 @@ def test_a_copy_that_fails_while_it_is_sent_fails_alone(settings: Settings, monk
 def test_a_move_that_makes_no_sense_is_refused_and_nothing_is_sent(
     settings: Settings, sop_class: str, keys: bytes, status: Status
 ) -> None:
-    with destination() as to, moving(settings, to.port) as (server, peer):
+    with destination(settings) as to, moving(settings, to.port) as (server, peer):
         keep(server.archive, ct_slice())
         peer.say(wire.command(9, retrieve_command(Field.C_MOVE_RQ, sop_class, "DEST")) + wire.data_set(9, keys))
         _, [response] = peer.collect()

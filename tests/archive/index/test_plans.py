@@ -105,7 +105,7 @@ def test_a_wildcard_in_front_reads_names_and_not_studies(archive: Archive) -> No
 
 def test_an_identifier_is_looked_up_among_those_merged_away_by_its_index(archive: Archive) -> None:
     with told(archive) as texts, archive.engine.connect() as conn:
-        assert survivors(conn, "IPP1", issued=lambda issuer: True) is None
+        assert survivors(conn, ["IPP1"], issued=lambda issuer: True) is None
     assert steps_of(archive, texts) == ["SEARCH patient USING INDEX ix_patient_patient_id (patient_id=?)"]
 
 
