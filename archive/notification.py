@@ -20,6 +20,7 @@ from archive.access import SYSTEM
 from archive.audit.record import Event, record
 from archive.core import Archive
 from archive.dicom.patient_id import cx
+from archive.index.held import held_back
 from archive.instance import CURRENT, UNSEEN, Availability, CopyState, availability
 from archive.schema import instance, location, patient, series, study, tombstone
 from archive.sections import Dicom
@@ -55,7 +56,7 @@ _OF_STUDY: Select[Any] = (
         _best.label("tier"),
     )
     .select_from(instance.join(series).join(study))
-    .where(study.c.study_instance_uid == bindparam("uid"), instance.c.state.not_in(sorted(UNSEEN)))
+    .where(study.c.study_instance_uid == bindparam("uid"), instance.c.state.not_in(sorted(UNSEEN)), ~held_back())
 )
 _PURGED: Select[Any] = select(
     tombstone.c.series_instance_uid,

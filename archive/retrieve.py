@@ -16,6 +16,7 @@ from archive.audit.record import Event
 from archive.core import Archive
 from archive.dicom.patient_id import cx
 from archive.errors import Gone, StorageFailed
+from archive.index.held import held_back
 from archive.instance import CURRENT, HIDDEN, JUDGED, CopyState, State
 from archive.schema import instance, location, patient, series, study, tombstone
 from archive.schema.types import AnyRow
@@ -147,7 +148,9 @@ _REPLACED: Select[Any] = (
 )
 _PURGED = sql.select(tombstone.c.pk)
 _REJECTED = (
-    sql.select(instance.c.pk).select_from(instance.join(series).join(study)).where(instance.c.state.in_(sorted(HIDDEN)))
+    sql.select(instance.c.pk)
+    .select_from(instance.join(series).join(study))
+    .where(instance.c.state.in_(sorted(HIDDEN)), ~held_back())
 )
 _AT_ONCE = 5000  # UIDs in one statement
 

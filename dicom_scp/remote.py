@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
-from archive.access import Action, Actor, Door
+from archive.access import PEER_MAY, Actor, Door
 from archive.clock import monotonic
 from archive.core import Archive
 from archive.dicom.file_meta import FileMeta
@@ -79,7 +79,7 @@ class Remote:
     @property
     def actor(self) -> Actor:
         """The peer, as what it gives is filed and audited."""
-        return Actor(self.ae_title, self.peer.host or "", Door.DICOM, frozenset({Action.STORE}))
+        return Actor(self.ae_title, self.peer.host or "", Door.DICOM, PEER_MAY["store"])
 
     @contextmanager
     def asking(self) -> Iterator[Asking]:

@@ -25,6 +25,7 @@ from archive.index.doses import add_doses
 from archive.index.patients import contradiction
 from archive.index.references import add_references
 from archive.index.rejections import of_note
+from archive.index.write import ask_about_truncated
 from archive.instance import CopyState, State
 from archive.journal import Kind, note
 from archive.schema import dose, instance, location, patient, quarantined, reference, series, study
@@ -132,6 +133,9 @@ def replace_first(conn: Connection, arrival: Arrival, resolved: Resolved) -> dic
     }
     _swap(conn, first, new, body)
     _discard(conn, first.pk, [row for row in aside if row.pk != new.pk])
+    close_item(conn, Item.TRUNCATED, uid, at=resolved.at, **resolved.said)  # it was about the former
+    if header.truncated:
+        ask_about_truncated(conn, arrival, first.patient_pk)
     note(conn, Kind.CONFLICT, uid, {**body, **resolved.said}, at=resolved.at)
     return {name: body[name] for name in ("stands", "former", "discarded")}
 

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, or_, select, update
 
 from archive.index.correct import facts_changed
+from archive.index.rejections import settle
 from archive.instance import State
 from archive.journal import Kind, note
 from archive.schema import instance, series, study
@@ -45,12 +46,12 @@ _LEFT = select(instance.c.pk).where(instance.c.held_for == bindparam("s")).limit
 
 def waiting() -> ColumnElement[bool]:
     """A condition on `instance`: it is held back, and nobody has settled it."""
-    return and_(_held(), instance.c.held_for.is_not(None))
+    return and_(held_back(), instance.c.held_for.is_not(None))
 
 
-def _held() -> ColumnElement[bool]:
-    """Held back, or rejected while it was."""
-    return or_(instance.c.state == State.HELD, instance.c.state_before == State.HELD)
+def held_back() -> ColumnElement[bool]:
+    """A condition on `instance`: it is held back, or was rejected by a note while it was. Nobody outside knows it."""
+    return func.coalesce(instance.c.state_before, instance.c.state) == State.HELD
 
 
 def settle_held(
@@ -68,7 +69,7 @@ def settle_held(
             study.c.patient_pk,
         )
         .select_from(instance.join(series).join(study))
-        .where(_held(), or_(instance.c.held_for == subject, before))
+        .where(held_back(), or_(instance.c.held_for == subject, before))
         .order_by(instance.c.pk)
         .with_for_update(of=instance)
     ).all()
@@ -76,6 +77,7 @@ def settle_held(
         _settle(conn, row.pk, accept=accept)
         body = {"accepted": accept, "digest": row.digest, "item": subject, **resolved.said}
         note(conn, Kind.HELD, row.sop_instance_uid, body, at=resolved.at)
+    settle(conn, [row.sop_instance_uid for row in rows], at=resolved.at)  # who sees it, if a note names it
     for patient_pk in sorted({row.patient_pk for row in rows}):
         facts_changed(conn, patient_pk)
     return rows
@@ -93,6 +95,7 @@ def restore_held(conn: Connection, subject: str, body: Mapping[str, Any], at: da
         return
     if row.state == State.HELD or (row.state == State.STORED and not body["accepted"]):
         _settle(conn, row.pk, accept=body["accepted"])
+        settle(conn, [subject], at=at)
         facts_changed(conn, row.patient_pk)
     if conn.execute(_LEFT, {"s": body["item"]}).first() is None:
         close_item(conn, Item.IDENTITY_CONFLICT, body["item"], at=at, by=body["by"], resolution=body["resolution"])

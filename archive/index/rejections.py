@@ -194,9 +194,10 @@ def _change(row: AnyRow, wanted: State | None) -> dict[str, Any] | None:
     hidden = row.state in HIDDEN
     if wanted is None:
         return {"of_pk": row.pk, "new_state": row.state_before or State.STORED, "before": None} if hidden else None
-    if row.state == wanted:
-        return None
-    return {"of_pk": row.pk, "new_state": wanted, "before": row.state_before if hidden else row.state}
+    before = row.state_before if hidden else row.state
+    if before == State.HELD:  # perhaps another patient's: whoever judges quality does not see it either
+        wanted = State.REJECTED
+    return None if row.state == wanted else {"of_pk": row.pk, "new_state": wanted, "before": before}
 
 
 def _images(conn: Connection, uids: list[str]) -> dict[int, list[AnyRow]]:

@@ -121,15 +121,7 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
         add_references(conn, instance_pk, arrival.said.key_object.selected)
     settle_arrival(conn, header.sop_instance_uid, at=arrival.at)
     if header.truncated:
-        open_item(
-            conn,
-            Kind.TRUNCATED,
-            header.sop_instance_uid,
-            at=arrival.at,
-            patient_pk=patient_pk,
-            study_instance_uid=header.study_instance_uid,
-            evidence={"sop_instance_uid": header.sop_instance_uid, "source": arrival.source},
-        )
+        ask_about_truncated(conn, arrival, patient_pk)
     if not contradiction:
         apply_note(conn, arrival)
         if parents.corrections and coerces_identifier(
@@ -154,6 +146,20 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
         },
     )
     return Outcome.STORED_HELD
+
+
+def ask_about_truncated(conn: Connection, arrival: Arrival, patient_pk: int) -> None:
+    """Have a person look at an instance whose Pixel Data is cut short."""
+    header = arrival.header
+    open_item(
+        conn,
+        Kind.TRUNCATED,
+        header.sop_instance_uid,
+        at=arrival.at,
+        patient_pk=patient_pk,
+        study_instance_uid=header.study_instance_uid,
+        evidence={"sop_instance_uid": header.sop_instance_uid, "source": arrival.source},
+    )
 
 
 def apply_note(conn: Connection, arrival: Arrival) -> None:

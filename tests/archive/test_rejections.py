@@ -34,10 +34,13 @@ from archive.journal import Kind
 from archive.lifecycle.holds import add_hold, remove_hold
 from archive.lifecycle.purged import list_purges
 from archive.media import import_paths
+from archive.notification import instances
 from archive.rebuild import rebuild
 from archive.rejecting import note_file, reject, rejections, revoke_note
 from archive.schema import audit, instance, location, reference, rejection, study
+from archive.settling import settle
 from archive.storage.part10 import Part10
+from archive.work_items import How, list_items
 from migrations import upgrade
 from retention.tick import tick
 from tests.archive.lifecycle.aging import copy_of, migrated, old_study, received, states, switched
@@ -380,6 +383,24 @@ def test_what_a_note_of_retention_hid_is_brought_back_by_an_import_that_says_why
     assert not {second.SOPInstanceUID, note.SOPInstanceUID} & set(given(archive))
     (told,) = written(archive, "C")
     assert (told["retention"], told["reason"]) == ("restore purged", "expertise")
+
+
+@pytest.mark.req("REQ-IHE-09", "REQ-DCM-19")
+def test_an_image_that_is_held_back_is_shown_to_nobody_for_being_rejected(archive: Archive, actor: Actor) -> None:
+    (mine,) = slices(archive, 1)
+    strange = ct_slice(number=2, PatientID="SOMEBODY ELSE")
+    assert send(archive, strange) is Outcome.STORED_HELD
+    note = key_object(mine, ct_slice(SOPInstanceUID=strange.SOPInstanceUID), title=QUALITY)
+    send(archive, note)
+    seen = [mine.SOPInstanceUID, note.SOPInstanceUID]
+    assert given(archive, quality=True) == seen
+    assert {one.sop_instance_uid for one in instances(archive, STUDY)} == set(seen)
+    assert retrieve.why_gone(archive, study_uid=STUDY, instance_uid=strange.SOPInstanceUID) == ""
+    with archive.reading() as conn:
+        (item,) = list_items(conn, kind="identity_conflict", state="open")
+    settle(archive, item["id"], how=How.ACCEPT, reason="the same person", actor=actor)
+    assert given(archive) == [note.SOPInstanceUID]
+    assert sorted(given(archive, quality=True)) == sorted([*seen, strange.SOPInstanceUID])
 
 
 def test_an_image_that_is_held_back_stays_so_when_it_is_rejected_and_keeps_its_study(archive: Archive) -> None:

@@ -22,7 +22,7 @@ from archive.index.aside import restore_conflict
 from archive.index.doses import reports_of
 from archive.index.query import Query, find
 from archive.index.references import key_images
-from archive.ingest import Outcome
+from archive.ingest import Outcome, ingest
 from archive.instance import State
 from archive.lifecycle.compute import compute_due
 from archive.lifecycle.guard import Blocker, keeps, terms
@@ -33,11 +33,12 @@ from archive.rebuild import rebuild
 from archive.recovery import sweep, unfiled
 from archive.schema import audit, fact, instance, location, quarantined, suspension, work_item
 from archive.settling import settle
+from archive.storage.part10 import Part10
 from archive.work_items import How, list_items
 from tests.archive.lifecycle.aging import STUDY, facts, files, instances, receive, slices, spoil, study_row
 from tests.archive.lifecycle.studies import at
 from tests.archive.test_rebuild import empty
-from tests.builders import ct_slice, data_set, dose_report, key_object, new_uid
+from tests.builders import ct_slice, data_set, dose_report, key_object, new_uid, part10
 
 __all__ = ["empty"]  # a fixture
 
@@ -273,6 +274,22 @@ def test_by_policy_what_comes_last_replaces_where_nothing_speaks_against_it(sett
         assert [one["stands"] for one in details if "stands" in one] == [digest_of(second)]
         nameless = ct_slice(number=11, SOPInstanceUID=first.SOPInstanceUID, Rows=None)
         assert receive(archive, nameless) is Outcome.WITHOUT_SIZE, "what stands now is said to break its class"
+
+
+@pytest.mark.req("REQ-DCM-15")
+def test_an_image_that_was_cut_short_waits_for_nobody_once_the_whole_one_stands(archive: Archive, actor: Actor) -> None:
+    whole = ct_slice(rows=64, columns=64)
+    file = Part10(archive.hot, at=archive.real_clock())
+    file.feed(part10(whole)[:-1000])
+    assert ingest(archive, file.finish(), actor=actor) is Outcome.TRUNCATED
+    assert receive(archive, whole) is Outcome.QUARANTINED
+    settled(archive, actor, "uid_conflict", How.REPLACE)
+    assert open_items(archive, "truncated") == []
+    file = Part10(archive.hot, at=archive.real_clock())
+    file.feed(part10(whole)[:-500])
+    assert ingest(archive, file.finish(), actor=actor) is Outcome.QUARANTINED
+    settled(archive, actor, "uid_conflict", How.REPLACE)
+    assert len(open_items(archive, "truncated")) == 1
 
 
 @pytest.mark.req("REQ-DCM-15", "REQ-IHE-06", "REQ-IHE-07")

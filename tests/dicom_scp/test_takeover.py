@@ -19,6 +19,7 @@ from archive.access import SYSTEM
 from archive.config import Settings
 from archive.core import Archive, open_archive
 from archive.errors import Busy
+from archive.retrieve import select as select_images
 from archive.schema import instance, location
 from archive.takeover import Announced, Checked, Listed
 from dicom_scp.ends import ConnectionGone
@@ -26,7 +27,7 @@ from dicom_scp.remote import Remote, remote_of, requests_for, value
 from dicom_scp.takeover import Takeover, Window, fetching, windows
 from minipacs.wado import Wado
 from tests.acceptance.clients import data_set_of
-from tests.builders import ct_slice, new_uid
+from tests.builders import ct_slice, key_object, new_uid
 from tests.dicom_scp.retrieving import keep
 from tests.orthanc import Orthanc, orthanc
 
@@ -148,6 +149,20 @@ def test_what_is_here_is_not_fetched_and_what_comes_there_later_is(
     assert asked == [[objects[5].SOPInstanceUID]]
     (one,) = reported(archive, day)
     assert (one.state, one.announced, one.listed, one.already_here, one.pulled) == ("complete", 6, 6, 1, 5)
+
+
+@pytest.mark.req("REQ-IHE-09")
+@pytest.mark.parametrize("via", ["get", "wado"])
+def test_what_was_rejected_there_is_rejected_here(remote: Remote, archive: Archive, other: Orthanc, via: str) -> None:
+    day = date(2021, 2, 10 if via == "get" else 11)
+    images = a_study(f"rejected-{via}", f"{day:%Y%m%d}", series=1)
+    note = key_object(images[0], title=("113037", "Rejected for Patient Safety Reasons"))
+    other.keep(*images, note)
+    pulled(remote, day, fetch=fetching(remote, "get") if via == "get" else Wado(remote, other.web))
+    (one,) = reported(archive, day)
+    assert (one.state, one.pulled, one.why) == ("complete", 3, "")
+    given = {found.sop_instance_uid for found in select_images(archive, study_uids=[images[0].StudyInstanceUID])}
+    assert given == {images[1].SOPInstanceUID, note.SOPInstanceUID}
 
 
 def test_an_association_that_breaks_costs_nothing_that_came(remote: Remote, archive: Archive, other: Orthanc) -> None:
