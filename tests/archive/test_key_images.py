@@ -175,25 +175,3 @@ def test_a_companion_says_nothing_twice_not_even_in_an_index_made_anew(
         assert rebuild(archive, actor=actor).not_taken == []
         assert found(archive) == before
         assert noted(archive, originals[0].SOPInstanceUID) == [note.SOPInstanceUID]
-
-
-@pytest.mark.req("REQ-IHE-06", "REQ-DCM-87")
-def test_a_companion_says_nothing_twice_not_even_in_an_index_made_anew(
-    settings: Settings, tmp_path: Path, actor: Actor
-) -> None:
-    with open_archive(settings, process="test") as archive:
-        originals = old_study(archive)
-        send(archive, note := key_object(originals[0]))
-        tick(archive)
-        with archive.reading() as conn:
-            derived = instance.c.derived_from_pk.is_not(None)
-            wanted = select(instance.c.pk).where(instance.c.sop_class_uid == note.SOPClassUID, derived)
-            assert len(conn.execute(wanted).all()) == 1
-        before = found(archive)
-    url = f"sqlite:///{tmp_path / 'again.sqlite3'}"
-    upgrade(url)
-    fresh = settings.model_copy(update={"database": settings.database.model_copy(update={"url": url})})
-    with open_archive(fresh, process="test") as archive:
-        assert rebuild(archive, actor=actor).not_taken == []
-        assert found(archive) == before
-        assert noted(archive, originals[0].SOPInstanceUID) == [note.SOPInstanceUID]
