@@ -19,7 +19,7 @@ from sqlalchemy import Connection, bindparam, select
 from archive.access import Actor
 from archive.audit.record import Event, record
 from archive.core import Archive
-from archive.dicom.document import KEY_OBJECTS
+from archive.dicom.uids import KEY_OBJECTS
 from archive.errors import Conflict, InvalidRequest, Rejected, StorageFailed
 from archive.index.arrival import Arrival
 from archive.index.aside import keep_first, replace_first, set_aside

@@ -18,12 +18,11 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 
 from archive.dicom.derived import SUFFIX
+from archive.dicom.document import NO_SELECTION
 from archive.dicom.equipment import Equipment
 from archive.dicom.uids import KEY_OBJECTS, WITH_COMPANIONS, new_uid
 from archive.policy import local_time
 
-# A copy of a rejection would reject, a copy of a manifest would publish: those stand for themselves.
-_NO_SELECTION: Final = frozenset({"113001", "113030", "113031", "113037", "113038", "113039"})
 # What names where something came from, or what it was: history, not references to follow.
 _HISTORY: Final = frozenset({0x00082112, 0x00209172, 0x0040A360, 0x00420013, 0x04000561})
 _DROPPED: Final = (0x00080014, 0x4FFE0001, 0xFFFAFFFA)  # Instance Creator UID, signatures of other bytes
@@ -110,8 +109,9 @@ def _named(ds: Dataset) -> Iterator[str]:
 def _stands_for_itself(ds: Dataset) -> bool:
     if str(ds.SOPClassUID) != KEY_OBJECTS:
         return False
+    # a copy of a rejection would reject, a copy of a manifest would publish
     titles = [str(one.get("CodeValue", "")) for one in ds.get("ConceptNameCodeSequence") or ()]
-    return bool(_NO_SELECTION.intersection(titles))
+    return bool(NO_SELECTION.intersection(titles))
 
 
 def _renamed(ds: Dataset, copies: Mapping[str, Copy]) -> int:

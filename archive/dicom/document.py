@@ -12,8 +12,10 @@ from archive.dicom.json import JsonReader
 from archive.dicom.source import Source
 from archive.dicom.tree import top_level, unfold
 from archive.errors import UnreadableInstance
+from archive.instance import Rejection
 
-KEY_OBJECTS: Final = "1.2.840.10008.5.1.4.1.1.88.59"
+# Titles of CID 7010 that select nothing: rejections, and manifests.
+NO_SELECTION: Final = frozenset({*Rejection, "113030", "113031"})
 MAX_BYTES: Final = 16 << 20  # of a document; some ten thousand references, some thousand irradiation events
 _TITLE, _EVIDENCE, _OTHER_EVIDENCE, _CONTENT = 0x0040A043, 0x0040A375, 0x0040A385, 0x0040A730
 _TEMPLATE = 0x0040A504

@@ -13,14 +13,12 @@ from typing import Any, Final
 import orjson
 from sqlalchemy import BindParameter, Connection, Select, bindparam, select
 
-from archive.dicom.document import Reference, code_of, text_of
-from archive.instance import CURRENT, KNOWN, Rejection, State
+from archive.dicom.document import NO_SELECTION, Reference, code_of, text_of
+from archive.instance import CURRENT, KNOWN, State
 from archive.schema import instance, reference, series, study
 from archive.schema.types import AnyRow
 
 _BATCH = 500
-# Titles of CID 7010 that select nothing: rejections, and manifests (113030, 113031).
-NO_SELECTION: Final = frozenset({*Rejection, "113030", "113031"})
 _PRESENTATION_STATES: Final = "1.2.840.10008.5.1.4.1.1.11."
 _UIDS: BindParameter[Sequence[str]] = bindparam("uids", expanding=True)
 _PKS: BindParameter[Sequence[int]] = bindparam("pks", expanding=True)

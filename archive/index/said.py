@@ -5,10 +5,11 @@ from __future__ import annotations
 import structlog
 
 from archive.dicom.attributes import Level
-from archive.dicom.document import KEY_OBJECTS, MAX_BYTES, code_of, key_object, read_content
+from archive.dicom.document import MAX_BYTES, code_of, key_object, read_content
 from archive.dicom.dose import DOSE_REPORTS, doses
 from archive.dicom.dose import MAX_BYTES as MAX_REPORT_BYTES
 from archive.dicom.header import Header
+from archive.dicom.uids import KEY_OBJECTS
 from archive.errors import UnreadableInstance
 from archive.index.arrival import Said
 from archive.instance import Rejection
