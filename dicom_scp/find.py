@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from datetime import timezone
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 from archive.access import Action, demand
 from archive.audit.record import Event, Outcome, refused
@@ -22,7 +23,7 @@ from archive.index.computed import INSTANCE_AVAILABILITY
 from archive.index.match import Key, is_asking
 from archive.index.query import TIMEZONE_OFFSET, Query
 from archive.index.zones import zone_of
-from dicom_scp.identifier import Asked, Encoder, Field, Identifier, decode
+from dicom_scp.identifier import Asked, Encoder, Field, Identifier, Row, decode
 from dicom_scp.messages import Answer, FindRequest
 from dicom_scp.status import Status
 
@@ -54,13 +55,6 @@ class _Form:
     whole: bool  # every element is known; else it is left out of the answers (REQ-DCM-30)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    query: Query
-    form: _Form
-    pending: Status
-
-
 def find(request: FindRequest, archive: Archive) -> Generator[Answer, None, None]:
     """Answer one C-FIND-RQ: a pending answer for each match, then the last. Closing the iterator ends the query.
 
@@ -71,39 +65,61 @@ def find(request: FindRequest, archive: Archive) -> Generator[Answer, None, None
         UnreadableInstance, InvalidQuery: the identifier cannot be read, or breaks the rules of its model.
         Unavailable: the index cannot be read, or the query cannot be audited.
     """
-    demand_query(request, archive, Action.FIND)
+    return answers(request, archive, _plan, may=Action.FIND)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request that was understood: the rows that match on a connection, in the form in which they are asked for, and
+    the status of each. `encoder` is told the encoding and the character sets of the request."""
+
+    rows: Callable[[Any], Iterable[Row]]
+    encoder: Callable[[Encoding, tuple[str, ...]], Encoder]
+    pending: Status
+    unit: str = "matches"  # of what is found, in the words of an answer
+
+
+def answers(
+    request: FindRequest,
+    archive: Archive,
+    plan_of: Callable[[FindRequest, Identifier, Archive], Plan],
+    *,
+    may: Action,
+) -> Generator[Answer, None, None]:
+    """What every C-FIND has in common: who may ask, the audit of the query, the limit, the last answer. See `find`."""
+    _demand(request, archive, may)
     encoding = encoding_of(request.transfer_syntax_uid)
     settings = archive.settings.dicom
     try:
         identifier = decode(request.identifier, encoding, default_charset=settings.default_charset)
-        plan = _plan(request, identifier, archive)
+        plan = plan_of(request, identifier, archive)
     except Rejected:
-        audit_query(archive.commit, request.actor, parameters=parameters_of(request), outcome=Outcome.MINOR_FAILURE)
+        audit_query(archive.commit, request.actor, parameters=_parameters(request), outcome=Outcome.MINOR_FAILURE)
         raise
-    audit_query(archive.commit, request.actor, parameters=parameters_of(request))  # queued before the answer (law 4)
-    answers = _encoder(plan.form, encoding, identifier.charsets)
+    audit_query(archive.commit, request.actor, parameters=_parameters(request))  # queued before the answer (law 4)
+    encoder = plan.encoder(encoding, identifier.charsets)
     with archive.reading() as conn:
-        for number, row in enumerate(index.find(conn, plan.query)):
+        for number, row in enumerate(plan.rows(conn)):
             if number == settings.find_limit:
                 yield Answer(
-                    Status.OUT_OF_RESOURCES, comment=f"more than {settings.find_limit} matches: narrow the query"
+                    Status.OUT_OF_RESOURCES, comment=f"more than {settings.find_limit} {plan.unit}: narrow the query"
                 )
                 return
-            yield Answer(plan.pending, answers.encode(row))
+            yield Answer(plan.pending, encoder.encode(row))
         conn.commit()  # nothing was written; after a rollback PostgreSQL's driver would prepare statements anew
     yield Answer(Status.SUCCESS)
 
 
-def demand_query(request: FindRequest, archive: Archive, action: Action) -> None:
+def _demand(request: FindRequest, archive: Archive, action: Action) -> None:
     """Raise NotAllowed when the peer may not ask this; the refusal is audited before (law 4)."""
     try:
         demand(request.actor, action)
     except NotAllowed as error:
-        refused(archive.commit, request.actor, Event.QUERY, "E", reason=str(error), detail=parameters_of(request))
+        refused(archive.commit, request.actor, Event.QUERY, "E", reason=str(error), detail=_parameters(request))
         raise
 
 
-def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> _Plan:
+def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> Plan:
     level = _level(request, identifier)
     strict = archive.settings.dicom.strict_hierarchy
     if not request.relational:
@@ -130,7 +146,7 @@ def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> _Pl
         limit=archive.settings.dicom.find_limit + 1,
         quality=Action.QUALITY in request.actor.may,
     )
-    return _Plan(query, form, pending)
+    return Plan(partial(index.find, query=query), partial(_encoder, form), pending)
 
 
 @lru_cache(maxsize=256)
@@ -224,7 +240,7 @@ def nested_of(asked: Asked) -> tuple[Field, ...] | None:
     return fields or None
 
 
-def parameters_of(request: FindRequest) -> dict[str, str]:
+def _parameters(request: FindRequest) -> dict[str, str]:
     """What was asked (PS3.15 A.5.3.10), as it came: nothing of the answers."""
     return {
         "sop_class": request.sop_class_uid,

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from functools import partial
 
 from archive.access import Action
-from archive.audit.record import Outcome
 from archive.core import Archive
 from archive.dicom.charset import SPECIFIC_CHARACTER_SET
-from archive.dicom.elements import encoding_of
-from archive.errors import Rejected
-from archive.index.asked import audit_query
+from archive.dicom.elements import Encoding
 from archive.index.match import Key, is_asking
 from archive.workflow import worklist
 from archive.workflow.item import OF_STEP, RETURNABLE, STEP
 from archive.workflow.worklist import Query
-from dicom_scp.find import demand_query, key_of, nested_of, parameters_of
-from dicom_scp.identifier import Asked, Encoder, Field, Identifier, decode
+from dicom_scp.find import Plan, answers, key_of, nested_of
+from dicom_scp.identifier import Asked, Encoder, Field, Identifier
 from dicom_scp.messages import Answer, FindRequest
 from dicom_scp.status import Status
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    query: Query
-    fields: tuple[Field, ...]
-    pending: Status
 
 
 def find(request: FindRequest, archive: Archive) -> Generator[Answer, None, None]:
@@ -39,30 +29,10 @@ def find(request: FindRequest, archive: Archive) -> Generator[Answer, None, None
         UnreadableInstance, InvalidQuery: the identifier cannot be read, or a key's value is none of its VR.
         Unavailable: the index cannot be read, or the query cannot be audited.
     """
-    demand_query(request, archive, Action.WORKLIST)
-    encoding = encoding_of(request.transfer_syntax_uid)
-    settings = archive.settings.dicom
-    try:
-        identifier = decode(request.identifier, encoding, default_charset=settings.default_charset)
-        plan = _plan(request, identifier, archive)
-    except Rejected:
-        audit_query(archive.commit, request.actor, parameters=parameters_of(request), outcome=Outcome.MINOR_FAILURE)
-        raise
-    audit_query(archive.commit, request.actor, parameters=parameters_of(request))  # queued before the answer (law 4)
-    answers = Encoder(plan.fields, encoding, charsets=identifier.charsets)
-    with archive.reading() as conn:
-        for number, item in enumerate(worklist.find(conn, plan.query)):
-            if number == settings.find_limit:
-                yield Answer(
-                    Status.OUT_OF_RESOURCES, comment=f"more than {settings.find_limit} items: narrow the query"
-                )
-                return
-            yield Answer(plan.pending, answers.encode(item))
-        conn.commit()  # nothing was written; see dicom_scp.find
-    yield Answer(Status.SUCCESS)
+    return answers(request, archive, _plan, may=Action.WORKLIST)
 
 
-def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> _Plan:
+def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> Plan:
     """What is asked for and what is given back; what is not supported is left out, and said with FF01."""
     keys: list[Key] = []
     fields: list[Field] = []
@@ -89,7 +59,11 @@ def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> _Pl
             keys.append(key)
     settings = archive.settings.dicom
     query = Query(tuple(keys), stations=settings.stations(), limit=settings.find_limit + 1)
-    return _Plan(query, tuple(fields), pending)
+
+    def encoder(encoding: Encoding, charsets: tuple[str, ...]) -> Encoder:
+        return Encoder(fields, encoding, charsets=charsets)
+
+    return Plan(partial(worklist.find, query=query), encoder, pending, unit="items")
 
 
 def _step(asked: Asked) -> list[Asked]:

@@ -24,7 +24,6 @@ PAIRS = (  # date, time
     (0x00400244, 0x00400245),  # performed procedure step
 )
 DATES = frozenset(date for date, _ in PAIRS)
-TAGS = frozenset(tag for pair in PAIRS for tag in pair)
 _OFFSET = re.compile(r"([+-])(0\d|1[0-4])([0-5]\d)")
 Row = Mapping[str, Any]
 
