@@ -18,12 +18,12 @@ from archive import jobs
 from archive.access import SYSTEM, Action, Actor, Door, demand
 from archive.audit.record import Event, record
 from archive.core import Archive
-from archive.dicom.patient_id import cx
 from archive.errors import Conflict, InvalidRequest, NotFound
+from archive.index.patients import owner_of
 from archive.instance import HIDDEN, State
 from archive.jobs import Job
 from archive.retrieve import select as select_stored
-from archive.schema import instance, job, patient, sending, study
+from archive.schema import instance, job, sending
 from archive.sections import Forward, Peer
 
 KIND = "dicom.send"
@@ -158,13 +158,7 @@ def _gathered(conn: Connection, rule: Forward, study_uid: str, *, at: datetime) 
     if conn.execute(update(sending).where(*mine).values(job_pk=id)).rowcount == 0:
         conn.execute(delete(job).where(job.c.pk == id))
         return False
-    whose = conn.execute(
-        select(patient.c.patient_id, patient.c.issuer)
-        .join_from(study, patient)
-        .where(study.c.study_instance_uid == study_uid)
-    ).first()
-    named = cx(whose.patient_id, whose.issuer) if whose is not None else None
-    _begun(conn, SYSTEM, id, rule.to, study=study_uid, patient=named, rule=rule.name)
+    _begun(conn, SYSTEM, id, rule.to, study=study_uid, patient=owner_of(conn, study_uid), rule=rule.name)
     return True
 
 

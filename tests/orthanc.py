@@ -44,11 +44,12 @@ class Orthanc:
 
 
 @contextmanager
-def orthanc(folder: Path, *, find_limit: int = 0, move_to: int = 104) -> Iterator[Orthanc]:
-    """Start one; `find_limit` is its LimitFindResults, `move_to` the port of MINIPACS, to which it moves."""
+def orthanc(folder: Path, *, dicom_port: int = 0, find_limit: int = 0, move_to: int = 104) -> Iterator[Orthanc]:
+    """Start one, on `dicom_port` or a port that is free; `find_limit` is its LimitFindResults, `move_to` the port of
+    MINIPACS, to which it moves."""
     need("Orthanc")
     folder.mkdir()
-    found = Orthanc(free_port(), f"http://127.0.0.1:{free_port()}", folder)
+    found = Orthanc(dicom_port or free_port(), f"http://127.0.0.1:{free_port()}", folder)
     configuration = {
         "StorageDirectory": str(folder),
         "IndexDirectory": str(folder),

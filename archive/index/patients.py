@@ -8,9 +8,10 @@ import orjson
 from sqlalchemy import Connection, bindparam, select
 
 from archive.authorities import identity_key
+from archive.dicom.patient_id import cx
 from archive.index.arrival import Claim
 from archive.index.ordered import patient_for_images
-from archive.schema import patient
+from archive.schema import patient, study
 from archive.schema.prepared import Prepared
 from archive.schema.upsert import insert_in
 from archive.work_items import Kind, open_item
@@ -25,6 +26,13 @@ _ADD = Prepared(
         *("identity_key", "patient_id", "issuer", "patient_name", "birth_date", "sex", "provisional", "attributes"),
         "created_at",
     ),
+)
+
+
+_OWNER = (
+    select(patient.c.patient_id, patient.c.issuer)
+    .join_from(study, patient)
+    .where(study.c.study_instance_uid == bindparam("uid"))
 )
 
 
@@ -44,6 +52,12 @@ def patient_of(conn: Connection, claim: Claim) -> int:
     heard of them."""
     found = _ordered(conn, claim) or _known(conn, claim)
     return found if found is not None else _add(conn, claim)
+
+
+def owner_of(conn: Connection, study_instance_uid: str) -> str | None:
+    """The patient of a study, as an audit row names them; None: there is no such study."""
+    row = conn.execute(_OWNER, {"uid": study_instance_uid}).first()
+    return None if row is None else cx(row.patient_id, row.issuer)
 
 
 def contradiction(conn: Connection, claim: Claim, filed: Filed) -> str:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections import defaultdict
 from datetime import datetime
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from archive.access import Actor
 from archive.audit.record import Event, record
-from archive.dicom.patient_id import cx
+from archive.index.patients import owner_of
 from archive.index.rejections import note_rejection, of_note, revoked_with
-from archive.schema import patient, study
 from archive.workflow.availability import announce
 
 _TOLD = 100  # UIDs in one audit row; the note has them all
@@ -47,11 +46,6 @@ def tell(
         by_study[row.study_instance_uid].append(row.sop_instance_uid)
     for uid, instances in by_study.items():
         announce(conn, uid, at=now)
-        owner = conn.execute(
-            select(patient.c.patient_id, patient.c.issuer)
-            .join_from(study, patient)
-            .where(study.c.study_instance_uid == uid)
-        ).first()
         said = {
             "rejection": "revoked" if revoked else "rejected",
             "code": code,
@@ -65,7 +59,7 @@ def tell(
             actor,
             Event.INSTANCES_ACCESSED,
             "U" if revoked else "D",
-            patient=None if owner is None else cx(owner.patient_id, owner.issuer),
+            patient=owner_of(conn, uid),
             study=uid,
             detail=said,
         )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,9 @@ import httpx
 import pydicom
 import pytest
 
-from tests.acceptance.clients import CT, DCMTK, data_set_of
-from tests.conftest import need
+from tests.acceptance.clients import CT, data_set_of
 from tests.dicom_scp.listening import Listener, listening
+from tests.orthanc import orthanc as started
 from tests.server import Server, free_port
 
 
@@ -70,33 +68,12 @@ def server(
 
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory: pytest.TempPathFactory, server: Server, orthanc_port: int) -> Iterator[Orthanc]:
-    need("Orthanc")
-    folder = tmp_path_factory.mktemp("orthanc")
-    http = free_port()
-    configuration = {
-        "StorageDirectory": str(folder),
-        "IndexDirectory": str(folder),
-        "DicomAet": "ORTHANC",
-        "DicomPort": orthanc_port,
-        "HttpPort": http,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "DicomModalities": {"minipacs": ["MINIPACS", "127.0.0.1", server.dicom_port]},
-    }
-    (folder / "orthanc.json").write_text(json.dumps(configuration))
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log, env=DCMTK)
-    with httpx.Client(base_url=f"http://127.0.0.1:{http}", timeout=60) as rest:
-        try:
-            for _ in range(300):
-                with suppress(httpx.HTTPError):
-                    if rest.get("/system").status_code == 200:
-                        break
-                time.sleep(0.1)
-            yield Orthanc(rest)
-        finally:
-            process.terminate()
-            process.wait(30)
+    folder = tmp_path_factory.mktemp("orthanc") / "data"
+    with (
+        started(folder, dicom_port=orthanc_port, move_to=server.dicom_port) as running,
+        httpx.Client(base_url=running.url, timeout=60) as rest,
+    ):
+        yield Orthanc(rest)
 
 
 @pytest.mark.req("REQ-DCM-50", "REQ-DCM-51", "REQ-DCM-55")
