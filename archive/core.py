@@ -25,7 +25,7 @@ from archive.errors import IndexUnavailable, StorageFailed
 from archive.journal import FactJournal, complete, is_waiting, unknown, unwritten
 from archive.recognition import Recognition
 from archive.schema import REVISION, location
-from archive.schema.prepared import quote_nothing
+from archive.schema.prepared import quote_nothing, run_text
 from archive.storage import marker
 from archive.storage.filesystem import Tier
 
@@ -131,15 +131,14 @@ def make_engine(url: str) -> Engine:
             "foreign_keys=ON",
             "case_sensitive_like=ON",
             "cache_size=-16384",
+            "wal_autocheckpoint=4000",  # 16 MB: pages that change again and again are copied back once
         ):
             dbapi.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")
     def _begin(conn: Connection) -> None:
-        if conn.get_execution_options().get("minipacs_write"):
-            conn.exec_driver_sql("BEGIN IMMEDIATE")  # may wait for another process, and fail
-        else:
-            conn.connection.cursor().execute("BEGIN")  # touches no file yet
+        # IMMEDIATE may wait for another process, and fail; a reader's BEGIN touches no file yet
+        run_text(conn, "BEGIN IMMEDIATE" if conn.get_execution_options().get("minipacs_write") else "BEGIN")
 
     return engine
 

@@ -76,6 +76,7 @@ _IN_ITS_STEAD = (  # of an original that was replaced: the copies of its derived
         location.c.state == CopyState.OK,
     )
 )
+_LARGE_BYTES = 1 << 16
 _SOURCES = {Door.DICOM: "network", Door.COMMAND: "media"}
 
 
@@ -96,6 +97,8 @@ def ingest(archive: Archive, incoming: Incoming, *, actor: Actor, scope: str = "
         Unavailable: nothing was promised; sending again may help.
     """
     try:
+        if incoming.file_bytes >= _LARGE_BYTES:
+            incoming.begin_flush()  # the disk writes while the header is read
         header = _header(archive, incoming)
         offset, length = incoming.data_set_offset, incoming.data_set_bytes
         charset = archive.settings.dicom.default_charset
@@ -266,7 +269,7 @@ def _refuse(archive: Archive, arrival: Arrival, actor: Actor, error: Rejected) -
 
 
 def _roots(archive: Archive) -> dict[str, str]:
-    return {tier.name: str(tier.root) for tier in (archive.hot, archive.cold)}
+    return {tier.name: tier.path("") for tier in (archive.hot, archive.cold)}
 
 
 def _notify(archive: Archive) -> Notify | None:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import pydicom
 import structlog
 from sqlalchemy import bindparam, select
 
@@ -117,7 +116,9 @@ def not_needed(archive: Archive, path: str) -> bool:
         return True
     absolute = archive.cold.path(path)
     if arrival.header.sop_class_uid in WITH_COMPANIONS:
-        return any(_is_good(archive, row) for row in _good(archive, predecessor(pydicom.dcmread(absolute))))
+        from pydicom import dcmread
+
+        return any(_is_good(archive, row) for row in _good(archive, predecessor(dcmread(absolute))))
     return any(
         row.tier == "hot" and row.digest == row.received_digest and _is_good(archive, row)
         for source in _sources(absolute)
@@ -137,7 +138,9 @@ def _is_good(archive: Archive, row: AnyRow) -> bool:
 
 def _sources(path: str) -> list[str]:
     """What a lossy copy was made from: Source Image Sequence (0008,2112), of one item."""
-    ds = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SourceImageSequence", "DerivationCodeSequence"])
+    from pydicom import dcmread
+
+    ds = dcmread(path, stop_before_pixels=True, specific_tags=["SourceImageSequence", "DerivationCodeSequence"])
     if not any(item.get("CodeValue") == _LOSSY for item in ds.get("DerivationCodeSequence") or ()):
         return []
     sources = [str(item.get("ReferencedSOPInstanceUID", "")) for item in ds.get("SourceImageSequence") or ()]

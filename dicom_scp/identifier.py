@@ -15,9 +15,10 @@ from typing import Any
 
 from archive.dicom import values
 from archive.dicom.charset import SPECIFIC_CHARACTER_SET, UTF8, choose, encode, terms
+from archive.dicom.dictionary import public_vr
 from archive.dicom.elements import IMPLICIT_LE, LONG, Encoding
 from archive.dicom.source import Source
-from archive.dicom.tree import Element, parse, public_vr
+from archive.dicom.tree import Element, parse
 
 _IMPLICIT = struct.Struct("<HHI").unpack_from
 _REMEMBERED_BYTES = 64  # of a value

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from archive.access import PEER_MAY, Actor, Door
 from archive.clock import monotonic
 from archive.core import Archive
+from archive.dicom.dictionary import public_vr, tag_of
 from archive.dicom.file_meta import FileMeta
 from archive.dicom.syntaxes import DEFLATED_LE, EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE, JPEG, RLE
 from archive.errors import Unavailable, UnreadableInstance
@@ -234,9 +234,9 @@ def identifier(**keys: str) -> Row:
     """Keywords and values as DICOM JSON; several values are separated by backslashes."""
     found: Row = {}
     for keyword, text in keys.items():
-        tag = tag_for_keyword(keyword)
+        tag = tag_of(keyword)
         assert tag is not None, keyword
-        vr = dictionary_VR(tag)
+        vr = public_vr(tag)
         values = text.split("\\") if text else []
         content = [{"Alphabetic": one} for one in values] if vr == "PN" else values
         found[f"{tag:08X}"] = {"vr": vr, **({"Value": content} if content else {})}
@@ -245,7 +245,7 @@ def identifier(**keys: str) -> Row:
 
 def value(row: Row, keyword: str) -> str:
     """The first value of an answer as text; "" when it has none."""
-    tag = tag_for_keyword(keyword)
+    tag = tag_of(keyword)
     assert tag is not None, keyword
     content = row.get(f"{tag:08X}", {}).get("Value") or [""]
     first = content[0]

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import orjson
 import structlog
 from sqlalchemy import Connection, bindparam, desc, insert, select, update
 
@@ -88,13 +89,16 @@ class Row:
 
 def time_text(time: datetime) -> str:
     """The canonical form of a time: UTC, microseconds, `Z`."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "Z"
+    return time.astimezone(UTC).isoformat(timespec="microseconds")[: -len("+00:00")] + "Z"
 
 
 def digest_of(values: list[str | int | None]) -> str:
     """SHA-256 of the canonical JSON of `values`, in hexadecimal."""
-    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    try:
+        text = orjson.dumps(values)
+    except TypeError:  # lone surrogates, or a number beyond 64 bits: in a row that somebody has altered
+        text = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(text).hexdigest()
 
 
 def genesis(chain: str, *, opened_at: str, process: str, follows: str) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from enum import IntEnum, StrEnum
 
+import orjson
 from sqlalchemy import Connection
 
 from archive.access import Actor
@@ -108,7 +109,7 @@ def record(
             door=str(actor.door),
             patient=storable(patient) if patient else None,
             study=None if study is None else storable(study),
-            detail=storable(json.dumps(dict(detail or {}), ensure_ascii=False, separators=(",", ":"))),
+            detail=_text_of(detail or {}),
         ),
         settled=settled,
     )
@@ -134,6 +135,13 @@ def refused(
     commit.run(
         lambda conn: record(conn, actor, event, action, outcome=outcome, patient=patient, study=study, detail=facts)
     )
+
+
+def _text_of(detail: Mapping[str, object]) -> str:
+    try:
+        return storable(orjson.dumps(dict(detail)).decode())
+    except TypeError:  # lone surrogates
+        return storable(json.dumps(dict(detail), ensure_ascii=False, separators=(",", ":")))
 
 
 def storable(text: str) -> str:

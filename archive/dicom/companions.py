@@ -11,17 +11,16 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
-
-from pydicom import dcmwrite
-from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence as Items
+from typing import TYPE_CHECKING, Final
 
 from archive.dicom.derived import SUFFIX
 from archive.dicom.document import NO_SELECTION
 from archive.dicom.equipment import Equipment
 from archive.dicom.uids import KEY_OBJECTS, WITH_COMPANIONS, new_uid
 from archive.policy import local_time
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 # What names where something came from, or what it was: history, not references to follow.
 _HISTORY: Final = frozenset({0x00082112, 0x00209172, 0x0040A360, 0x00420013, 0x04000561})
@@ -85,6 +84,9 @@ def predecessor(ds: Dataset) -> str:
 
 def encoded(ds: Dataset) -> bytes:
     """The data set of a companion in Explicit VR Little Endian, group 0002 excluded."""
+    from pydicom import dcmwrite
+    from pydicom.dataset import Dataset
+
     buffer = io.BytesIO()
     plain = Dataset(ds)
     dcmwrite(buffer, plain, implicit_vr=False, little_endian=True, enforce_file_format=False)
@@ -116,6 +118,8 @@ def _stands_for_itself(ds: Dataset) -> bool:
 
 def _renamed(ds: Dataset, copies: Mapping[str, Copy]) -> int:
     """Name copies at every depth; how many names that were."""
+    from pydicom.sequence import Sequence as Items
+
     count = 0
     for element in list(ds):
         if element.VR != "SQ" or element.tag in _HISTORY or not element.value:
@@ -135,6 +139,8 @@ def _renamed(ds: Dataset, copies: Mapping[str, Copy]) -> int:
 
 def _by_series(item: Dataset, copies: Mapping[str, Copy]) -> list[Dataset]:
     """A series and the instances named in it, parted where copies are in series of their own."""
+    from pydicom.sequence import Sequence as Items
+
     named = [element for element in item if element.VR == "SQ" and any(_SOP_INSTANCE in one for one in element.value)]
     if len(named) != 1:
         return [item]
@@ -157,6 +163,8 @@ def _described(before: str) -> str:
 
 
 def _reference(ds: Dataset) -> Dataset:
+    from pydicom.dataset import Dataset
+
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = ds.SOPClassUID, ds.SOPInstanceUID
     return item
@@ -164,6 +172,8 @@ def _reference(ds: Dataset) -> Dataset:
 
 def _document(ds: Dataset) -> Dataset:
     """A document in its study and series (PS3.3 C.17.2.1)."""
+    from pydicom.dataset import Dataset
+
     study, series = Dataset(), Dataset()
     series.SeriesInstanceUID = ds.SeriesInstanceUID
     series.ReferencedSOPSequence = [_reference(ds)]
@@ -173,6 +183,8 @@ def _document(ds: Dataset) -> Dataset:
 
 
 def _contribution(equipment: Equipment, when: datetime) -> Dataset:
+    from pydicom.dataset import Dataset
+
     item, purpose = Dataset(), Dataset()
     purpose.CodeValue, purpose.CodingSchemeDesignator, purpose.CodeMeaning = "109102", "DCM", "Processing Equipment"
     item.PurposeOfReferenceCodeSequence = [purpose]

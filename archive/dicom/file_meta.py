@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 from archive.errors import UnreadableInstance
 
@@ -30,18 +31,22 @@ def _element(element: int, vr: bytes, value: bytes, pad: bytes = b"\0") -> bytes
 
 def file_head(meta: FileMeta) -> bytes:
     """Preamble, prefix and File Meta Information of a PS3.10 file."""
-    group = b"".join(
-        (
-            _element(0x0001, b"OB", b"\0\1"),
-            _element(0x0002, b"UI", meta.sop_class_uid.encode("ascii", "replace")),
-            _element(0x0003, b"UI", meta.sop_instance_uid.encode("ascii", "replace")),
-            _element(0x0010, b"UI", meta.transfer_syntax_uid.encode("ascii", "replace")),
-            _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode()),
-            _element(0x0013, b"SH", IMPLEMENTATION_VERSION.encode(), b" "),
-            _element(0x0016, b"AE", meta.source_ae.encode("ascii", "replace")[:16], b" ") if meta.source_ae else b"",
-        )
-    )
+    before, after = _around(meta.sop_class_uid, meta.transfer_syntax_uid, meta.source_ae)
+    group = before + _element(0x0003, b"UI", meta.sop_instance_uid.encode("ascii", "replace")) + after
     return bytes(128) + b"DICM" + _element(0x0000, b"UL", struct.pack("<I", len(group))) + group
+
+
+@lru_cache(maxsize=256)
+def _around(sop_class_uid: str, transfer_syntax_uid: str, source_ae: str) -> tuple[bytes, bytes]:
+    """The elements before the SOP Instance UID, and those after it: the same in a whole series."""
+    before = _element(0x0001, b"OB", b"\0\1") + _element(0x0002, b"UI", sop_class_uid.encode("ascii", "replace"))
+    after = (
+        _element(0x0010, b"UI", transfer_syntax_uid.encode("ascii", "replace")),
+        _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode()),
+        _element(0x0013, b"SH", IMPLEMENTATION_VERSION.encode(), b" "),
+        _element(0x0016, b"AE", source_ae.encode("ascii", "replace")[:16], b" ") if source_ae else b"",
+    )
+    return before, b"".join(after)
 
 
 def data_set_offset(path: str) -> int:

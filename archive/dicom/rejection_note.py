@@ -9,11 +9,10 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any, Final
 
-from pydicom.uid import UID
-
 from archive.dicom import encode
 from archive.dicom.charset import SPECIFIC_CHARACTER_SET, UTF8
 from archive.dicom.derived import Json, code
+from archive.dicom.dictionary import name_of_uid
 from archive.dicom.elements import EXPLICIT_LE
 from archive.dicom.equipment import Equipment
 from archive.dicom.file_meta import FileMeta, file_head
@@ -164,7 +163,7 @@ def _reference(one: Rejected) -> Json:
 
 def _value_type(sop_class_uid: str) -> str:
     """How a content item refers to such an object (PS3.3 C.17.3.2.1)."""
-    name = UID(sop_class_uid).name
+    name = name_of_uid(sop_class_uid)
     if "Image" in name or "Segmentation Storage" in name or "Parametric Map" in name:
         return "IMAGE"
     return "WAVEFORM" if sop_class_uid.startswith(_WAVEFORMS) else "COMPOSITE"

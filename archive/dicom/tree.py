@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
-from pydicom.datadict import dictionary_VR, private_dictionary_VR
-
+from archive.dicom.dictionary import private_vr, public_vr
 from archive.dicom.elements import (
     IMPLICIT_LE,
     ITEM,
@@ -199,24 +197,5 @@ def _known_vr(tag: int, creators: dict[int, str]) -> str:
         element = tag & 0xFFFF
         if element <= 0xFF:
             return "LO" if element >= 0x10 else "UL" if element == 0 else "UN"
-        return _private_vr(tag, creators.get(element >> 8, ""))
+        return private_vr(tag, creators.get(element >> 8, ""))
     return public_vr(tag)
-
-
-@lru_cache(maxsize=4096)
-def public_vr(tag: int) -> str:
-    """The VR of a standard element; UN when the dictionary does not know it. May be ambiguous, as "US or SS"."""
-    if tag & 0xFFFF == 0:
-        return "UL"
-    try:
-        return str(dictionary_VR(tag))
-    except KeyError:
-        return "UN"
-
-
-@lru_cache(maxsize=4096)
-def _private_vr(tag: int, creator: str) -> str:
-    try:
-        return str(private_dictionary_VR(tag, creator)) if creator else "UN"
-    except KeyError:
-        return "UN"

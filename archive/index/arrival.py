@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from archive.authorities import Authorities, identity_key
@@ -44,7 +45,7 @@ class Notify:
     at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Claim:
     """What something says of whom it is: an image by its header, a performed procedure step by its attributes."""
 
@@ -56,11 +57,11 @@ class Claim:
     authorities: Authorities  # who assigns identifiers
     at: datetime
 
-    @property
+    @cached_property
     def patient_id(self) -> str:
         return str(self.keys.get("patient_id") or "")
 
-    @property
+    @cached_property
     def said_issuer(self) -> str:
         """Who assigned the Patient ID, as it says and the index spells it; "" when it does not say."""
         named = str(self.keys.get("issuer") or "")
@@ -71,7 +72,7 @@ class Claim:
             break
         return self.authorities.issuer(named, oid) if named or oid else ""
 
-    @property
+    @cached_property
     def issuer(self) -> str:
         """Who assigned the Patient ID, or is assumed to; "" when nobody is."""
         return self.said_issuer or self.authorities.assumed
@@ -89,7 +90,7 @@ class Claim:
         return identity_key(self.patient_id, self.issuer)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Arrival:
     """A file that is durable and named, and what is to be said of it."""
 
@@ -113,7 +114,7 @@ class Arrival:
         """Who sent a file that was found, as its group 0002 says; "" when it does not, or it was not found."""
         return self.source.removeprefix(RECOVERED) if self.source.startswith(RECOVERED) else ""
 
-    @property
+    @cached_property
     def claim(self) -> Claim:
         """Whose it is, by its header."""
         return Claim(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import Connection, Table, bindparam, or_, select, update
@@ -16,22 +16,29 @@ from archive.schema import patient, series, study
 from archive.schema.prepared import Prepared
 from archive.schema.upsert import insert_in
 
+_FILED = (
+    study.c.pk,
+    study.c.study_instance_uid,
+    study.c.policy_version,
+    patient.c.pk,
+    patient.c.patient_id,
+    patient.c.issuer,
+    patient.c.corrections,
+    study.c.corrections,
+)
+_LOCK: dict[str, Any] = {"read": True, "key_share": True, "of": [study, patient]}  # see archive.lifecycle.compute
 _PARENTS = Prepared(
-    select(
-        series.c.pk,
-        study.c.pk,
-        study.c.study_instance_uid,
-        study.c.policy_version,
-        patient.c.pk,
-        patient.c.patient_id,
-        patient.c.issuer,
-        patient.c.corrections,
-        study.c.corrections,
-    )
+    select(series.c.pk, *_FILED)
     .join_from(series, study)
     .join(patient)
     .where(series.c.series_instance_uid == bindparam("uid"))
-    .with_for_update(read=True, key_share=True, of=[study, patient])  # see archive.lifecycle.compute
+    .with_for_update(**_LOCK)
+)
+_STUDY = Prepared(
+    select(*_FILED)
+    .join_from(study, patient)
+    .where(study.c.study_instance_uid == bindparam("uid"))
+    .with_for_update(**_LOCK)
 )
 _FACT_CHANGED = Prepared(update(study).where(study.c.pk == bindparam("of_study_pk")).values(policy_version=None))
 _NOTIFY = Prepared(
@@ -42,7 +49,6 @@ _NOTIFY = Prepared(
     )
     .values(notify_at=bindparam("at"))
 )
-_STUDY_PK = Prepared(select(study.c.pk).where(study.c.study_instance_uid == bindparam("uid")))
 
 
 def _keys(level: Level, table: Table) -> tuple[str, ...]:
@@ -55,7 +61,9 @@ _ADD_STUDY = Prepared(
     columns=(*_keys(Level.STUDY, study), "patient_pk", "attributes", "first_received_at"),
 )
 _ADD_SERIES = Prepared(
-    lambda dialect: insert_in(dialect, series).on_conflict_do_nothing(index_elements=["series_instance_uid"]),
+    lambda dialect: (
+        insert_in(dialect, series).on_conflict_do_nothing(index_elements=["series_instance_uid"]).returning(series.c.pk)
+    ),
     columns=(*_keys(Level.SERIES, series), "study_pk", "attributes", "created_at"),
 )
 
@@ -78,18 +86,7 @@ def place(conn: Connection, arrival: Arrival) -> tuple[Parents, str]:
     """The series to file under (made when new), its study and patient, and what the header contradicts ("" for
     nothing)."""
     header = arrival.header
-    parents = _parents(conn, header.series_instance_uid)
-    if parents is None:
-        filed = _STUDY_PK.first(conn, {"uid": header.study_instance_uid})
-        if filed is None:
-            _add_study(conn, arrival, patient_of(conn, arrival.claim))
-            filed = _STUDY_PK.first(conn, {"uid": header.study_instance_uid})
-            assert filed is not None
-        _add_series(conn, arrival, filed[0])
-        # read, not assumed: another process may have been quicker, with another study or another patient
-        parents = _parents(conn, header.series_instance_uid)
-        assert parents is not None
-        facts_changed(conn, parents.patient_pk)  # a visit: hospitals count from the patient's last one
+    parents = _parents(conn, header.series_instance_uid) or _new_series(conn, arrival)
     if parents.policy_version is not None:  # kept until retention has thought again (sheet 00 §8)
         _FACT_CHANGED.run(conn, {"of_study_pk": parents.study_pk})
     if (told := arrival.notify) is not None:
@@ -98,6 +95,24 @@ def place(conn: Connection, arrival: Arrival) -> tuple[Parents, str]:
     if parents.study_instance_uid != header.study_instance_uid:
         contradiction = "the Series Instance UID belongs to another study"
     return parents, contradiction
+
+
+def _new_series(conn: Connection, arrival: Arrival) -> Parents:
+    """Make the series, and its study and patient if they are new too. Another process may have been quicker, with
+    another study or another patient: what stands is read, not assumed."""
+    uid, owner = {"uid": arrival.header.study_instance_uid}, None
+    filed = _STUDY.first(conn, uid)
+    if filed is None:
+        owner = patient_of(conn, arrival.claim)
+        _add_study(conn, arrival, owner.pk)
+        filed = _STUDY.first(conn, uid)
+        assert filed is not None
+    series_pk = _add_series(conn, arrival, filed[0])
+    parents = _parents(conn, arrival.header.series_instance_uid) if series_pk is None else Parents(series_pk, *filed)
+    assert parents is not None
+    if owner is None or not owner.new or owner.pk != parents.patient_pk:
+        facts_changed(conn, parents.patient_pk)  # a visit: hospitals count from the patient's last one
+    return parents
 
 
 def _parents(conn: Connection, series_instance_uid: str) -> Parents | None:
@@ -119,9 +134,10 @@ def _add_study(conn: Connection, arrival: Arrival, patient_pk: int) -> None:
     )
 
 
-def _add_series(conn: Connection, arrival: Arrival, study_pk: int) -> None:
+def _add_series(conn: Connection, arrival: Arrival, study_pk: int) -> int | None:
+    """The number of the new series; None: it is there already."""
     header = arrival.header
-    _ADD_SERIES.run(
+    added = _ADD_SERIES.first(
         conn,
         {
             **header.keys[Level.SERIES],
@@ -131,3 +147,4 @@ def _add_series(conn: Connection, arrival: Arrival, study_pk: int) -> None:
             "created_at": arrival.at,
         },
     )
+    return None if added is None else int(added[0])

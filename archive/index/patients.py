@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import orjson
 from sqlalchemy import Connection, bindparam, select
@@ -21,7 +21,9 @@ _ROW = select(patient.c.pk, patient.c.merged_into_pk).with_for_update(read=True)
 _BY_KEY = Prepared(_ROW.where(patient.c.identity_key == bindparam("key")))
 _BY_PK = Prepared(_ROW.where(patient.c.pk == bindparam("pk")))
 _ADD = Prepared(
-    lambda dialect: insert_in(dialect, patient).on_conflict_do_nothing(index_elements=["identity_key"]),
+    lambda dialect: (
+        insert_in(dialect, patient).on_conflict_do_nothing(index_elements=["identity_key"]).returning(patient.c.pk)
+    ),
     columns=(
         *("identity_key", "patient_id", "issuer", "patient_name", "birth_date", "sex", "provisional", "attributes"),
         "created_at",
@@ -36,6 +38,13 @@ _OWNER = (
 )
 
 
+class Owner(NamedTuple):
+    """Whose a study, or a performed step, is. `new`: made by this transaction, so nobody else has anything of them."""
+
+    pk: int
+    new: bool
+
+
 class Filed(Protocol):
     """The patient that a study is filed under."""
 
@@ -47,11 +56,11 @@ class Filed(Protocol):
     def issuer(self) -> str: ...
 
 
-def patient_of(conn: Connection, claim: Claim) -> int:
+def patient_of(conn: Connection, claim: Claim) -> Owner:
     """The patient of a study, or of a performed step, that is new; made, with a work item, when nobody has
     heard of them."""
     found = _ordered(conn, claim) or _known(conn, claim)
-    return found if found is not None else _add(conn, claim)
+    return Owner(found, new=False) if found is not None else _add(conn, claim)
 
 
 def owner_of(conn: Connection, study_instance_uid: str) -> str | None:
@@ -89,7 +98,7 @@ def _ordered(conn: Connection, claim: Claim) -> int | None:
 def _known(conn: Connection, claim: Claim) -> int | None:
     """Who has the header's identifier, or survived whoever had it."""
     found = _holder(conn, claim.identity_key)
-    if found is None and claim.patient_id and not claim.said_issuer:
+    if found is None and claim.patient_id and claim.issuer and not claim.said_issuer:
         # known since before an authority was assumed
         found = _holder(conn, identity_key(claim.patient_id, ""))
     return found
@@ -105,9 +114,9 @@ def _holder(conn: Connection, key: str) -> int | None:
     return None
 
 
-def _add(conn: Connection, claim: Claim) -> int:
+def _add(conn: Connection, claim: Claim) -> Owner:
     key, keys = claim.identity_key, claim.keys
-    _ADD.run(
+    added = _ADD.first(
         conn,
         {
             "identity_key": key,
@@ -121,7 +130,7 @@ def _add(conn: Connection, claim: Claim) -> int:
             "created_at": claim.at,
         },
     )
-    pk = _holder(conn, key)
+    pk = _holder(conn, key) if added is None else added[0]  # None: another process was quicker
     assert pk is not None
     open_item(
         conn,
@@ -132,4 +141,4 @@ def _add(conn: Connection, claim: Claim) -> int:
         study_instance_uid=claim.study_instance_uid,
         evidence={"patient_id_missing": not claim.patient_id, "source": claim.source},
     )
-    return pk
+    return Owner(pk, new=added is not None)

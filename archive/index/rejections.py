@@ -19,6 +19,7 @@ from archive.errors import Gone, RejectedBefore
 from archive.instance import HIDDEN, Rejection, State, hidden_as
 from archive.journal import Kind, note
 from archive.schema import instance, rejection, series, study
+from archive.schema.prepared import Prepared
 from archive.schema.types import AnyRow
 from archive.schema.upsert import insert
 
@@ -68,7 +69,7 @@ _LOCK = (  # against receptions, which share it (archive.lifecycle.compute): who
     select(study.c.pk).where(study.c.study_instance_uid.in_(_UIDS)).order_by(study.c.pk).with_for_update(of=study)
 )
 _FORGET = update(study).where(study.c.study_instance_uid.in_(_UIDS)).values(policy_version=None)
-_ANY = select(rejection.c.pk).where(rejection.c.sop_instance_uid == bindparam("uid")).limit(1)
+_ANY = Prepared(select(rejection.c.pk).where(rejection.c.sop_instance_uid == bindparam("uid")))
 _OF_NOTE = select(rejection).where(rejection.c.note_uid == bindparam("note")).order_by(rejection.c.pk)
 
 
@@ -122,7 +123,7 @@ def _revoke_rejected(conn: Connection, uids: Sequence[str], *, at: datetime) -> 
 
 def settle_arrival(conn: Connection, sop_instance_uid: str, *, at: datetime) -> None:
     """Hide an instance that has just come, where a note that came before it says so."""
-    if conn.execute(_ANY, {"uid": sop_instance_uid}).first() is not None:
+    if _ANY.first(conn, {"uid": sop_instance_uid}) is not None:
         settle(conn, [sop_instance_uid], at=at)
 
 

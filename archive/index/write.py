@@ -97,7 +97,8 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
         return _again_hidden(conn, arrival) if known.state in HIDDEN else _again(conn, arrival, known)
     parents, contradiction = place(conn, arrival)
     patient_pk = parents.patient_pk
-    conflict = f"{header.study_instance_uid} {arrival.identity_key}"  # the subject of its work item
+    # the subject of its work item
+    conflict = f"{header.study_instance_uid} {arrival.identity_key}" if contradiction else None
     keys = header.keys[Level.IMAGE]
     ((instance_pk,),) = _ADD_INSTANCE.all(
         conn,
@@ -112,7 +113,7 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
             "received_at": arrival.at,
             "attributes": _json(header.levels[Level.IMAGE]),
             "identity": identity(header.levels),
-            "held_for": conflict if contradiction else None,
+            "held_for": conflict,
         },
     )
     add_copy(conn, arrival, instance_pk)
@@ -122,7 +123,7 @@ def add_instance(conn: Connection, arrival: Arrival) -> Outcome:
     settle_arrival(conn, header.sop_instance_uid, at=arrival.at)
     if header.truncated:
         ask_about_truncated(conn, arrival, patient_pk)
-    if not contradiction:
+    if conflict is None:
         apply_note(conn, arrival)
         if parents.corrections and coerces_identifier(
             said(header.levels), parents.corrections, parents.study_corrections or ""

@@ -12,8 +12,8 @@ from typing import Any, Final
 from xml.sax.saxutils import escape
 
 import orjson
-from pydicom.uid import UID
 
+from archive.dicom.dictionary import name_of_uid
 from archive.policy import local_time
 
 _MONTHS: Final = (
@@ -84,7 +84,7 @@ def _story(body: Mapping[str, Any]) -> Iterator[Any]:
             ("Numéro du certificat", body["id"]),
         ],
     )
-    classes = (f"{count} × {UID(uid).name}" for uid, count in counts["by_sop_class"].items())
+    classes = (f"{count} × {name_of_uid(uid)}" for uid, count in counts["by_sop_class"].items())
     yield from _block(
         "Ce qui a été détruit",
         [
@@ -236,7 +236,7 @@ def _listing(rows: Sequence[Row]) -> Any:
 
 
 def _kind(sop_class_uid: str) -> str:
-    name = UID(sop_class_uid).name.removesuffix(" Storage")
+    name = name_of_uid(sop_class_uid).removesuffix(" Storage")
     return name if len(name) <= 36 else f"{name[:35]}…"
 
 

@@ -15,12 +15,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-import pydicom
 import structlog
-from pydicom.dataset import Dataset
 from sqlalchemy import Connection, Select, bindparam, exists, select, union_all
 
 from archive.core import Archive
@@ -39,6 +37,9 @@ from archive.schema import instance, life_failure, location, series, study
 from archive.schema.types import AnyRow
 from archive.storage.incoming import Incoming
 from archive.workflow.availability import announce
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 log = structlog.get_logger(__name__)
 
@@ -140,8 +141,10 @@ def make(archive: Archive, study_pk: int, *, switching: Mapping[int, int]) -> li
 
 
 def _make(archive: Archive, row: AnyRow, switching: Mapping[int, int], series_uids: dict[int, str]) -> Made | None:
+    from pydicom import dcmread
+
     try:
-        ds = pydicom.dcmread(archive.tier(row.tier).path(row.path))
+        ds = dcmread(archive.tier(row.tier).path(row.path))
         named = references(ds) if ds.StudyInstanceUID == row.study_instance_uid else frozenset()
         with archive.reading() as conn:
             copies = _copies(conn, named, switching)

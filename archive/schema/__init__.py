@@ -13,7 +13,7 @@ from archive.schema.performed import performed_for, performed_step
 from archive.schema.types import METADATA
 from archive.schema.work import job, pulled_study, quarantined, sending, work_item
 
-REVISION = "0007"  # what `migrations` brings the schema to
+REVISION = "0008"  # what `migrations` brings the schema to
 
 __all__ = [
     "METADATA",

@@ -14,6 +14,12 @@ from archive.schema.types import METADATA, Key, Text_C, UtcDateTime
 
 _HELD = text("held_for IS NOT NULL")
 _PURGING = text("state = 'purging'")  # few of many, looked for by every tick (archive.lifecycle.remove)
+# Of columns that few rows fill: a row that leaves them empty costs their indexes nothing when it is stored.
+_SPARSE = {
+    "patient": ("ins", "merged_into_pk"),
+    "study": ("online_until", "grace_until", "purge_on"),
+    "instance": ("derived_from_pk",),
+}
 _NOTIFIED = text("notify_at IS NOT NULL")  # few of many, looked for all the time (archive.notification)
 
 patient = Table(
@@ -34,8 +40,8 @@ patient = Table(
     Column("corrections", Text),  # JSON, archive.index.correct
     Column("record", Text),  # JSON, archive.identity.record; NULL: only images know this patient
     Column("version", Integer, nullable=False, server_default="0"),  # of the record
-    Column("ins", Text_C, index=True),  # `value^OID` of the usable INS
-    Column("merged_into_pk", BigInteger, index=True),  # the survivor: never itself a tombstone (path compressed)
+    Column("ins", Text_C),  # `value^OID` of the usable INS
+    Column("merged_into_pk", BigInteger),  # the survivor: never itself a tombstone (path compressed)
     Column("tombstone", String(8)),  # merged, alias
 )
 
@@ -59,10 +65,10 @@ study = Table(
     Column("policy_version", String(16), index=True),
     Column("keep_until", String(8), index=True),  # YYYYMMDD, the first day it may go; NULL keeps
     Column("keep_reasons", Text),  # JSON list
-    Column("online_until", String(8), index=True),  # YYYYMMDD, the first day its images may leave the hot tier
-    Column("grace_until", UtcDateTime, index=True),  # originals stay beside their derived copies until then
+    Column("online_until", String(8)),  # YYYYMMDD, the first day its images may leave the hot tier
+    Column("grace_until", UtcDateTime),  # originals stay beside their derived copies until then
     Column("announced_at", UtcDateTime),
-    Column("purge_on", String(8), index=True),  # YYYYMMDD, announced: the first day of its purge
+    Column("purge_on", String(8)),  # YYYYMMDD, announced: the first day of its purge
     # from when on peers are to be told what of it is available; real time; NULL: they know, or none wants to
     Column("notify_at", UtcDateTime),
     Index("ix_study_study_date_study_time", "study_date", "study_time"),
@@ -100,7 +106,7 @@ instance = Table(
     Column("received_at", UtcDateTime, nullable=False),
     Column("attributes", Text, nullable=False),
     Column("identity", String(32)),  # digest of what its header says of patient and request; NULL: not known
-    Column("derived_from_pk", BigInteger, index=True),  # whose lossy copy, or companion, it is
+    Column("derived_from_pk", BigInteger),  # whose lossy copy, or companion, it is
     Column("held_for", Text_C),  # held back: the subject of its work item; NULL: nobody waits for it
     Column("derivation", Text),  # JSON: codec, settings, policy version, figures of the gate; of a companion `names`
     Index("ix_instance_series_pk_state", "series_pk", "state"),
@@ -125,3 +131,13 @@ location = Table(
     UniqueConstraint("tier", "path"),
     Index("ix_location_purging", "pk", sqlite_where=_PURGING, postgresql_where=_PURGING),
 )
+
+for _name, _columns in _SPARSE.items():
+    for _column in _columns:
+        _filled = text(f"{_column} IS NOT NULL")
+        Index(
+            f"ix_{_name}_{_column}",
+            METADATA.tables[_name].c[_column],
+            sqlite_where=_filled,
+            postgresql_where=_filled,
+        )

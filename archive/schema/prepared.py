@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from typing import Any, NoReturn
 
-from sqlalchemy import Connection, Dialect, PoolProxiedConnection, Select
+from sqlalchemy import Connection, Dialect, Select
 from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.expression import SelectBase, UpdateBase
+
+from archive.schema.types import UtcDateTime
 
 Values = Mapping[str, Any]
 Statement = SelectBase | UpdateBase
@@ -34,11 +37,12 @@ class _Compiled:
 
     def bound(self, values: Values) -> Sequence[Any] | Values:
         """The parameters as the driver takes them."""
-        if self.constant:
-            values = {**self.constant, **values}
-        if self.converted:
-            values = {**values, **{name: convert(values[name]) for name, convert in self.converted}}
-        return tuple([values[name] for name in self.names]) if self.positional else values
+        if self.constant or self.converted:
+            given = {**self.constant, **values}
+            for name, convert in self.converted:
+                given[name] = convert(given[name])
+            values = given
+        return tuple(map(values.__getitem__, self.names)) if self.positional else values
 
 
 class Prepared:
@@ -105,7 +109,7 @@ class Prepared:
             finally:
                 result.close()
             return
-        cursor = self._run(conn, compiled, values, streamed=streamed)
+        cursor = (self._run_streamed if streamed else self._run)(conn, compiled, values)
         try:
             full = True
             while full:
@@ -119,10 +123,18 @@ class Prepared:
         finally:
             cursor.close()
 
-    def _run(self, conn: Connection, compiled: _Compiled, values: Values, *, streamed: bool = False) -> DBAPICursor:
-        # SQLite gives rows as they are asked for; PostgreSQL does with a cursor that has a name
-        name = (f"rows_{next(_cursor_names)}",) if streamed and not compiled.positional else ()
-        cursor = _begun(conn).cursor(*name)
+    def _run(self, conn: Connection, compiled: _Compiled, values: Values) -> DBAPICursor:
+        try:
+            cursor: DBAPICursor = _begun(conn).execute(compiled.text, compiled.bound(values))
+        except Exception as error:
+            _translate(conn, compiled.text, error)
+        return cursor
+
+    def _run_streamed(self, conn: Connection, compiled: _Compiled, values: Values) -> DBAPICursor:
+        """SQLite gives rows as they are asked for; PostgreSQL does with a cursor that has a name."""
+        if compiled.positional:
+            return self._run(conn, compiled, values)
+        cursor: DBAPICursor = _begun(conn).cursor(f"rows_{next(_cursor_names)}")
         try:
             cursor.execute(compiled.text, compiled.bound(values))
         except Exception as error:
@@ -131,10 +143,11 @@ class Prepared:
         return cursor
 
     def _for(self, dialect: Dialect) -> _Compiled:
-        compiled = self._compiled.get(dialect.name)
-        if compiled is None:
+        try:
+            return self._compiled[dialect.name]
+        except KeyError:
             compiled = self._compiled[dialect.name] = self._compile(dialect)
-        return compiled
+            return compiled
 
     def _compile(self, dialect: Dialect) -> _Compiled:
         statement = self._statement(dialect) if callable(self._statement) else self._statement
@@ -142,6 +155,8 @@ class Prepared:
         converted: list[tuple[str, Callable[[Any], Any]]] = []
         for name, bound in made.binds.items():
             convert = bound.type.dialect_impl(dialect).bind_processor(dialect)
+            if isinstance(bound.type, UtcDateTime):
+                convert = _time_converter(dialect)
             if convert is not None:
                 converted.append((name, convert))
         for column in statement.selected_columns if isinstance(statement, SelectBase) else ():
@@ -158,10 +173,29 @@ class Prepared:
         )
 
 
-def _begun(conn: Connection) -> PoolProxiedConnection:
+_TIMES: dict[str, Callable[[Any], Any]] = {}
+
+
+def _time_converter(dialect: Dialect) -> Callable[[Any], Any] | None:
+    """What makes of a time what a driver takes. The rows of one arrival have the same: it is made once."""
+    convert = UtcDateTime().dialect_impl(dialect).bind_processor(dialect)
+    return None if convert is None else _TIMES.setdefault(dialect.name, lru_cache(maxsize=64)(convert))
+
+
+def run_text(conn: Connection, text: str) -> None:
+    """Have the driver of a connection execute a text without rows or parameters, in or outside a transaction."""
+    try:
+        driver: Any = conn.connection.dbapi_connection
+        driver.execute(text).close()
+    except Exception as error:
+        _translate(conn, text, error)
+
+
+def _begun(conn: Connection) -> Any:
+    """The driver's own connection, in a transaction: both drivers have an `execute` that gives a cursor."""
     if not conn.in_transaction():
         conn.begin()
-    return conn.connection
+    return conn.connection.dbapi_connection
 
 
 def _translate(conn: Connection, text: str, error: Exception) -> NoReturn:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
 import threading
 import uuid
 from datetime import datetime
@@ -31,14 +30,12 @@ class Tier:
     def __init__(self, root: Path, *, name: str = "hot", reserve_bytes: int = 0) -> None:
         self.root = root
         self.name = name  # as `location.tier` has it
+        self.incoming_dir = root / "incoming"
+        self._root, self._incoming = str(root), str(self.incoming_dir)
         self._reserve_bytes = reserve_bytes
         self._ready: set[str] = set()
         self._lock = threading.Lock()
-        (root / "incoming").mkdir(parents=True, exist_ok=True)
-
-    @property
-    def incoming_dir(self) -> Path:
-        return self.root / "incoming"
+        self.incoming_dir.mkdir(parents=True, exist_ok=True)
 
     def free_bytes(self) -> int:
         """Free space of the volume, beyond the reserve; negative below it.
@@ -47,7 +44,8 @@ class Tier:
             StorageFailed: the volume does not say.
         """
         try:
-            return shutil.disk_usage(self.root).free - self._reserve_bytes
+            volume = os.statvfs(self._root)
+            return volume.f_bavail * volume.f_frsize - self._reserve_bytes
         except OSError as error:
             raise failure(error, self.name) from error
 
@@ -68,7 +66,11 @@ class Tier:
 
     def path(self, name: str) -> str:
         """The absolute path of a stored file."""
-        return f"{self.root}/{name}"
+        return f"{self._root}/{name}"
+
+    def incoming(self, name: str) -> str:
+        """The absolute path of a file that is being received."""
+        return f"{self._incoming}/{name}"
 
     def make_ready(self, directory: str) -> None:
         """Make a folder of the tier, and make its own name durable up to the root (law 1).
@@ -82,7 +84,7 @@ class Tier:
                 return
             os.makedirs(directory, exist_ok=True)
             parent = os.path.dirname(directory)
-            while parent.startswith(str(self.root)):
+            while parent.startswith(self._root):
                 flush_directory(parent)
                 parent = os.path.dirname(parent)
             if len(self._ready) > 1000:

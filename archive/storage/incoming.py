@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING
 
 from archive.dicom.file_meta import FileMeta, file_head
 from archive.errors import StorageFailed, StorageFull
+from archive.storage import writeback
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from archive.storage.filesystem import Tier
+
+
+AHEAD_BYTES = 1 << 18  # written since the disk was last told to begin: the flush at the end is to find little left
 
 
 class Incoming:
@@ -33,8 +37,9 @@ class Incoming:
         self.final = final  # relative to the tier
         self.data_set_bytes = 0
         self._sha = hashlib.sha256()
-        self._path = f"{tier.incoming_dir}/{name}"
+        self._path = tier.incoming(name)
         self.settled = False
+        self._begun_bytes = 0  # of the file, on their way to the disk
         self.fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         head = file_head(meta)
         self.data_set_offset = len(head)
@@ -63,6 +68,13 @@ class Incoming:
                     rest = rest[os.write(self.fd, rest) :]
         except OSError as error:
             raise failure(error, self.tier.name) from error
+        if self.file_bytes - self._begun_bytes >= AHEAD_BYTES:
+            self.begin_flush()
+
+    def begin_flush(self) -> None:
+        """Have what was written on its way to the disk, without waiting for it."""
+        writeback.begin(self.fd, self._begun_bytes, self.file_bytes - self._begun_bytes)
+        self._begun_bytes = self.file_bytes
 
     @property
     def digest(self) -> str:

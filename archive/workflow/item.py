@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
-from pydicom.datadict import dictionary_VR, tag_for_keyword
 
+from archive.dicom.dictionary import public_vr, tag_of
 from archive.schema.types import AnyRow
 from archive.workflow.steps import Status, step_id_of
 
@@ -24,9 +24,9 @@ Row = dict[str, Any]  # DICOM JSON
 def _tags(*keywords: str) -> dict[int, str]:
     found = {}
     for keyword in keywords:
-        tag = tag_for_keyword(keyword)
+        tag = tag_of(keyword)
         assert tag is not None, keyword
-        found[int(tag)] = dictionary_VR(tag)
+        found[int(tag)] = public_vr(tag)
     return found
 
 
@@ -83,7 +83,7 @@ def item_of(row: AnyRow, stations: Mapping[str, frozenset[str]]) -> Row:
     """The item of an order. `row` has its columns, and `attributes` of its patient; `stations` are AE titles and the
     modalities that each performs."""
     held: dict[str, Any] = orjson.loads(row.record)["dicom"]
-    said = {int(tag): value for keyword, value in held.items() if (tag := tag_for_keyword(keyword)) is not None}
+    said = {int(tag): value for keyword, value in held.items() if (tag := tag_of(keyword)) is not None}
     said[ACCESSION_NUMBER], said[STUDY_UID] = row.accession_number, row.study_instance_uid
     said.setdefault(PROCEDURE_ID, row.accession_number)
     said[STEP_ID] = step_id_of(row)
@@ -132,5 +132,5 @@ def _element(vr: str, value: Any) -> dict[str, Any]:
 
 
 def _nested(item: Mapping[str, Any]) -> Row:
-    found = {tag_for_keyword(keyword): value for keyword, value in item.items() if value}
+    found = {tag_of(keyword): value for keyword, value in item.items() if value}
     return {f"{tag:08X}": _element(_SHARED[tag], found[tag]) for tag in sorted(_SHARED) if tag in found}

@@ -48,7 +48,7 @@ def create(conn: Connection, uid: str, attributes: Mapping[str, Any], *, calling
     scheduled = said.items(attributes, said.SCHEDULED_STEPS)
     values = {
         "sop_instance_uid": uid,
-        "patient_pk": patient_of(conn, _claim(attributes, scheduled, calling_ae, act)),
+        "patient_pk": patient_of(conn, _claim(attributes, scheduled, calling_ae, act)).pk,
         "status": Status.IN_PROGRESS,
         "created": _json(attributes),
         "modified": "{}",
