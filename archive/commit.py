@@ -276,6 +276,7 @@ class GroupCommit:
         if self._conn is None:
             try:
                 self._conn = self._engine.connect().execution_options(minipacs_write=True)
+                self._conn.detach()  # for ever: the pool's are to read with
             except SQLAlchemyError as error:
                 raise IndexUnavailable("the database cannot be reached") from error
             self._conn.info["ledger"] = self._ledger

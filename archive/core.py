@@ -12,7 +12,7 @@ from time import sleep
 from typing import Any
 
 from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, select, text
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from archive.audit.accesses import Accesses
@@ -31,6 +31,7 @@ from archive.storage.filesystem import Tier
 
 READERS = 16  # idle connections to read with that are kept
 BUSY_SECONDS = 30  # patience for another process that writes to the same SQLite file
+LONGEST_LOOK_SECONDS = 0.005  # between two looks whether it has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +138,33 @@ def make_engine(url: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(conn: Connection) -> None:
-        # IMMEDIATE may wait for another process, and fail; a reader's BEGIN touches no file yet
-        run_text(conn, "BEGIN IMMEDIATE" if conn.get_execution_options().get("minipacs_write") else "BEGIN")
+        if conn.get_execution_options().get("minipacs_write"):
+            _begin_writing(conn)
+        else:
+            run_text(conn, "BEGIN")  # touches no file yet
 
     return engine
+
+
+def _begin_writing(conn: Connection) -> None:
+    """Wait for other processes that write, and begin. SQLite's own patience sleeps up to a tenth of a second between
+    two looks, and several workers would wait more than they write.
+
+    Raises DBAPIError after BUSY_SECONDS.
+    """
+    if not conn.info.get("looks by itself"):
+        run_text(conn, "PRAGMA busy_timeout=0")
+        conn.info["looks by itself"] = True
+    deadline, pause = monotonic() + BUSY_SECONDS, 0.0002
+    while True:
+        try:
+            run_text(conn, "BEGIN IMMEDIATE")
+            return
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or monotonic() > deadline:
+                raise
+        sleep(pause)
+        pause = min(pause * 1.5, LONGEST_LOOK_SECONDS)
 
 
 def _keep_a_log(dbapi: sqlite3.Connection) -> None:
