@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from dicom_scp.classes import VERIFICATION
 from dicom_scp.ends import ProtocolError
@@ -54,8 +55,7 @@ _NAMES_INSTANCE = frozenset(  # in its response (PS3.7 §9.3.1, §10.3)
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """A command set that was received. An absent element is "" or 0; `status` and `type` are None when absent.
 
     `type` is the Event Type ID of an N-EVENT-REPORT, the Action Type ID of an N-ACTION.
@@ -79,7 +79,6 @@ class Command:
 
 
 _ELEMENT = struct.Struct("<HHI")
-_US = struct.Struct("<H")
 _US_ELEMENT = struct.Struct("<HHIH")
 
 
@@ -92,15 +91,16 @@ def decode(data: bytes) -> Command:
     """
     values: dict[int, bytes] = {}
     offset, end = 0, len(data)
+    unpack = _ELEMENT.unpack_from
     while offset < end:
         if offset + 8 > end:
             raise ProtocolError("a command set ends inside an element")
-        group, element, length = _ELEMENT.unpack_from(data, offset)
-        offset += 8
-        if group or offset + length > end:
+        group, element, length = unpack(data, offset)
+        value = offset + 8
+        offset = value + length
+        if group or offset > end:
             raise ProtocolError("a command set holds another group, or a length goes past its end")
-        values[element] = data[offset : offset + length]
-        offset += length
+        values[element] = data[value:offset]
     field, kind = _number(values, 0x0100), _number(values, 0x0800)
     if field is None or kind is None:
         raise ProtocolError("a command set without Command Field or Command Data Set Type")
@@ -123,12 +123,13 @@ def decode(data: bytes) -> Command:
 
 
 def _number(values: dict[int, bytes], element: int) -> int | None:
-    raw = values.get(element, b"")
-    return int(_US.unpack(raw)[0]) if len(raw) == 2 else None
+    raw = values.get(element)
+    return int.from_bytes(raw, "little") if raw is not None and len(raw) == 2 else None
 
 
 def _text(values: dict[int, bytes], element: int) -> str:
-    return values.get(element, b"").decode("ascii", "replace").rstrip("\0 ")
+    raw = values.get(element)
+    return raw.decode("ascii", "replace").rstrip("\0 ") if raw else ""
 
 
 def _us(element: int, value: int) -> bytes:

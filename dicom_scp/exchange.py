@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from archive.clock import monotonic
 from archive.errors import ArchiveError, StorageFailed
@@ -42,8 +43,7 @@ class Context:
     timezone: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A command set, and the context it came on. Its data set, if any, is still on the wire."""
 
     context: Context

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -115,6 +116,7 @@ def _run(edge: str, serve: Serve, settings: Settings, sockets: list[socket.socke
         beat = parts.enter_context(Heartbeat(archive, edge))
         if sweeps:
             parts.enter_context(closing(Sweeper(archive)))
+        gc.freeze()  # what is loaded stays as long as the process: later collections need not walk through it
         # Signals are waited for, not handled: a handler that sets an event can meet the lock it needs.
         thread = threading.Thread(target=work, name="serve")
         thread.start()

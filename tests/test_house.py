@@ -6,6 +6,8 @@ import ast
 import importlib.metadata
 import os
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,6 +133,14 @@ def test_log_lines_are_constant_words_and_fields_without_patient_data(module: Pa
             for part in ast.walk(keyword.value):
                 if isinstance(part, ast.Attribute):
                     assert not re.search(r"patient|birth|identifier|data_set$", part.attr), f"{where}: {part.attr}"
+
+
+@pytest.mark.parametrize("edge", ["hl7_listener", "retention"])
+def test_an_edge_without_images_loads_no_library_of_images(edge: str) -> None:
+    heavy = {"pydicom", "numpy", "gdcm", "PIL"}
+    code = f"import sys, minipacs.edge, {edge}.serve; print(*sorted({heavy} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "", "some forty megabytes that it does not need"
 
 
 def test_nothing_is_printed_by_the_archive_and_its_edges() -> None:

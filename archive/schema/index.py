@@ -15,7 +15,7 @@ from archive.schema.types import METADATA, Key, Text_C, UtcDateTime
 _HELD = text("held_for IS NOT NULL")
 _PURGING = text("state = 'purging'")  # few of many, looked for by every tick (archive.lifecycle.remove)
 # Of columns that few rows fill: a row that leaves them empty costs their indexes nothing when it is stored.
-_SPARSE = {
+SPARSE = {
     "patient": ("ins", "merged_into_pk"),
     "study": ("online_until", "grace_until", "purge_on"),
     "instance": ("derived_from_pk",),
@@ -132,7 +132,7 @@ location = Table(
     Index("ix_location_purging", "pk", sqlite_where=_PURGING, postgresql_where=_PURGING),
 )
 
-for _name, _columns in _SPARSE.items():
+for _name, _columns in SPARSE.items():
     for _column in _columns:
         _filled = text(f"{_column} IS NOT NULL")
         Index(

@@ -154,9 +154,8 @@ class Prepared:
         made = statement.compile(dialect=dialect, column_keys=self._columns)
         converted: list[tuple[str, Callable[[Any], Any]]] = []
         for name, bound in made.binds.items():
-            convert = bound.type.dialect_impl(dialect).bind_processor(dialect)
-            if isinstance(bound.type, UtcDateTime):
-                convert = _time_converter(dialect)
+            times = isinstance(bound.type, UtcDateTime)
+            convert = _time_converter(dialect) if times else bound.type.dialect_impl(dialect).bind_processor(dialect)
             if convert is not None:
                 converted.append((name, convert))
         for column in statement.selected_columns if isinstance(statement, SelectBase) else ():

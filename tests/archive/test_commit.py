@@ -13,11 +13,12 @@ import pytest
 from sqlalchemy import Connection, event, func, select, update
 from sqlalchemy.exc import IntegrityError
 
+from archive import core
 from archive.clock import Clock
 from archive.commit import LATER_BATCH
 from archive.config import Settings
 from archive.core import Archive, open_archive
-from archive.errors import Busy, NotFound
+from archive.errors import Busy, IndexUnavailable, NotFound
 from archive.schema import account
 
 NOW = Clock().real()
@@ -218,3 +219,41 @@ def test_closing_finishes_what_was_handed_in_and_refuses_more(archive: Archive) 
         assert conn.execute(select(func.count()).select_from(account)).scalar_one() == 50
     with pytest.raises(Busy):
         archive.commit.run(add("late"))
+
+
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)  # PostgreSQL has many writers
+def test_a_writer_takes_its_turn_soon_after_another_process_has_ended(settings: Settings) -> None:
+    """SQLite's own patience would sleep for a tenth of a second between two looks."""
+    with open_archive(settings, process="a") as one, open_archive(settings, process="b") as other:
+        waits = []
+        for number in range(10):
+            holds, ends = threading.Event(), []
+
+            def hold(conn: Connection, holds: threading.Event = holds, ends: list[float] = ends) -> None:
+                conn.begin()
+                holds.set()
+                time.sleep(0.15)
+                ends.append(time.monotonic())
+
+            with ThreadPoolExecutor(1) as pool:
+                held = pool.submit(one.commit.run, hold)
+                holds.wait(10)
+                other.commit.run(add(f"n{number}"))
+                waits.append(time.monotonic() - ends[0])
+                held.result()
+        assert min(waits) < 0.05
+
+
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)  # PostgreSQL has many writers
+def test_a_writer_whose_turn_never_comes_says_so(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "BUSY_SECONDS", 0.2)
+    with open_archive(settings, process="a") as one, open_archive(settings, process="b") as other:
+        holds, gate = threading.Event(), threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            held = pool.submit(one.commit.run, lambda conn: (conn.begin(), holds.set(), gate.wait(30)))
+            holds.wait(10)
+            with pytest.raises(IndexUnavailable):
+                other.commit.run(add("n"))
+            gate.set()
+            held.result()
+        assert other.commit.run(add("n")) == "n"

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import Connection, delete, func, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from archive.access import Actor
+from archive.audit.chain import digest_of, time_text
 from archive.audit.record import Event, Outcome, record, refused
 from archive.audit.verify import verify
 from archive.config import Settings
@@ -201,3 +206,25 @@ def test_two_processes_killed_while_they_write_leave_two_whole_chains(settings: 
             own = [row for row in found if row.user == name]
             assert [json.loads(row.detail)["number"] for row in own] == list(range(len(own)))
             assert len(own) - count in (0, 1)  # at most one was committed and not told
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.text(st.characters(), max_size=40),  # lone surrogates too: a row may have been altered
+            st.sampled_from(['\x00\x1f\x7f"\\/\b\f\n\r\t', "é\u2028\u2029\ufeff😀", ""]),
+            st.integers(-(2**70), 2**70),
+            st.none(),
+        ),
+        max_size=14,
+    )
+)
+def test_the_hash_is_of_the_json_that_is_documented(values: list[str | int | None]) -> None:
+    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    assert digest_of(values) == hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def test_times_have_one_form() -> None:
+    paris = timezone(timedelta(hours=2))
+    assert time_text(datetime(2026, 1, 5, 12, 15, tzinfo=paris)) == "2026-01-05T10:15:00.000000Z"
+    assert time_text(datetime(2026, 1, 5, 10, 15, 7, 42, tzinfo=UTC)) == "2026-01-05T10:15:07.000042Z"

@@ -13,6 +13,7 @@ from archive.dicom.attributes import Level
 from archive.index.aliases import survivors
 from archive.index.match import Key
 from archive.index.statements import Form, prepared, statement
+from archive.schema.index import SPARSE
 from tests.archive.index.filling import ask, key
 from tests.builders import new_uid
 
@@ -123,3 +124,14 @@ def test_the_text_of_a_statement_does_not_depend_on_the_values(archive: Archive)
     for name in ("DUPONT*", "Martin-D*", "100%*", "O'Brien*", "Lefèvre*"):
         ask(archive, Level.STUDY, key("PatientName", name), key("StudyDate", "20260105"))
     assert prepared.cache_info().currsize == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "column"), [(table, column) for table, columns in SPARSE.items() for column in columns]
+)
+def test_an_index_without_the_empty_values_is_used_by_whoever_asks_for_one(
+    archive: Archive, table: str, column: str
+) -> None:
+    for comparison in ("= 7", "IN (7, 8)", "<= 7", "IS NOT NULL"):
+        (step,) = steps_of(archive, [f"SELECT pk FROM {table} WHERE {column} {comparison}"])
+        assert f"ix_{table}_{column}" in step, comparison
