@@ -317,7 +317,13 @@ class Access:
 
 
 def open_access(
-    archive: Archive, stored: Iterable[Stored], *, actor: Actor, scope: str = "", destination: str = ""
+    archive: Archive,
+    stored: Iterable[Stored],
+    *,
+    actor: Actor,
+    scope: str = "",
+    destination: str = "",
+    event: Event = Event.INSTANCES_TRANSFERRED,
 ) -> Access:
     """Commit the opening audit row of each study (law 4). Call it before the first byte leaves.
 
@@ -328,7 +334,7 @@ def open_access(
         if one.study_instance_uid not in by_study:
             access = archive.accesses.access(
                 actor,
-                Event.INSTANCES_TRANSFERRED,
+                event,
                 "R",
                 study=one.study_instance_uid,
                 patient=one.patient,

@@ -13,6 +13,7 @@ from archive.errors import ArchiveError
 from minipacs.commands import (
     audit,
     check,
+    export,
     hl7,
     hold,
     mwl,
@@ -69,6 +70,7 @@ app.add_typer(hold.app, name="hold")
 app.add_typer(rebuild.app)
 app.add_typer(hl7.app, name="hl7")
 app.add_typer(statement.app, name="statement")
+app.add_typer(export.app)
 app.add_typer(send.app)
 app.add_typer(remote.app)
 app.add_typer(remote.remote, name="remote")
