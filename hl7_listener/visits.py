@@ -152,7 +152,12 @@ def _demand_action(message: Message, zbe: Segment) -> None:
 
 
 def _known(given: dict[str, str | None]) -> dict[str, str]:
-    return {name: value[:_MAX_TEXT] for name, value in given.items() if value}
+    return {name: _bounded(value) for name, value in given.items() if value}
+
+
+def _bounded(value: str) -> str:
+    """What both databases can keep."""
+    return value.replace("\0", "\ufffd")[:_MAX_TEXT]
 
 
 def _joined(segment: Segment, n: int) -> str:
@@ -168,7 +173,7 @@ def _ward(zbe: Segment, n: int) -> str:
 def _entity(one: Repetition) -> str:
     """An EI as `ID^ISSUER`."""
     value, issuer = text(one.component(1)), text(one.component(2)) or text(one.component(3))
-    return f"{value}^{issuer}"[:_MAX_TEXT] if value else ""
+    return _bounded(f"{value}^{issuer}") if value else ""
 
 
 def _digits(moment: str | None) -> str:

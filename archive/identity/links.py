@@ -32,7 +32,7 @@ def keep(conn: Connection, pk: int, other_pk: int, *, linked: bool) -> bool:
     if linked and low != high:
         values = {"patient_pk": low, "other_pk": high}
         adding = insert(conn, patient_link).on_conflict_do_nothing(index_elements=["patient_pk", "other_pk"])
-        return conn.execute(adding, values).rowcount > 0
+        return conn.execute(adding.returning(patient_link.c.pk), values).first() is not None
     both = (patient_link.c.patient_pk == low) & (patient_link.c.other_pk == high)
     return conn.execute(delete(patient_link).where(both)).rowcount > 0
 

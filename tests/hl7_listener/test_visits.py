@@ -239,6 +239,11 @@ def test_codes_that_no_table_has_are_kept_with_a_warning(archive: Archive) -> No
     assert seen(archive)["class"] == "X"
 
 
+def test_what_no_database_can_keep_does_not_stop_a_visit(archive: Archive) -> None:
+    say(archive, "A04", who(), pv1(patient_class="\0", location="U\0" + "F" * 300), zbe("M\0"))
+    assert seen(archive)["location"] == "U\ufffd" + "F" * 248
+
+
 @pytest.mark.req("REQ-HL7-40", "REQ-HL7-41", "REQ-HL7-P11")
 def test_visits_follow_a_merge_and_a_change_of_identifier(archive: Archive) -> None:
     say(archive, "A04", who("TMP"), pv1(), zbe("M1"))
