@@ -3,8 +3,8 @@ Historic Movement (ZBE), as France requires them (PAM-FR 2.11 §2). RAD-1 and RA
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from archive.errors import Conflict, IdentifierInUse
 from archive.identity import visits
@@ -88,7 +88,7 @@ HANDLERS: Handlers = {
 }
 
 
-def _change(conn: Connection, message: Message, context: Context, change: Any) -> list[Warning]:
+def _change(conn: Connection, message: Message, context: Context, change: Callable[..., bool]) -> list[Warning]:
     """Cancel or correct a movement; of a visit or movement that nobody has heard of, nothing (sheet 20 §3.1)."""
     pid, act = segment(message, "PID"), act_of(message, context)
     visit, account = _visit(message, context), _account(message, context)

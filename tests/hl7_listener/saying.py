@@ -9,10 +9,12 @@ import pytest
 from sqlalchemy import select
 
 from archive.access import HL7_MAY, Actor, Door
+from archive.config import Settings
 from archive.core import Archive
 from archive.identity.acts import Connection, PatientKey
 from archive.identity.patients import find, record_of
 from archive.identity.record import Record
+from archive.ingest import ingest
 from archive.journal import Kind
 from archive.rebuild.facts import RESTORE
 from archive.schema import imaging_order, work_item
@@ -22,6 +24,8 @@ from hl7_listener import structure
 from hl7_listener.context import Context, Warning
 from hl7_listener.dispatch import handler_of
 from hl7_listener.message import HL7Error, parse
+from tests.archive.test_ingest import receive
+from tests.builders import ct_slice, new_uid
 
 ISSUER = "CIM-RIVAGES"
 AUTHORITY = {"namespace": ISSUER, "oid": "2.25.171717001", "trusted": True}
@@ -30,6 +34,24 @@ RIS = Actor(user="RIS|RIVAGES", source="127.0.0.1", door=Door.HL7, may=HL7_MAY)
 
 MSH = "MSH|^~\\&|RIS|RIVAGES|PACS|RIVAGES|20260105083000||{}|C1|P|2.5|||||FRA|UNICODE UTF-8"
 EVN = "EVN||20260105083000"
+
+
+def with_ris(settings: Settings, **hl7: object) -> Settings:
+    """These settings for an archive with a RIS, whose INS are for tests."""
+    told = {
+        **settings.model_dump(),
+        "test_mode": True,
+        "hl7": {"authorities": [AUTHORITY], **hl7},
+        "identity": {"ins_oids": [NIR_TEST]},
+    }
+    return Settings.model_validate(told)
+
+
+def store(archive: Archive, actor: Actor, **attributes: Any) -> str:
+    """Store an image of a new study; its UID."""
+    ds = ct_slice(**{"StudyInstanceUID": new_uid(), "SeriesInstanceUID": new_uid(), **attributes})
+    ingest(archive, receive(archive, ds), actor=actor)
+    return str(ds.StudyInstanceUID)
 
 
 def cx(ipp: str) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import orjson
 import pytest
-from pydicom.dataset import Dataset
 
 from archive.access import Actor
 from archive.config import Settings
@@ -20,13 +20,9 @@ from archive.identity.patients import history
 from archive.identity.shown import described
 from archive.index.match import Key
 from archive.index.query import Query, find
-from archive.ingest import ingest
 from archive.schema import patient_link
 from archive.studies import describe
-from tests.archive.test_ingest import receive
-from tests.builders import ct_slice, new_uid
 from tests.hl7_listener.saying import (
-    AUTHORITY,
     ISSUER,
     cx,
     facts,
@@ -38,7 +34,9 @@ from tests.hl7_listener.saying import (
     refused,
     row,
     say,
+    store,
     told_again,
+    with_ris,
 )
 
 OLD_INS, NEW_INS = "285073599990118", "185073599990762"
@@ -48,27 +46,13 @@ L = "LE GOFF^ANNE-MARIE^ANNE-MARIE LOUISE^^Mme^^L"
 
 @pytest.fixture
 def archive(settings: Settings) -> Iterator[Archive]:
-    """One with a RIS, whose INS are for tests."""
-    told = {
-        **settings.model_dump(),
-        "test_mode": True,
-        "hl7": {"authorities": [AUTHORITY]},
-        "identity": {"ins_oids": ["1.2.250.1.213.1.4.10"]},
-    }
-    with open_archive(Settings.model_validate(told), process="test") as opened:
+    with open_archive(with_ris(settings), process="test") as opened:
         yield opened
 
 
 @pytest.fixture
 def send(archive: Archive, actor: Actor) -> Callable[..., str]:
-    """Store an image of a new study; its UID."""
-
-    def store(**attributes: str) -> str:
-        ds: Dataset = ct_slice(**{"StudyInstanceUID": new_uid(), "SeriesInstanceUID": new_uid(), **attributes})
-        ingest(archive, receive(archive, ds), actor=actor)
-        return str(ds.StudyInstanceUID)
-
-    return store
+    return partial(store, archive, actor)
 
 
 def seen(archive: Archive, ipp: str) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import orjson
 import pytest
-from pydicom.dataset import Dataset
 from sqlalchemy import delete, select, text
 
 from archive.access import Actor
@@ -22,11 +22,8 @@ from archive.schema import imaging_order, patient, study
 from archive.schema.types import AnyRow
 from archive.workflow.orders import described
 from archive.workflow.restore import restore_order
-from tests.archive.test_ingest import receive
-from tests.builders import ct_slice, new_uid
 from tests.hl7_listener import saying
 from tests.hl7_listener.saying import (
-    AUTHORITY,
     ISSUER,
     cx,
     dicom,
@@ -38,6 +35,8 @@ from tests.hl7_listener.saying import (
     record,
     row,
     say,
+    store,
+    with_ris,
 )
 
 UID = "2.25.1602001"
@@ -46,22 +45,13 @@ PV1 = "PV1||O||||||899900000019^LE BIHAN^Yann"
 
 @pytest.fixture
 def archive(settings: Settings) -> Iterator[Archive]:
-    """One with a RIS."""
-    told = {**settings.model_dump(), "hl7": {"authorities": [AUTHORITY]}}
-    with open_archive(Settings.model_validate(told), process="test") as opened:
+    with open_archive(with_ris(settings), process="test") as opened:
         yield opened
 
 
 @pytest.fixture
-def send(archive: Archive, actor: Actor) -> Callable[..., object]:
-    from archive.ingest import ingest
-
-    def store(**attributes: str) -> str:
-        ds: Dataset = ct_slice(**{"StudyInstanceUID": new_uid(), "SeriesInstanceUID": new_uid(), **attributes})
-        ingest(archive, receive(archive, ds), actor=actor)
-        return str(ds.StudyInstanceUID)
-
-    return store
+def send(archive: Archive, actor: Actor) -> Callable[..., str]:
+    return partial(store, archive, actor)
 
 
 def group(
@@ -215,8 +205,7 @@ def test_a_study_uid_that_nobody_gives_is_made_once_for_an_accession_number(arch
 
 @pytest.mark.req("REQ-HL7-75")
 def test_the_fillers_number_stands_in_where_the_site_allows_it(settings: Settings) -> None:
-    told = {**settings.model_dump(), "hl7": {"authorities": [AUTHORITY], "accession_fallback": True}}
-    with open_archive(Settings.model_validate(told), process="test") as archive:
+    with open_archive(with_ris(settings, accession_fallback=True), process="test") as archive:
         order(archive, pid("R1"), *group(accession=""))
         assert only(archive).accession_number == "FI1"
 

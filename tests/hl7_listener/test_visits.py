@@ -14,17 +14,15 @@ from archive.audit.read import list_rows
 from archive.config import Settings
 from archive.core import Archive, open_archive
 from archive.identity.visits import described
-from archive.ingest import ingest
 from archive.journal import Kind
 from archive.schema import movement, visit
 from archive.studies import describe
 from hl7_listener.dispatch import known as taken
 from hl7_listener.message import HL7Error
-from tests.archive.test_ingest import receive
-from tests.builders import ct_slice
 from tests.hl7_listener.saying import (
-    AUTHORITY,
     ISSUER,
+    apply,
+    bytes_of,
     cx,
     facts,
     items,
@@ -36,7 +34,9 @@ from tests.hl7_listener.saying import (
     refused,
     row,
     say,
+    store,
     told_again,
+    with_ris,
 )
 
 INSERTS = ("A01", "A02", "A03", "A04", "A05", "A06", "A07", "A21", "A22", "A54")
@@ -45,9 +45,7 @@ CANCELS = {"A11": "A04", "A12": "A02", "A13": "A03", "A38": "A05", "A52": "A21",
 
 @pytest.fixture
 def archive(settings: Settings) -> Iterator[Archive]:
-    """One with a RIS."""
-    told = {**settings.model_dump(), "hl7": {"authorities": [AUTHORITY]}}
-    with open_archive(Settings.model_validate(told), process="test") as opened:
+    with open_archive(with_ris(settings), process="test") as opened:
         yield opened
 
 
@@ -97,44 +95,53 @@ def test_every_event_of_the_table_is_taken_and_no_other() -> None:
 
 
 @pytest.mark.req("REQ-IHE-03")
-@pytest.mark.parametrize("event", INSERTS)
-def test_an_event_makes_patient_visit_and_movement(archive: Archive, event: str) -> None:
-    assert say(archive, event, who(p8="F"), pv1(), zbe("M1")) == []
-    assert record(archive, "R1").sex == "F"
-    found = seen(archive)
-    status = {"A05": "planned", "A03": "closed"}.get(event, "open")
-    assert (found["status"], found["class"], found["location"]) == (status, "O", "UF101^12^A")
-    assert (found["patient_id"], found["account"], found["issuer"]) == ("R1", "D1", ISSUER)
-    (moved,) = found["movements"]
-    assert (moved["id"], moved["event"], moved["start"]) == (f"M1^{ISSUER}", event, "20260105083000")
-    assert (moved["care_ward"], moved["nature"], moved["cancelled"]) == ("UF101^Imagerie", "HMS", False)
-    with archive.reading() as conn:
-        (told, *_) = list_rows(conn, event="110110", limit=1).items
-    assert (told["action"], told["patient"]) == ("U", f"R1^^^{ISSUER}")
+def test_an_event_makes_patient_visit_and_movement(archive: Archive) -> None:
+    for event in INSERTS:
+        ipp, number = f"R{event}", f"V{event}"
+        assert say(archive, event, who(ipp, p8="F"), pv1(number), zbe("M1")) == []
+        assert record(archive, ipp).sex == "F"
+        found = seen(archive, number)
+        status = {"A05": "planned", "A03": "closed"}.get(event, "open")
+        assert (found["status"], found["class"], found["location"]) == (status, "O", "UF101^12^A")
+        assert (found["patient_id"], found["account"], found["issuer"]) == (ipp, "D1", ISSUER)
+        (moved,) = found["movements"]
+        assert (moved["id"], moved["event"], moved["start"]) == (f"M1^{ISSUER}", event, "20260105083000")
+        assert (moved["care_ward"], moved["nature"], moved["cancelled"]) == ("UF101^Imagerie", "HMS", False)
+        with archive.reading() as conn:
+            (told, *_) = list_rows(conn, event="110110", limit=1).items
+        assert (told["action"], told["patient"]) == ("U", f"{ipp}^^^{ISSUER}")
 
 
 @pytest.mark.req("REQ-IHE-03")
-@pytest.mark.parametrize(("event", "was"), CANCELS.items())
-@pytest.mark.parametrize("numbered", [True, False])
-def test_a_cancel_takes_its_movement_back_and_nothing_else(
-    archive: Archive, event: str, was: str, numbered: bool
-) -> None:
+def test_a_cancel_takes_its_movement_back_and_nothing_else(archive: Archive) -> None:
     """Without ZBE, the last movement of that kind is meant."""
-    before = "A04" if was != "A05" else "A05"
-    say(archive, before, who(), pv1(), *([zbe("M1")] if numbered else []))
-    if was != before:
-        moved = [zbe("M2", at="20260105093000")] if numbered else []
-        say(archive, was, who(), pv1(patient_class="I", location="UF2"), *moved)
-    name = "M2" if was != before else "M1"
-    taken_back = [zbe(name, "CANCEL", was=was)] if numbered else []
-    assert say(archive, event, who(p8="M"), pv1(), *taken_back) == []
-    expected = ("cancelled" if was == before else "open", "O", "UF101^12^A")
-    assert state(archive) == expected
-    assert [one["cancelled"] for one in seen(archive)["movements"]][-1]
-    assert record(archive, "R1").sex is None, "a cancel says nothing of the patient"
-    again = say(archive, event, who(), pv1(), *taken_back)
-    assert [one.code for one in again] == [204], "done before"
-    assert state(archive) == expected
+    for event, was in CANCELS.items():
+        for numbered in (True, False):
+            ipp, number = f"R{event}{numbered}", f"V{event}{numbered}"
+            before = "A04" if was != "A05" else "A05"
+            say(archive, before, who(ipp), pv1(number), *([zbe("M1")] if numbered else []))
+            if was != before:
+                moved = [zbe("M2", at="20260105093000")] if numbered else []
+                say(archive, was, who(ipp), pv1(number, "I", "UF2"), *moved)
+            name = "M2" if was != before else "M1"
+            taken_back = [zbe(name, "CANCEL", was=was)] if numbered else []
+            assert say(archive, event, who(ipp, p8="M"), pv1(number), *taken_back) == []
+            expected = ("cancelled" if was == before else "open", "O", "UF101^12^A")
+            assert state(archive, number) == expected
+            assert [one["cancelled"] for one in seen(archive, number)["movements"]][-1]
+            assert record(archive, ipp).sex is None, "a cancel says nothing of the patient"
+            again = say(archive, event, who(ipp), pv1(number), *taken_back)
+            assert [one.code for one in again] == [204], "done before"
+            assert state(archive, number) == expected
+
+
+@pytest.mark.req("REQ-IHE-01")
+def test_patients_are_registered_and_updated_in_2_3_1_too(archive: Archive) -> None:
+    """RAD-1 and RAD-12 (sheet 30 §2)."""
+    for event in ("A05", "A38", "A04", "A01", "A11", "A08", "A13"):
+        apply(archive, bytes_of(event, who(p8="F"), pv1()).replace(b"|P|2.5|", b"|P|2.3.1|"))
+    apply(archive, bytes_of("A40", pid("R2"), f"MRG|{cx('R1')}").replace(b"|P|2.5|", b"|P|2.3.1|"))
+    assert (state(archive)[0], seen(archive)["patient_id"]) == ("open", "R2")
 
 
 @pytest.mark.req("REQ-IHE-03")
@@ -268,8 +275,7 @@ def test_a44_moves_visits_and_orders_of_an_account_and_leaves_images_to_a_person
     placed("1", who(), pv1())  # in the visit
     placed("2", who(account="D2"), pv1("V2"))  # in another account
     placed("3", who(), "PV1||O")  # in the account, no visit said
-    ds = ct_slice(PatientID="R1", IssuerOfPatientID=ISSUER, AccessionNumber="A1")
-    ingest(archive, receive(archive, ds), actor=actor)
+    study = store(archive, actor, PatientID="R1", IssuerOfPatientID=ISSUER, AccessionNumber="A1")
     account = f"MRG|{cx('R1')}||{of('D1')}"
     assert say(archive, "A44", who("R2", p8="F"), account) == []
     assert record(archive, "R2").sex == "F", "nobody had heard of them"
@@ -279,9 +285,9 @@ def test_a44_moves_visits_and_orders_of_an_account_and_leaves_images_to_a_person
     waiting = items(archive)["account_moved"]
     assert waiting["evidence"]["visits"] == [f"V1^^^{ISSUER}"]
     assert waiting["evidence"]["accessions"] == ["A1", "A3"]
-    assert (waiting["patient"], waiting["study"]) == (f"R2^^^{ISSUER}", ds.StudyInstanceUID)
+    assert (waiting["patient"], waiting["study"]) == (f"R2^^^{ISSUER}", study)
     with archive.reading() as conn:
-        found = describe(conn, ds.StudyInstanceUID)
+        found = describe(conn, study)
     assert found is not None
     assert found.patient == f"R1^^^{ISSUER}", "images stay"
     assert [one.location for one in say(archive, "A44", who("R2"), account)] == ["MRG^1^3"], "done before"
