@@ -146,8 +146,8 @@ def test_the_scheduled_workflow_from_registration_to_the_images(
     assert json.loads(done.stdout)["ok"]
 
 
-@pytest.mark.req("REQ-DCM-52")
-def test_the_order_of_the_shared_samples_is_in_the_worklist(server: Server) -> None:
+@pytest.mark.req("REQ-IHE-01", "REQ-DCM-52", "REQ-HL7-70", "REQ-HL7-71")
+def test_orders_of_the_shared_samples_are_in_the_worklist(server: Server) -> None:
     shared = os.environ.get("MINIPACS_TEST_DATA")
     if not shared:
         message = "MINIPACS_TEST_DATA is not set: no shared HL7 samples"
@@ -160,3 +160,18 @@ def test_the_order_of_the_shared_samples_is_in_the_worklist(server: Server) -> N
     assert (item.PatientName, item.AccessionNumber) == ("SÁNCHEZ Y GARCÍA^José-María", "ACC-1602")
     assert b"\rMSA|AA|" in server.send_hl7(folder / "orm-dc.hl7")
     assert worklist(server, Modality="CT", ScheduledProcedureStepID="SPS-1602") == []
+
+    assert b"\rMSA|AA|" in server.send_hl7(folder / "omi-nw.hl7")
+    (item,) = worklist(server, ScheduledStationAETitle="IRM1AE", ScheduledProcedureStepStartDate="20260109")
+    (step,) = item.ScheduledProcedureStepSequence
+    assert (item.PatientName, item.AccessionNumber, item.StudyInstanceUID) == (
+        "OUÉDRAOGO^Aïssata",
+        "ACC-1601",
+        "2.25.1601001",
+    )
+    assert (step.Modality, step.ScheduledProcedureStepID) == ("MR", "SPS-01")
+    assert b"\rMSA|AA|" in server.send_hl7(folder / "omi-xo.hl7")
+    (item,) = worklist(server, Modality="MR", ScheduledProcedureStepID="SPS-01", ScheduledProcedureStepStartTime="")
+    assert item.ScheduledProcedureStepSequence[0].ScheduledProcedureStepStartTime == "160000"
+    assert b"\rMSA|AA|" in server.send_hl7(folder / "omi-ca.hl7")
+    assert worklist(server, Modality="MR", ScheduledProcedureStepID="SPS-01") == []
