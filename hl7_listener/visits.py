@@ -121,7 +121,7 @@ def _movement(message: Message, context: Context, *, account: Numbered) -> tuple
     found: list[Warning] = []
     given = {
         "patient_class": said(pv1.value(2)),
-        "location": _joined(pv1, 3),
+        "location": "" if pv1.is_null(3) else _joined(pv1, 3) or None,
         "account_number": account.number or None,
         "account_issuer": account.issuer or None,
     }
@@ -138,7 +138,8 @@ def _movement(message: Message, context: Context, *, account: Numbered) -> tuple
     nature = text(zbe.value(9))
     if nature and nature not in NATURES:
         found.append(Warning(103, zbe.at(9), "no such nature of a movement"))
-    given |= {"medical_ward": _ward(zbe, 7), "care_ward": _ward(zbe, 8), "nature": nature if nature != "C" else None}
+    nature = nature if nature != "C" else ""  # it says that this is a correction
+    given |= {"medical_ward": _ward(zbe, 7), "care_ward": _ward(zbe, 8), "nature": nature or None}
     start = _digits(next(filter(None, [timestamp(zbe, 2), *([] if message.event == _UPDATE else moments)]), ""))
     return Movement(message.event, start, ids, historic=text(zbe.value(5)) == "Y", said=_known(given)), found
 
@@ -152,7 +153,7 @@ def _demand_action(message: Message, zbe: Segment) -> None:
 
 
 def _known(given: dict[str, str | None]) -> dict[str, str]:
-    return {name: _bounded(value) for name, value in given.items() if value}
+    return {name: _bounded(value) for name, value in given.items() if value is not None}
 
 
 def _bounded(value: str) -> str:
@@ -165,9 +166,9 @@ def _joined(segment: Segment, n: int) -> str:
     return "^".join(text(segment.value(n, component)) for component in (1, 2, 3, 4)).rstrip("^")
 
 
-def _ward(zbe: Segment, n: int) -> str:
+def _ward(zbe: Segment, n: int) -> str | None:
     """An XON: its code, and its name."""
-    return "^".join((text(zbe.value(n, 10)), text(zbe.value(n)))).strip("^")
+    return "^".join((text(zbe.value(n, 10)), text(zbe.value(n)))).strip("^") or None
 
 
 def _entity(one: Repetition) -> str:

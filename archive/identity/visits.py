@@ -188,7 +188,7 @@ def state_of(movements: Sequence[Mapping[str, Any]]) -> tuple[Status, dict[str, 
             break
     said: dict[str, str] = {}
     for one in standing or in_order:
-        said |= {name: value for name in _CARRIED if (value := one["record"].get(name))}
+        said |= {name: value for name in _CARRIED if (value := one["record"].get(name)) is not None}
     return status or Status.OPEN, said
 
 

@@ -246,6 +246,15 @@ def test_codes_that_no_table_has_are_kept_with_a_warning(archive: Archive) -> No
     assert seen(archive)["class"] == "X"
 
 
+@pytest.mark.req("REQ-HL7-13")
+def test_a_place_that_is_deleted_goes_and_one_that_is_not_said_stays(archive: Archive) -> None:
+    say(archive, "A01", who(), pv1(patient_class="I", location="UF1"), zbe("M1"))
+    say(archive, "A02", who(), pv1(patient_class="", location=""), zbe("M2", at="20260105093000"))
+    assert state(archive) == ("open", "I", "UF1")
+    say(archive, "A02", who(), pv1(patient_class="", location='""'), zbe("M3", at="20260105103000"))
+    assert state(archive) == ("open", "I", "")
+
+
 def test_what_no_database_can_keep_does_not_stop_a_visit(archive: Archive) -> None:
     say(archive, "A04", who(), pv1(patient_class="\0", location="U\0" + "F" * 300), zbe("M\0"))
     assert seen(archive)["location"] == "U\ufffd" + "F" * 248
