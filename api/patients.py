@@ -12,7 +12,7 @@ from starlette.responses import Response
 from api import auth
 from api.answers import as_json
 from archive.access import Action, Actor
-from archive.identity import patients, shown
+from archive.identity import patients, shown, visits
 from archive.index.asked import audit_query
 from archive.settling import MAX_REASON, settle
 from archive.workflow import orders
@@ -68,6 +68,23 @@ def look_up_order(
     audit_query(archive.commit, actor, parameters={"query": {"accession": accession}})
     answer: dict[str, Any] = {"exists": True, **steps[0], "steps": steps} if steps else {"exists": False}
     return as_json(answer)
+
+
+@router.get("/visits")
+def look_up_visit(
+    request: Request,
+    actor: MayFind,
+    *,
+    number: Annotated[str, Query(min_length=1, max_length=64, description="PV1-19, where there is none PID-18")],
+    authority: Annotated[str, Query(max_length=64, description="namespace or OID; else whoever assigned it")] = "",
+) -> Response:
+    """The visit with a number, and its movements. `{"exists": false}` when unknown."""
+    archive = auth.archive_of(request)
+    issuer = shown.key_of(archive.authorities, number, authority).issuer if authority else None
+    with archive.reading() as conn:
+        found = visits.described(conn, number, issuer)
+    audit_query(archive.commit, actor, parameters={"query": {"visit": number, "authority": authority}})
+    return as_json(found)
 
 
 class Settlement(BaseModel):

@@ -29,6 +29,7 @@ KINDS = {
     Kind.MERGE_CONFLICT: "Une fusion contredit une fusion précédente",
     Kind.MERGED_ID_USED: "Un message concerne un identifiant qui a été fusionné",
     Kind.STALE_UPDATE: "Une mise à jour d’identité plus ancienne que celle connue",
+    Kind.ACCOUNT_MOVED: "Un séjour et ses demandes passés à un autre patient, mais pas leurs images",
     Kind.ORDER_CLOSED_WITH_IMAGES: "Une demande annulée alors que des images existent",
     Kind.STUDY_UID_CHANGED: "Une demande a changé de numéro d’étude après les images",
     Kind.ORDER_UNMATCHED: "Une demande désigne une étude rangée chez un autre patient",

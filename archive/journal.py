@@ -53,6 +53,8 @@ class Kind(StrEnum):
     ORDER = "order"  # accession number and step
     PERFORMED = "performed"  # SOP Instance UID of a performed procedure step: what was said of it, and whose it is
     STUDY = "study"  # Study Instance UID: its patient, its corrections
+    VISIT = "visit"  # number and who assigned it: whose it is, its movements
+    LINK = "link"  # two identity keys: whether they are linked
     HOLD = "hold"  # id of the hold
     DERIVED = "derived"  # SOP Instance UID of a lossy copy or companion: its original, its figures
     REPLACED = "replaced"  # Study Instance UID: originals that only their derived copies are left of

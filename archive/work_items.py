@@ -30,6 +30,7 @@ class Kind(StrEnum):
     INS_COLLISION = "ins_collision"  # the same one on two patients (REQ-HL7-65)
     MERGE_CONFLICT = "merge_conflict"  # a merge that contradicts an earlier one (sheet 20 §4.3)
     MERGED_ID_USED = "merged_id_used"  # a message about somebody who was merged away (REQ-HL7-P11)
+    ACCOUNT_MOVED = "account_moved"  # visit and orders are another patient's now, images not (A44)
     STALE_UPDATE = "stale_update"  # demographics older than those that are known (REQ-HL7-25)
     ORDER_CLOSED_WITH_IMAGES = "order_closed_with_images"  # cancelled after images came (REQ-HL7-77)
     STUDY_UID_CHANGED = "study_uid_changed"  # of an order whose images are stored (REQ-HL7-78)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hl7_listener import adt, orders
+from hl7_listener import adt, orders, visits
 from hl7_listener.context import Handler, Handlers
 from hl7_listener.message import HL7Error, Message
 
-HANDLERS: Handlers = {**adt.HANDLERS, **orders.HANDLERS}
+HANDLERS: Handlers = {**adt.HANDLERS, **visits.HANDLERS, **orders.HANDLERS}
 
 
 def known(kind: str, event: str) -> None:

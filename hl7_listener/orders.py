@@ -1,4 +1,4 @@
-"""Orders: ORM^O01 (HL7 2.5 chapter 4; IHE RAD-2, RAD-3, RAD-4, RAD-13 up to 2.5)."""
+"""Orders: ORM^O01, OMG^O19, OMI^O23 (HL7 2.5.1 chapter 4; IHE RAD-2, RAD-3, RAD-4, RAD-13)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hl7_listener.context import Context, Handlers, Warning
 from hl7_listener.mapping import SH, Parts, groups, number_of, worklist_item
 from hl7_listener.message import HL7Error, Message, Segment
 from hl7_listener.pid import statement, warnings
-from hl7_listener.values import patient_key, short, text
+from hl7_listener.values import numbered, patient_key, short, text
 
 STATUSES = {  # ORC-5 (table 0038)
     "SC": Status.SCHEDULED,
@@ -27,28 +27,26 @@ _UID = re.compile(r"(?=.{1,64}\Z)(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+", re.ASCII)
 
 
 def order(conn: Connection, message: Message, context: Context) -> list[Warning]:
-    """ORM^O01: each group in its order, all or nothing (REQ-HL7-76). A patient that the RIS has not sent is made from
-    PID (REQ-HL7-73); one that is known is not changed by an order."""
+    """Each group of ORM^O01, OMG^O19 or OMI^O23 in its order, all or nothing (REQ-HL7-76). A patient that the RIS has
+    not sent is made from PID (REQ-HL7-73); one that is known is not changed by an order."""
     act = act_of(message, context)
     pid = segment(message, "PID")
     patient_pk, found = _patient(conn, message, pid, context, act)
     for parts in groups(message):
-        group = _group(parts, context, found)
+        group = _group(parts, context, found, sender=message.sender)
         try:
             apply(conn, group, patient_pk=patient_pk, act=act)
         except NotFound as error:
             raise HL7Error(204, parts.place("ORC", 2), str(error)) from error
         except IdentifierInUse as error:
-            place = parts.place("ORC", 2)
-            if error.what == "study" and parts.zds is not None:
-                place = parts.zds.at(1, 1)
+            place = _study_uid(parts)[1] if error.what == "study" else parts.place("ORC", 2)
             raise HL7Error(205, place, str(error)) from error
         except Conflict as error:
             raise HL7Error(204, pid.at(3), str(error)) from error
     return found
 
 
-HANDLERS: Handlers = {("ORM", "O01"): order}
+HANDLERS: Handlers = {("ORM", "O01"): order, ("OMG", "O19"): order, ("OMI", "O23"): order}
 
 
 def _patient(conn: Connection, message: Message, pid: Segment, context: Context, act: Act) -> tuple[int, list[Warning]]:
@@ -65,7 +63,7 @@ def _patient(conn: Connection, message: Message, pid: Segment, context: Context,
     return done.pk, warnings(done, given, pid)
 
 
-def _group(parts: Parts, context: Context, found: list[Warning]) -> Group:
+def _group(parts: Parts, context: Context, found: list[Warning], *, sender: str) -> Group:
     """What a group says. Raises HL7Error 101, 102 or 103."""
     control = _control(parts)
     status = text(parts.orc.value(5))
@@ -82,9 +80,11 @@ def _group(parts: Parts, context: Context, found: list[Warning]) -> Group:
         step_id=str(dicom.get("ScheduledProcedureStepID", "")),
         placer_number=number_of(parts, 2),
         filler_number=number_of(parts, 3),
-        study_instance_uid=_study_uid(parts),
+        study_instance_uid=_study_uid(parts)[0],
         status=STATUSES.get(status),
         dicom=dicom,
+        visit=numbered(parts.pv1, 19, context, sender=sender).cx,
+        account=numbered(parts.pid, 18, context, sender=sender).cx,
     )
 
 
@@ -97,22 +97,28 @@ def _control(parts: Parts) -> Control:
 
 
 def _accession_number(parts: Parts, context: Context, *, needed: bool) -> str:
-    """OBR-18; where the site allows it, else the filler's number (REQ-HL7-75). Never cut."""
-    place = parts.place("OBR", 18)
-    if parts.obr is not None and (value := text(parts.obr.value(18))):
+    """IPC-1, else OBR-18; where the site allows it, else the filler's number (REQ-HL7-75). Never cut."""
+    value, place = parts.said(1, 18)
+    if value:
         return short(value, place, characters=SH)
     if context.settings.hl7.accession_fallback:
         for one in (parts.orc, parts.obr):
             if one is not None and (value := text(one.value(3))):
                 return short(value, parts.place(one.name, 3), characters=SH)
     if needed:
-        raise HL7Error(101, place, "the accession number is missing")
+        raise HL7Error(101, parts.accession_place, "the accession number is missing")
     return ""
 
 
-def _study_uid(parts: Parts) -> str:
-    """ZDS-1.1; "" when the RIS leaves it to the archive (REQ-HL7-74). Raises HL7Error 102."""
-    value = text(parts.zds.value(1)) if parts.zds is not None else ""
-    if value and parts.zds is not None and _UID.fullmatch(value) is None:
-        raise HL7Error(102, parts.zds.at(1, 1), "this is no UID")
-    return value
+def _study_uid(parts: Parts) -> tuple[str, str]:
+    """IPC-3, else ZDS-1.1, and its place; "" when the RIS leaves it to the archive (REQ-HL7-74).
+
+    Raises:
+        HL7Error: 102 it is no UID.
+    """
+    value, place = text(parts.ipc.value(3)) if parts.ipc is not None else "", parts.place("IPC", 3)
+    if not value and parts.zds is not None:
+        value, place = text(parts.zds.value(1)), parts.zds.at(1, 1)
+    if value and _UID.fullmatch(value) is None:
+        raise HL7Error(102, place, "this is no UID")
+    return value, place

@@ -45,7 +45,7 @@ def statement(message: Message, pid: Segment, context: Context) -> Statement:
         phones=_phones(pid),
         codes=_codes(pid),
         identifiers=identifiers(pid, 3, context, sender=message.sender),
-        ins=_ins(pid),
+        ins=claimed_ins(pid, 3),
         proof=Proof(*(said(zfd.value(n)) for n in (1, 4, 5, 6, 7, 8))) if zfd else Proof(),
         dmp=Dmp(*(said(zfa.value(n)) for n in (1, 9, 11))) if zfa else Dmp(),
         deceased=_yes_or_no(pid, 30),
@@ -65,6 +65,15 @@ def named(segment: Segment, n: int = 5) -> dict[str, Name]:
         if kind in NAME_TYPES:
             found.setdefault(kind, _name(one))
     return found if any(found.values()) else {}
+
+
+def claimed_ins(segment: Segment, n: int) -> tuple[Ins, ...]:
+    """Each INS that is claimed: the type code decides, not the OID (REQ-HL7-60)."""
+    return tuple(
+        Ins(text(one.component(1)), text(one.component(4, 2)))
+        for one in segment.field(n)
+        if text(one.component(5)) == "INS" and text(one.component(1))
+    )
 
 
 def warnings(done: Said, given: Statement, pid: Segment) -> list[Warning]:
@@ -138,12 +147,3 @@ def _phones(pid: Segment) -> tuple[Phone, ...] | None:
     if found:
         return tuple(found)
     return () if pid.is_null(13) else None
-
-
-def _ins(pid: Segment) -> tuple[Ins, ...]:
-    """Each INS that is claimed: the type code decides, not the OID (REQ-HL7-60)."""
-    return tuple(
-        Ins(text(one.component(1)), text(one.component(4, 2)))
-        for one in pid.field(3)
-        if text(one.component(5)) == "INS" and text(one.component(1))
-    )

@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 Act = Callable[[Connection], tuple[State, Verdict]]
 
-_EVENTS = {"ADT": Event.PATIENT_RECORD, "ORM": Event.ORDER_RECORD}
+_EVENTS = {"ADT": Event.PATIENT_RECORD, **dict.fromkeys(("ORM", "OMG", "OMI"), Event.ORDER_RECORD)}
 _TAKEN = Verdict("AE", (Problem(205, "MSH^1^10", "this control ID was used for a message with other content"),))
 
 

@@ -7,6 +7,7 @@ from datetime import date, time
 
 from archive.identity.acts import PatientKey
 from archive.identity.record import Identifier
+from archive.identity.visits import NOTHING, Numbered
 from hl7_listener.context import Context
 from hl7_listener.message import NULL, HL7Error, Repetition, Segment
 
@@ -86,6 +87,19 @@ def patient_key(segment: Segment, n: int, context: Context, *, sender: str) -> P
     if not issuer:
         raise HL7Error(101, place, "the assigning authority is missing, and this sender has no default one")
     return PatientKey(value, issuer)
+
+
+def numbered(segment: Segment | None, n: int, context: Context, *, sender: str) -> Numbered:
+    """The number of a visit or account (CX), and who assigned it; `NOTHING` when there is none. Raises HL7Error 102."""
+    if segment is None:
+        return NOTHING
+    for one in segment.field(n):
+        if value := text(one.component(1)):
+            short(value, segment.at(n), characters=MAX_IDENTIFIER)
+            return Numbered(
+                value, short(issuer_of(one, context, sender=sender), segment.at(n), characters=MAX_IDENTIFIER)
+            )
+    return NOTHING
 
 
 def identifiers(segment: Segment, n: int, context: Context, *, sender: str) -> tuple[Identifier, ...]:

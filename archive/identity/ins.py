@@ -101,6 +101,8 @@ def judge(
     `record` is the record with the message applied; `taken(ins)` says whether another patient has it; `at` is written
     into the history. An INS that is refused never replaces the one in use.
     """
+    if said.drops_ins:  # A47: all of them, whatever stands beside
+        return Verdict(withdrawn(record, reason="removed", at=at))
     candidate, beside, refusals = _choose(record, said, accepted)
     known = {(one.value, one.oid) for one in record.ins_history}
     history = list(record.ins_history)

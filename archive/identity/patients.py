@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from archive.schema.types import AnyRow
 from archive.schema.upsert import insert
 from archive.work_items import Kind, close_item, open_item
 
+ALIAS = "alias"  # patient.tombstone: an identifier that was changed (A47)
 _BY_KEY = select(patient).where(patient.c.identity_key == bindparam("key"))
 _BY_PK = select(patient).where(patient.c.pk == bindparam("pk"))
 _LOCKED = _BY_KEY.with_for_update()
@@ -237,10 +238,13 @@ def drop_ins(conn: Connection, pk: int, *, reason: str, act: Act) -> None:
 
 
 def history(conn: Connection, pk: int) -> list[dict[str, Any]]:
-    """Every state of a patient's record, the first one first, without what only the audit may read."""
-    rows = conn.execute(
-        select(patient_revision).where(patient_revision.c.patient_pk == pk).order_by(patient_revision.c.version)
-    )
+    """Every state of a patient's record, those under former identifiers too, the first one first, without what only
+    the audit may read."""
+    former = select(patient.c.pk).where(patient.c.merged_into_pk == pk, patient.c.tombstone == ALIAS)
+    mine = (patient_revision.c.patient_pk == pk) | patient_revision.c.patient_pk.in_(former)
+    found = conn.execute(select(patient_revision).where(mine)).all()
+    of_version = {row.version: row for row in sorted(found, key=lambda row: row.patient_pk == pk)}  # its own last
+    rows = [of_version[version] for version in sorted(of_version)]
     return [
         {
             "version": row.version,
@@ -261,8 +265,22 @@ def name_of(conn: Connection, pk: int) -> str | None:
 
 def merged_into(conn: Connection, pk: int) -> list[str]:
     """The identifiers that were merged into a patient."""
-    rows = conn.execute(select(patient).where(patient.c.merged_into_pk == pk).order_by(patient.c.pk))
-    return [cx(row.patient_id, row.issuer) for row in rows]
+    return [cx(row.patient_id, row.issuer) for row in _tombstones(conn, pk) if row.tombstone != ALIAS]
+
+
+def aliases(conn: Connection, pk: int) -> list[str]:
+    """The former identifiers of a patient, without who assigned them: the same as assigns the present one."""
+    return [row.patient_id for row in _tombstones(conn, pk) if row.tombstone == ALIAS]
+
+
+def with_ins(conn: Connection, one: Ins) -> AnyRow | None:
+    """Who has this INS in use."""
+    asked = {"ins": f"{one.value}^{one.oid}"}
+    return conn.execute(select(patient).where(patient.c.ins == bindparam("ins")).limit(1), asked).first()
+
+
+def _tombstones(conn: Connection, pk: int) -> Sequence[AnyRow]:
+    return conn.execute(select(patient).where(patient.c.merged_into_pk == pk).order_by(patient.c.pk)).all()
 
 
 def _revise(conn: Connection, pk: int, version: int, text: str, act: Act) -> None:

@@ -202,6 +202,8 @@ class Statement:
     multiple_birth: str | None = None
     birth_order: str | None = None
     updated_at: str | None = None
+    dropped: tuple[Identifier, ...] = ()  # that the patient has no more (A47)
+    drops_ins: bool = False  # no INS of theirs is to be used any more (A47)
 
 
 _PLAIN = (
@@ -218,13 +220,15 @@ def apply(record: Record, said: Statement) -> Record:
     for kind, name in said.names.items():
         names[kind] = over(names.get(kind, Name()), name)
     known = set(record.identifiers)
+    gone = {(one.value, one.issuer) for one in said.dropped}
+    identifiers = record.identifiers + tuple(dict.fromkeys(one for one in said.identifiers if one not in known))
     return replace(
         record,
         **changed,
         names=names,
         addresses=_addresses(record.addresses, said.addresses),
         codes=record.codes if said.codes is None else said.codes or NEW,
-        identifiers=record.identifiers + tuple(dict.fromkeys(one for one in said.identifiers if one not in known)),
+        identifiers=tuple(one for one in identifiers if (one.value, one.issuer) not in gone),
         proof=over(record.proof, said.proof),
         dmp=over(record.dmp, said.dmp),
     )

@@ -13,10 +13,12 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, select, update
 
+from archive.identity import links, visits
 from archive.identity.acts import PatientKey
+from archive.identity.merge import MOVED
 from archive.identity.record import of_json
 from archive.index.correct import correct_patient, correct_study, facts_changed, move_studies
-from archive.schema import imaging_order, patient, patient_revision, performed_step, study
+from archive.schema import patient, patient_revision, study
 from archive.schema.types import AnyRow
 from archive.schema.upsert import insert
 
@@ -54,8 +56,9 @@ def restore_patient(conn: Connection, subject: str, body: Mapping[str, Any], at:
         conn.execute(update(patient).where(mine).values(received_attributes=None))
     if survivor_pk is not None:
         move_studies(conn, loser_pk=row.pk, survivor_pk=survivor_pk)
-        for table in (imaging_order, performed_step):
+        for table in MOVED:
             conn.execute(update(table).where(table.c.patient_pk == row.pk).values(patient_pk=survivor_pk))
+        links.move(conn, loser_pk=row.pk, survivor_pk=survivor_pk)
         merged = patient.c.merged_into_pk == row.pk
         conn.execute(update(patient).where(merged).values(merged_into_pk=survivor_pk))
 
@@ -73,6 +76,19 @@ def restore_study(conn: Connection, subject: str, body: Mapping[str, Any], at: d
             conn.execute(update(study).where(study.c.pk == row.pk).values(patient_pk=owner_pk))
             facts_changed(conn, owner_pk)
     correct_study(conn, row.pk, body["corrections"], reason=body["reason"], at=at)
+
+
+def restore_visit(conn: Connection, subject: str, body: Mapping[str, Any], at: datetime) -> None:
+    """A visit with its movements. Told twice, it changes nothing."""
+    made_at = datetime.fromisoformat(body["created_at"])
+    owner_pk = _survivor(conn, body["patient"], made_at)
+    visits.put(conn, body, owner_pk, made_at=made_at, at=at)
+
+
+def restore_link(conn: Connection, subject: str, body: Mapping[str, Any], at: datetime) -> None:
+    """Whether two patients are linked."""
+    pk, other_pk = (_survivor(conn, of, at) for of in body["patients"])
+    links.keep(conn, pk, other_pk, linked=body["linked"])
 
 
 def patient_of(conn: Connection, identity_key: str, key: PatientKey, at: datetime) -> AnyRow:

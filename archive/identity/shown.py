@@ -10,7 +10,7 @@ import orjson
 from sqlalchemy import Connection
 
 from archive.authorities import Authorities
-from archive.identity import dicom, patients
+from archive.identity import dicom, links, patients
 from archive.identity.acts import PatientKey
 from archive.identity.record import Record
 from archive.schema.types import AnyRow
@@ -41,8 +41,8 @@ def described(conn: Connection, key: PatientKey) -> dict[str, Any]:
         "issuer": row.issuer,
         "merged_into": survivor.patient_id if survivor.pk != row.pk else None,
         "merged_from": patients.merged_into(conn, row.pk),
-        "alias_of": [],
-        "linked_to": [],
+        "alias_of": patients.aliases(conn, row.pk),
+        "linked_to": links.of_patient(conn, row.pk),
         **(_said(known) if known is not None else _seen(row)),
         "versions": row.version,
         "dicom": dicom.by_keyword(shown),

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, bindparam, func, select, text, update
 from archive.commitment import restore_commitment
 from archive.core import Archive
 from archive.errors import Unavailable
-from archive.identity.restore import restore_patient, restore_study
+from archive.identity.restore import restore_link, restore_patient, restore_study, restore_visit
 from archive.index.aside import restore_conflict
 from archive.index.held import restore_held
 from archive.index.rejections import restore_rejection
@@ -38,6 +38,8 @@ RESTORE: dict[str, Restore] = {
     Kind.ORDER: restore_order,
     Kind.PERFORMED: restore_performed,
     Kind.STUDY: restore_study,
+    Kind.VISIT: restore_visit,
+    Kind.LINK: restore_link,
     Kind.HOLD: restore_hold,
     Kind.HELD: restore_held,
     Kind.CONFLICT: restore_conflict,
@@ -49,7 +51,10 @@ RESTORE: dict[str, Restore] = {
     Kind.RESTORED: restore_restored,
 }
 # Files are filed by these; the rest tells of them.
-BEFORE_FILES = (Kind.PATIENT, Kind.ORDER, Kind.PERFORMED, Kind.CONFLICT, Kind.PURGE, Kind.RESTORED)
+BEFORE_FILES = (
+    *(Kind.PATIENT, Kind.VISIT, Kind.LINK, Kind.ORDER, Kind.PERFORMED),
+    *(Kind.CONFLICT, Kind.PURGE, Kind.RESTORED),
+)
 
 _WAITING = fact.c.journaled > 1  # see archive.schema.operations
 _FAILED = update(fact).where(fact.c.journaled == 3).values(journaled=2)

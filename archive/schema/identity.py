@@ -43,3 +43,45 @@ imaging_order = Table(
     UniqueConstraint("accession_number", "step_id"),
     Index("ix_imaging_order_worklist", "status", "start_date", "start_time", "modality", "station_ae"),
 )
+
+# A visit of a patient (PV1-19), or where the RIS numbers none, an account (PID-18): what ITI-31 tells of.
+visit = Table(
+    "visit",
+    METADATA,
+    Column("pk", Key, primary_key=True),
+    Column("number", Text_C, nullable=False),
+    Column("issuer", Text_C, nullable=False),  # in the one spelling of archive.authorities; "" when nobody says it
+    Column("patient_pk", ForeignKey("patient.pk"), nullable=False, index=True),
+    Column("account_number", Text_C, nullable=False, index=True),  # PID-18; "" for none
+    Column("account_issuer", Text_C, nullable=False),
+    Column("status", String(10), nullable=False),  # archive.identity.visits.Status
+    Column("patient_class", Text_C, nullable=False),  # PV1-2 (table 0004)
+    Column("location", Text, nullable=False),  # PV1-3, components joined by ^
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    UniqueConstraint("number", "issuer"),
+)
+
+# Each movement of a visit (ZBE), in the order in which they were sent; status, class, location follow from them.
+movement = Table(
+    "movement",
+    METADATA,
+    Column("pk", Key, primary_key=True),
+    Column("visit_pk", ForeignKey("visit.pk"), nullable=False, index=True),
+    Column("movement_id", Text_C, nullable=False),  # ZBE-1, as `ID^ISSUER`; "" when the sender numbers none
+    Column("event", String(8), nullable=False),  # that began it: A01, A02…
+    Column("start", String(14), nullable=False),  # ZBE-2, digits of local time
+    Column("historic", Integer, nullable=False),  # ZBE-5: 1, it was sent after it was over
+    Column("cancelled", Integer, nullable=False),
+    Column("record", Text, nullable=False),  # JSON: class, location, wards, nature, account
+)
+
+# Two patients who may be one (A24): nothing of theirs moves. The lower number first.
+patient_link = Table(
+    "patient_link",
+    METADATA,
+    Column("pk", Key, primary_key=True),
+    Column("patient_pk", ForeignKey("patient.pk"), nullable=False),
+    Column("other_pk", ForeignKey("patient.pk"), nullable=False, index=True),
+    UniqueConstraint("patient_pk", "other_pk"),
+)

@@ -14,9 +14,11 @@ from sqlalchemy import Connection, select, update
 
 from archive.audit.record import Event, record
 from archive.identity import patients
-from archive.identity.acts import Act
+from archive.identity.acts import Act, PatientKey
 from archive.identity.merge import Pair
 from archive.identity.merge import merge as merge_patients
+from archive.identity.merge import rename as rename_patient
+from archive.identity.record import Statement
 from archive.index.correct import correct_study, facts_changed
 from archive.journal import Kind as Fact
 from archive.journal import note
@@ -103,12 +105,25 @@ def merge(conn: Connection, pair: Pair, *, act: Act) -> bool:
     (REQ-HL7-95). False when they were merged already. Raises what that raises."""
     if not merge_patients(conn, pair, act=act):
         return False
-    row = patients.find(conn, pair.survivor)
+    _reconcile_all(conn, pair.survivor, act)
+    return True
+
+
+def rename(conn: Connection, old: PatientKey, new: PatientKey, said: Statement, *, act: Act) -> patients.Said | None:
+    """The same of a patient whose identifier changes (`archive.identity.merge.rename`)."""
+    done = rename_patient(conn, old, new, said, act=act)
+    if done is not None:
+        _reconcile_all(conn, new, act)
+    return done
+
+
+def _reconcile_all(conn: Connection, key: PatientKey, act: Act) -> None:
+    """Link the orders of a patient with the studies that they have now."""
+    row = patients.find(conn, key)
     assert row is not None
     mine = imaging_order.c.patient_pk == row.pk
     for order in conn.execute(select(imaging_order).where(mine).order_by(imaging_order.c.pk)).all():
         reconcile(conn, order, act=act)
-    return True
 
 
 def correct_all(conn: Connection, uids: Iterable[str], *, act: Act) -> None:

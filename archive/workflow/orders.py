@@ -57,6 +57,8 @@ class Group:
     study_instance_uid: str = ""
     status: Status | None = None
     dicom: Mapping[str, Any] = field(default_factory=dict)  # of the worklist item, by keyword
+    visit: str = ""  # the visit and the account it was ordered in, as `archive.identity.visits.Numbered.cx`
+    account: str = ""
 
 
 def apply(conn: Connection, group: Group, *, patient_pk: int, act: Act) -> None:
@@ -155,6 +157,8 @@ def _keep(conn: Connection, group: Group, patient_pk: int, row: AnyRow | None, a
     kept = {
         "dicom": item,
         "generated": generated,
+        "visit": group.visit or before.get("visit", ""),
+        "account": group.account or before.get("account", ""),
         # what images say of the procedure is outdated (REQ-HL7-78)
         "recoded": bool(before.get("recoded")) or (row is not None and codes[0] != codes[1]),
     }

@@ -15,6 +15,8 @@ import re
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -281,17 +283,18 @@ def _holds(ds: Dataset, wanted: dict[str, Any]) -> bool:
     return True
 
 
-def run(folder: Path, name: str, *, workspace: Path, database_url: str = "") -> None:
-    """Play one scenario on an archive of its own. Raises Failed."""
+@contextmanager
+def playing(folder: Path, *, workspace: Path) -> Iterator[Run]:
+    """An archive of its own, to play scenarios on; `play` raises Failed."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     if manifest["format"] != "hl7-scenarios/1":
         raise Failed(f"cannot be checked: a manifest of format {manifest['format']!r}")
     scenarios = {one["id"]: one for one in manifest["scenarios"]}
-    server = Server(workspace, database_url, environment(manifest["config"]))
+    server = Server(workspace, "", environment(manifest["config"]))
     try:
         server.start()
         with server.client("service") as client:
-            Run(folder, scenarios, server, client).play(name)
+            yield Run(folder, scenarios, server, client)
     finally:
         if server.process is not None:
             server.stop()
@@ -307,7 +310,8 @@ def main(argv: list[str] | None = None) -> int:
     for name in options.names or [one["id"] for one in manifest["scenarios"]]:
         with tempfile.TemporaryDirectory(prefix="minipacs-hl7-") as workspace:
             try:
-                run(options.folder, name, workspace=Path(workspace) / "server")
+                with playing(options.folder, workspace=Path(workspace) / "server") as played:
+                    played.play(name)
                 verdict = "passed"
             except (Failed, RuntimeError, OSError, httpx.HTTPError) as error:
                 failures += 1

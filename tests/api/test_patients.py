@@ -12,7 +12,7 @@ from archive.core import Archive, open_archive
 from tests.api.conftest import on_both_databases
 from tests.api.test_auth import rows
 from tests.builders import ct_slice, part10
-from tests.hl7_listener.saying import AUTHORITY, ISSUER, cx, ins, order, pid, say
+from tests.hl7_listener.saying import ISSUER, cx, ins, order, pid, say, with_ris
 
 INS = "285073599990118"
 OID = "2.25.171717001"
@@ -20,14 +20,7 @@ OID = "2.25.171717001"
 
 @pytest.fixture
 def archive(settings: Settings) -> Iterator[Archive]:
-    """One with a RIS, whose INS are for tests."""
-    told = {
-        **settings.model_dump(),
-        "test_mode": True,
-        "hl7": {"authorities": [AUTHORITY]},
-        "identity": {"ins_oids": ["1.2.250.1.213.1.4.10"]},
-    }
-    with open_archive(Settings.model_validate(told), process="test") as opened:
+    with open_archive(with_ris(settings), process="test") as opened:
         yield opened
 
 
@@ -132,6 +125,29 @@ def test_an_order_is_shown_with_each_of_its_steps(archive: Archive, client: http
     assert (found["dicom"]["Modality"], found["dicom"]["RequestedProcedurePriority"]) == ("CT", "ROUTINE")
     assert [one["step_id"] for one in found["steps"]] == ["S1", "S2"]
     assert client.get("/api/v1/orders", params={"accession": "A2"}).json() == {"exists": False}
+
+
+@pytest.mark.req("REQ-IHE-03")
+@on_both_databases
+def test_a_visit_is_shown_with_each_of_its_movements(archive: Archive, client: httpx.Client) -> None:
+    zbe = f"ZBE|M1^{ISSUER}|20260105083000||INSERT|N||||HMS"
+    for number, issuer in (("V1", ISSUER), ("V1", "HOPITAL")):
+        pv1 = f"PV1||I|UF101^12{'|' * 16}{number}^^^{issuer}^VN"
+        say(archive, "A01", pid("R1" if issuer == ISSUER else "R2", p18=f"D1^^^{issuer}^AN"), pv1, zbe)
+    found = client.get("/api/v1/visits", params={"number": "V1"}).json()
+    assert (found["exists"], found["status"], found["class"], found["patient_id"]) == (True, "open", "I", "R1")
+    assert (found["account"], found["location"]) == ("D1", "UF101^12")
+    assert [(one["id"], one["event"], one["cancelled"]) for one in found["movements"]] == [
+        (f"M1^{ISSUER}", "A01", False)
+    ]
+    other = client.get("/api/v1/visits", params={"number": "V1", "authority": "HOPITAL"}).json()
+    assert other["patient_id"] == "R2"
+    by_oid = client.get("/api/v1/visits", params={"number": "V1", "authority": "2.25.171717001"}).json()
+    assert by_oid == found
+    assert client.get("/api/v1/visits", params={"number": "V2"}).json() == {"exists": False}
+    archive.commit.run(lambda conn: None)  # with it goes what was queued before
+    [audited, *_] = rows(archive, event="110112")
+    assert audited["detail"]["query"] == {"visit": "V2", "authority": ""}
 
 
 @on_both_databases

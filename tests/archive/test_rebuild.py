@@ -31,8 +31,10 @@ from archive.dicom.equipment import Equipment
 from archive.dicom.rejection_note import Rejected, rejection_note
 from archive.errors import Conflict, IndexUnavailable, StorageFailed
 from archive.heartbeat import Heartbeat
+from archive.identity import links, visits
 from archive.identity.acts import Act, PatientKey
 from archive.identity.merge import Pair
+from archive.identity.patients import find as find_patient
 from archive.identity.patients import say
 from archive.identity.record import Name, Statement
 from archive.index.query import Query, find, returnable
@@ -58,6 +60,7 @@ from archive.schema import (
     imaging_order,
     instance,
     location,
+    movement,
     patient,
     performed_for,
     performed_step,
@@ -65,10 +68,11 @@ from archive.schema import (
     study,
     suspension,
     tombstone,
+    visit,
 )
 from archive.storage.part10 import Part10
 from archive.workflow import orders
-from archive.workflow.images import merge
+from archive.workflow.images import merge, rename
 from tests.archive.lifecycle.studies import at, row_of, send, uid_of
 from tests.archive.test_ingest import MINUTE, files, receive
 from tests.builders import ct_slice
@@ -128,6 +132,8 @@ def told(archive: Archive) -> dict[str, Any]:
                             "start_date", "start_time", "modality", "station_ae"),
             performed_step: ("sop_instance_uid", "status", "created", "modified", "version", "calling_ae"),
             performed_for: ("study_instance_uid", "accession_number", "step_id"),
+            visit: ("number", "issuer", "status", "patient_class", "created_at"),
+            movement: ("movement_id", "event", "start", "cancelled", "record"),
             hold: ("id", "study_instance_uid", "reason", "until", "placed_by", "placed_at", "removed_at"),
             purge: ("id", "study_instance_uid", "state", "certificate", "note_path", "note_digest", "done_at"),
             commitment: ("study_instance_uid", "transaction_uid", "ae_title", "instances", "at"),
@@ -140,11 +146,15 @@ def told(archive: Archive) -> dict[str, Any]:
         gone = list(conn.execute(select(tombstone.c.study_instance_uid)).scalars())
         owners = select(study.c.study_instance_uid, patient.c.identity_key).join_from(study, patient)
         answers["owners"] = sorted(tuple(row) for row in conn.execute(owners))
+        treated = select(visit.c.number, patient.c.identity_key).join_from(visit, patient)
+        answers["visits of"] = sorted(tuple(row) for row in conn.execute(treated))
+        ids = conn.execute(select(patient.c.pk, patient.c.identity_key)).all()
+        answers["linked"] = sorted((key, other) for pk, key in ids for other in links.of_patient(conn, pk))
     answers["retrieve"] = [sorted(str(one) for one in select_stored(archive, study_uids=[uid])) for uid in uids]
     answers["by instance"] = sorted(str(one) for one in select_stored(archive, instance_uids=sorted(known)))
     answers["by identifier"] = [
         sorted(one.sop_instance_uid for one in select_stored(archive, patient_id=name))
-        for name in ("P-merged", "P-kept")
+        for name in ("P-merged", "P-kept", "P-renamed", "P-new")
     ]
     answers["purged"] = [why_gone(archive, study_uid=uid) for uid in sorted(gone)]
     return answers
@@ -174,7 +184,7 @@ def _stored(archive: Archive, *names: str) -> list[Stored]:
 def lived(archive: Archive, actor: Actor, *, sent: Collection[str] = ()) -> None:
     """An archive with a past: corrected, merged, ordered, held, migrated, purged. The images of `sent` are there."""
     at(archive, "2026-01-05")
-    for name in ("plain", "corrected", "merged", "kept", "ordered", "old", "grace", "gone", "held"):
+    for name in ("plain", "corrected", "merged", "kept", "renamed", "ordered", "old", "grace", "gone", "held"):
         if name in sent:
             continue
         day = "20220103" if name in ("old", "grace") else "20150105" if name == "gone" else "20260105"
@@ -196,6 +206,17 @@ def lived(archive: Archive, actor: Actor, *, sent: Collection[str] = ()) -> None
 
     archive.commit.run(corrects)
     archive.commit.run(lambda conn: merge(conn, Pair(key["kept"], key["merged"]), act=said))
+
+    def renames(conn: Any) -> None:
+        new = PatientKey("P-new", "")
+        rename(conn, PatientKey("P-renamed", ""), new, Statement(names={"L": Name(family="MÜLLER")}), act=said)
+        pks = [found.pk for one in (new, key["kept"]) if (found := find_patient(conn, one)) is not None]
+        links.link(conn, *pks, linked=True, act=said)
+        for movement_id, begun_by in (("M1", "A01"), ("M2", "A03")):
+            moved = visits.Movement(begun_by, "20260105083000", (movement_id,), said={"patient_class": "I"})
+            visits.enter(conn, visits.Numbered("V1"), moved, patient_pk=pks[0], act=said)
+
+    archive.commit.run(renames)
 
     def places(conn: Any) -> None:
         pk = say(conn, key["ordered"], Statement(names={"L": Name(family="MARTIN", given="Luc")}), act=said).pk

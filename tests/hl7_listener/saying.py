@@ -5,19 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
+import pytest
 from sqlalchemy import select
 
 from archive.access import HL7_MAY, Actor, Door
+from archive.config import Settings
 from archive.core import Archive
 from archive.identity.acts import Connection, PatientKey
 from archive.identity.patients import find, record_of
 from archive.identity.record import Record
+from archive.ingest import ingest
+from archive.journal import Kind
+from archive.rebuild.facts import RESTORE
 from archive.schema import imaging_order, work_item
 from archive.schema.types import AnyRow
 from archive.work_items import list_items
+from hl7_listener import structure
 from hl7_listener.context import Context, Warning
 from hl7_listener.dispatch import handler_of
 from hl7_listener.message import HL7Error, parse
+from tests.archive.test_ingest import receive
+from tests.builders import ct_slice, new_uid
 
 ISSUER = "CIM-RIVAGES"
 AUTHORITY = {"namespace": ISSUER, "oid": "2.25.171717001", "trusted": True}
@@ -26,6 +34,24 @@ RIS = Actor(user="RIS|RIVAGES", source="127.0.0.1", door=Door.HL7, may=HL7_MAY)
 
 MSH = "MSH|^~\\&|RIS|RIVAGES|PACS|RIVAGES|20260105083000||{}|C1|P|2.5|||||FRA|UNICODE UTF-8"
 EVN = "EVN||20260105083000"
+
+
+def with_ris(settings: Settings, **hl7: object) -> Settings:
+    """These settings for an archive with a RIS, whose INS are for tests."""
+    told = {
+        **settings.model_dump(),
+        "test_mode": True,
+        "hl7": {"authorities": [AUTHORITY], **hl7},
+        "identity": {"ins_oids": [NIR_TEST]},
+    }
+    return Settings.model_validate(told)
+
+
+def store(archive: Archive, actor: Actor, **attributes: Any) -> str:
+    """Store an image of a new study; its UID."""
+    ds = ct_slice(**{"StudyInstanceUID": new_uid(), "SeriesInstanceUID": new_uid(), **attributes})
+    ingest(archive, receive(archive, ds), actor=actor)
+    return str(ds.StudyInstanceUID)
 
 
 def cx(ipp: str) -> str:
@@ -54,6 +80,7 @@ def bytes_of(event: str, *segments: str, kind: str = "ADT") -> bytes:
 def apply(archive: Archive, raw: bytes) -> list[Warning]:
     """Apply a message in one transaction. Raises HL7Error, and then only what the refusal itself writes stays."""
     message = parse(raw, default_charset="8859/15")
+    structure.check(message)
     context = Context(archive.settings, archive.authorities, archive.clock(), RIS, 1)
 
     def write(conn: Connection) -> list[Warning]:
@@ -73,6 +100,26 @@ def say(archive: Archive, event: str, *segments: str) -> list[Warning]:
 
 def order(archive: Archive, *segments: str) -> list[Warning]:
     return apply(archive, bytes_of("O01", *segments, kind="ORM"))
+
+
+def refused(archive: Archive, event: str, *segments: str, kind: str = "ADT") -> tuple[int, str]:
+    """Code and place of a refusal, by the rules of structure or the handler."""
+    with pytest.raises(HL7Error) as caught:
+        apply(archive, bytes_of(event, *segments, kind=kind))
+    return caught.value.code, caught.value.location
+
+
+def facts(archive: Archive, kind: Kind = Kind.PATIENT) -> dict[str, dict[str, object]]:
+    """The last fact of each subject."""
+    return {one.subject: one.body for one in archive.journal.read() if one.kind == kind}
+
+
+def told_again(archive: Archive) -> None:
+    """Every fact of the journal about patients and orders, in its order, as `rebuild-index` applies them."""
+    for one in archive.journal.read():
+        if one.kind in (Kind.PATIENT, Kind.VISIT, Kind.LINK, Kind.ORDER):
+            write = RESTORE[one.kind]
+            archive.commit.run(lambda conn, one=one, write=write: write(conn, one.subject, one.body, one.at))
 
 
 def row(archive: Archive, ipp: str, issuer: str = ISSUER) -> AnyRow:

@@ -15,11 +15,24 @@ from archive.audit.read import list_rows
 from archive.config import Settings
 from archive.core import Archive, open_archive
 from archive.identity import dicom
-from archive.journal import Kind
-from hl7_listener.message import HL7Error
 from tests.archive.test_ingest import receive
 from tests.builders import ct_slice, new_uid
-from tests.hl7_listener.saying import AUTHORITY, ISSUER, apply, bytes_of, cx, ins, items, known, pid, record, row, say
+from tests.hl7_listener.saying import (
+    AUTHORITY,
+    ISSUER,
+    apply,
+    bytes_of,
+    cx,
+    facts,
+    ins,
+    items,
+    known,
+    pid,
+    record,
+    refused,
+    row,
+    say,
+)
 
 INS = "285073599990118"
 ANNE = {
@@ -52,21 +65,10 @@ def send(archive: Archive, actor: Actor) -> Callable[[Dataset], object]:
     return lambda ds: ingest(archive, receive(archive, ds), actor=actor)
 
 
-def refused(archive: Archive, event: str, *segments: str) -> tuple[int, str]:
-    with pytest.raises(HL7Error) as caught:
-        say(archive, event, *segments)
-    return caught.value.code, caught.value.location
-
-
 def audits(archive: Archive, event: str = "110110") -> list[tuple[str, str | None]]:
     with archive.reading() as conn:
         found = list_rows(conn, event=event, limit=100).items
     return [(one["action"], one["patient"]) for one in reversed(found)]
-
-
-def facts(archive: Archive, kind: Kind = Kind.PATIENT) -> dict[str, dict[str, object]]:
-    """The last fact of each subject."""
-    return {one.subject: one.body for one in archive.journal.read() if one.kind == kind}
 
 
 def shown(archive: Archive, ipp: str) -> dict[str, object]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import orjson
 import pytest
-from pydicom.dataset import Dataset
 from sqlalchemy import delete, select, text
 
 from archive.access import Actor
@@ -22,11 +22,8 @@ from archive.schema import imaging_order, patient, study
 from archive.schema.types import AnyRow
 from archive.workflow.orders import described
 from archive.workflow.restore import restore_order
-from hl7_listener.message import HL7Error
-from tests.archive.test_ingest import receive
-from tests.builders import ct_slice, new_uid
+from tests.hl7_listener import saying
 from tests.hl7_listener.saying import (
-    AUTHORITY,
     ISSUER,
     cx,
     dicom,
@@ -38,6 +35,8 @@ from tests.hl7_listener.saying import (
     record,
     row,
     say,
+    store,
+    with_ris,
 )
 
 UID = "2.25.1602001"
@@ -46,22 +45,13 @@ PV1 = "PV1||O||||||899900000019^LE BIHAN^Yann"
 
 @pytest.fixture
 def archive(settings: Settings) -> Iterator[Archive]:
-    """One with a RIS."""
-    told = {**settings.model_dump(), "hl7": {"authorities": [AUTHORITY]}}
-    with open_archive(Settings.model_validate(told), process="test") as opened:
+    with open_archive(with_ris(settings), process="test") as opened:
         yield opened
 
 
 @pytest.fixture
-def send(archive: Archive, actor: Actor) -> Callable[..., object]:
-    from archive.ingest import ingest
-
-    def store(**attributes: str) -> str:
-        ds: Dataset = ct_slice(**{"StudyInstanceUID": new_uid(), "SeriesInstanceUID": new_uid(), **attributes})
-        ingest(archive, receive(archive, ds), actor=actor)
-        return str(ds.StudyInstanceUID)
-
-    return store
+def send(archive: Archive, actor: Actor) -> Callable[..., str]:
+    return partial(store, archive, actor)
 
 
 def group(
@@ -75,9 +65,7 @@ def group(
 
 
 def refused(archive: Archive, *segments: str) -> tuple[int, str]:
-    with pytest.raises(HL7Error) as caught:
-        order(archive, *segments)
-    return caught.value.code, caught.value.location
+    return saying.refused(archive, "O01", *segments, kind="ORM")
 
 
 def only(archive: Archive) -> AnyRow:
@@ -217,8 +205,7 @@ def test_a_study_uid_that_nobody_gives_is_made_once_for_an_accession_number(arch
 
 @pytest.mark.req("REQ-HL7-75")
 def test_the_fillers_number_stands_in_where_the_site_allows_it(settings: Settings) -> None:
-    told = {**settings.model_dump(), "hl7": {"authorities": [AUTHORITY], "accession_fallback": True}}
-    with open_archive(Settings.model_validate(told), process="test") as archive:
+    with open_archive(with_ris(settings, accession_fallback=True), process="test") as archive:
         order(archive, pid("R1"), *group(accession=""))
         assert only(archive).accession_number == "FI1"
 
@@ -377,6 +364,105 @@ def test_images_without_issuer_belong_to_the_patient_they_were_ordered_for(archi
     assert asked("R2", "A1", UID) is None
     assert asked("R1", "", "9.9") is None
     assert asked("", "A1", UID) is None
+
+
+IPC = "IPC|A1^RIS^2.25.171717002^ISO|RP-1|2.25.1601001|SPS-1|MR|GENOU^Genou sans injection^LOCAL|IRM1|SALLE 2|IRM1AE"
+TQ1 = "TQ1|1||||||20260109140000||A"
+ORC = "ORC|NW|PL1^RIS|FI1^RIS||SC" + "|" * 23 + "R^Restreint^HL70177"
+OBR = "OBR|1|PL1^RIS|FI1^RIS|NZQN001^IRM du genou^CCAM"
+
+
+def imaging_order_message(archive: Archive, *segments: str, event: str = "O23", kind: str = "OMI") -> None:
+    saying.apply(archive, saying.bytes_of(event, *segments, kind=kind))
+
+
+@pytest.mark.req("REQ-IHE-01", "REQ-HL7-70", "REQ-HL7-74")
+def test_an_imaging_order_says_its_step_in_ipc_and_its_time_in_tq1(archive: Archive) -> None:
+    pv1 = "PV1||O" + "|" * 17 + "V1^^^CIM-RIVAGES&2.25.171717001&ISO^VN"
+    imaging_order_message(archive, pid("R1"), pv1, ORC, TQ1, OBR, IPC)
+    found = only(archive)
+    assert (found.accession_number, found.step_id, found.study_instance_uid) == ("A1", "SPS-1", "2.25.1601001")
+    assert dicom(found) == {
+        "AccessionNumber": "A1",
+        "IssuerOfAccessionNumberSequence": [
+            {"LocalNamespaceEntityID": "RIS", "UniversalEntityID": "2.25.171717002", "UniversalEntityIDType": "ISO"}
+        ],
+        "StudyInstanceUID": "2.25.1601001",
+        "RequestedProcedureID": "RP-1",
+        "ScheduledProcedureStepID": "SPS-1",
+        "Modality": "MR",
+        "ScheduledProcedureStepStartDate": "20260109",
+        "ScheduledProcedureStepStartTime": "140000",
+        "RequestedProcedurePriority": "HIGH",
+        "RequestedProcedureDescription": "IRM du genou",
+        "RequestedProcedureCodeSequence": [
+            {"CodeValue": "NZQN001", "CodingSchemeDesignator": "CCAM", "CodeMeaning": "IRM du genou"}
+        ],
+        "ScheduledProcedureStepDescription": "Genou sans injection",
+        "ScheduledProtocolCodeSequence": [
+            {"CodeValue": "GENOU", "CodingSchemeDesignator": "LOCAL", "CodeMeaning": "Genou sans injection"}
+        ],
+        "ScheduledStationName": "IRM1",
+        "ScheduledProcedureStepLocation": "SALLE 2",
+        "ScheduledStationAETitle": "IRM1AE",
+        "AdmissionID": "V1",
+        "IssuerOfAdmissionIDSequence": [
+            {
+                "LocalNamespaceEntityID": ISSUER,
+                "UniversalEntityID": "2.25.171717001",
+                "UniversalEntityIDType": "ISO",
+            }
+        ],
+        "ConfidentialityCode": "R",
+        "ConfidentialityConstraintOnPatientDataDescription": "Restreint",
+        "PlacerOrderNumberImagingServiceRequest": "PL1^RIS",
+        "FillerOrderNumberImagingServiceRequest": "FI1^RIS",
+    }
+
+
+@pytest.mark.req("REQ-HL7-76")
+def test_several_ipc_behind_one_obr_are_several_steps(archive: Archive) -> None:
+    imaging_order_message(archive, pid("R1"), ORC, OBR, IPC, IPC.replace("SPS-1", "SPS-2"))
+    assert [(one.step_id, one.study_instance_uid) for one in orders(archive)] == [
+        ("SPS-1", "2.25.1601001"),
+        ("SPS-2", "2.25.1601001"),
+    ]
+    imaging_order_message(archive, pid("R1"), ORC.replace("NW", "CA", 1), OBR, IPC.replace("SPS-1", "SPS-2"))
+    assert [one.status for one in orders(archive)] == ["scheduled", "cancelled"]
+
+
+@pytest.mark.req("REQ-HL7-70", "REQ-HL7-72", "REQ-HL7-74", "REQ-HL7-75")
+@pytest.mark.parametrize(
+    ("who", "segments", "code", "location"),
+    [
+        ("R1", [ORC, OBR], 100, "IPC^1"),
+        ("R1", [ORC, IPC, OBR], 100, "IPC^1"),
+        ("R1", [ORC, IPC], 100, "OBR^1"),
+        ("R1", [ORC, OBR, IPC.replace("A1^RIS", "^RIS")], 101, "IPC^1^1"),
+        ("R1", [ORC, OBR, IPC.replace("A1^RIS", "A" * 17 + "^RIS")], 102, "IPC^1^1"),
+        ("R1", [ORC, OBR, IPC.replace("SPS-1", "S" * 17)], 102, "IPC^1^4"),
+        ("R1", [ORC, OBR, IPC.replace("IRM1AE", "A" * 17)], 102, "IPC^1^9"),
+        ("R1", [ORC, OBR, IPC.replace("2.25.16", "2.25.016")], 102, "IPC^1^3"),
+        ("R2", [ORC.replace("PL1", "PL2"), OBR, IPC.replace("A1^RIS", "A2^RIS")], 205, "IPC^1^3"),
+        ("R1", [ORC.replace("NW", "XO", 1).replace("PL1", "PL9"), OBR, IPC.replace("A1^", "A9^")], 204, "ORC^1^2"),
+    ],
+)
+def test_what_is_wrong_with_an_imaging_order_is_refused_where_it_stands(
+    archive: Archive, who: str, segments: list[str], code: int, location: str
+) -> None:
+    imaging_order_message(archive, pid("R1"), ORC, OBR, IPC)
+    before = orders(archive)
+    assert saying.refused(archive, "O23", pid(who), *segments, kind="OMI") == (code, location)
+    assert orders(archive) == before
+
+
+@pytest.mark.req("REQ-HL7-70")
+def test_a_general_order_says_its_step_in_obr_and_its_time_in_tq1(archive: Archive) -> None:
+    obr = OBR + "|" * 14 + "A4|RP-4|SPS-4||||MG"
+    imaging_order_message(archive, pid("R1"), ORC, TQ1, obr, event="O19", kind="OMG")
+    held = dicom(only(archive))
+    assert (held["AccessionNumber"], held["Modality"], held["ScheduledProcedureStepID"]) == ("A4", "MG", "SPS-4")
+    assert (held["ScheduledProcedureStepStartTime"], held["RequestedProcedurePriority"]) == ("140000", "HIGH")
 
 
 def test_facts_alone_make_orders_and_studies_again(archive: Archive, send: Callable[..., str]) -> None:
