@@ -88,7 +88,7 @@ PEER_MAY: dict[str, frozenset[Action]] = {
     "quality": frozenset({A.QUALITY}),
 }
 
-HL7_MAY = frozenset({A.SETTLE})  # a RIS says who patients are and what was ordered; it reads nothing here
+HL7_MAY = frozenset({A.SETTLE, A.FIND})  # a RIS says who patients are and what was ordered, and asks who they are
 
 
 class Door(StrEnum):

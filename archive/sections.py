@@ -261,6 +261,10 @@ class Hl7(Section):
         False,
         description="an order without accession number takes its filler's number (ORC-3, OBR-3) instead of AE 101",
     )
+    queries: tuple[str, ...] | None = Field(
+        None,
+        description="senders (MSH-3 and MSH-4, with a bar between) that may query patients (PDQ); default: whoever reaches the port",
+    )
     ack_mode: Literal["original"] = Field("original", description="acknowledgement mode: `original` (HL7 2.5 2.9.2)")
     authorities: tuple[Authority, ...] = Field((), description="`[[hl7.authorities]]` tables, the practice's own first")
 

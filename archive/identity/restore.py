@@ -15,6 +15,7 @@ from sqlalchemy import Connection, select, update
 
 from archive.identity.acts import PatientKey
 from archive.identity.record import of_json
+from archive.identity.searchable import make_searchable
 from archive.index.correct import correct_patient, correct_study, facts_changed, move_studies
 from archive.schema import imaging_order, patient, patient_revision, performed_step, study
 from archive.schema.types import AnyRow
@@ -43,6 +44,7 @@ def restore_patient(conn: Connection, subject: str, body: Mapping[str, Any], at:
     }
     mine = patient.c.pk == row.pk
     conn.execute(update(patient).where(mine).values(values))
+    make_searchable(conn, row.pk, known)
     if text is not None:
         revision = {"patient_pk": row.pk, "version": body["version"], "at": at, "record": text}
         conn.execute(

@@ -35,6 +35,7 @@ patient = Table(
     Column("record", Text),  # JSON, archive.identity.record; NULL: only images know this patient
     Column("version", Integer, nullable=False, server_default="0"),  # of the record
     Column("ins", Text_C, index=True),  # `value^OID` of the usable INS
+    Column("other_names", Text_C, index=True),  # of the record, beside `patient_name` (archive.identity.searchable)
     Column("merged_into_pk", BigInteger, index=True),  # the survivor: never itself a tombstone (path compressed)
     Column("tombstone", String(8)),  # merged, alias
 )

@@ -22,6 +22,7 @@ PROMISED = {
     "names-french": (),
     "merge-both-known": ("REQ-HL7-40",),
     "order-orm-231": ("REQ-HL7-70",),
+    "pdq": ("REQ-HL7-90", "REQ-HL7-91", "REQ-HL7-92", "REQ-IHE-04"),
     "pir-unidentified": ("REQ-HL7-95", "REQ-DCM-70", "REQ-DCM-71"),
 }
 
