@@ -27,6 +27,7 @@ from api import (
     keeping,
     key_images,
     layout,
+    lookup,
     pages,
     patients,
     peers,
@@ -89,6 +90,8 @@ def create_app(archive: Archive) -> FastAPI:
     app.include_router(admin.openapi_router)
     app.include_router(hl7.router)
     app.include_router(patients.router)
+    app.include_router(lookup.router)
+    app.include_router(lookup.desk)
     app.include_router(peers.router)
     app.include_router(peers.desk)
     app.include_router(rejections.router)
