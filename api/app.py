@@ -22,6 +22,7 @@ from api import (
     auth,
     bulkdata,
     dose,
+    fhir,
     frames,
     hl7,
     keeping,
@@ -97,6 +98,7 @@ def create_app(archive: Archive) -> FastAPI:
     app.include_router(rejections.router)
     app.include_router(key_images.router)
     app.include_router(dose.router)
+    app.include_router(fhir.router)
     app.include_router(probes.router)
     app.include_router(pages.router)
     app.include_router(keeping.router)
@@ -128,6 +130,8 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 
 
 def _answer(request: Request, problem: problems.Problem) -> Response:
+    if request.url.path.startswith("/fhir"):
+        return fhir.outcome_of(problem)
     if request.url.path.startswith(_MACHINES):
         return problem.response()
     return layout.problem_page(request, problem)

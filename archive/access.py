@@ -98,6 +98,7 @@ class Door(StrEnum):
     DICOMWEB = "dicomweb"
     HL7 = "hl7"
     API = "api"
+    FHIR = "fhir"
     DESK = "desk"
     COMMAND = "command"
     SYSTEM = "system"

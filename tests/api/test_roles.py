@@ -71,6 +71,15 @@ TABLE = {
     "POST /identite": FIND,
     "GET /api/v1/orders": FIND,
     "GET /api/v1/audit": AUDIT,
+    "GET /fhir/Patient": FIND,
+    "POST /fhir/Patient/_search": FIND,
+    "GET /fhir/Patient/{patient}": FIND,
+    "GET /fhir/ImagingStudy": FIND,
+    "POST /fhir/ImagingStudy/_search": FIND,
+    "GET /fhir/ImagingStudy/1.2.3": FIND,
+    "GET /fhir/AuditEvent": AUDIT,
+    "POST /fhir/AuditEvent/_search": AUDIT,
+    "GET /fhir/AuditEvent/{entry}": AUDIT,
     "GET /api/v1/system": SYSTEM,
     "GET /api/v1/peers": LOOK,
     "POST /api/v1/peers/{name}/send": EXPORT,
@@ -108,11 +117,16 @@ TABLE = {
     f"GET {PAGE}/series/1.2.3": SEE,
     f"GET {PAGE}/images/1.2.3": SEE,
 }
-ASKED = {"/api/v1/patients": "?identifier=IPP1", "/api/v1/orders": "?accession=A1001"}  # what has to be said
+ASKED = {
+    "/api/v1/patients": "?identifier=IPP1",
+    "/api/v1/orders": "?accession=A1001",
+    "/fhir/Patient": "?identifier=IPP1",
+}  # what has to be said
 ANYBODY = {  # who is known; or how one becomes so
     "GET /",
     "GET /api/openapi.json",
     "GET /api/v1/testbed/clock",
+    "GET /fhir/metadata",
     "POST /deconnexion",
     *(f"{method} /api/v1/session" for method in ("GET", "POST", "DELETE")),
     *(f"{method} {path}" for path in OPEN for method in ("GET", "POST")),
@@ -188,6 +202,7 @@ def test_each_access_that_succeeds_is_in_the_audit(archive: Archive, url: str, t
             path = path.replace("/series/1.2.3", f"/series/{uids['series']}")
             path = path.replace("/instances/1.2.3", f"/instances/{uids['instances']}")
             path = path.replace("/images/1.2.3", f"/images/{uids['instances']}")
+            path = path.replace("/ImagingStudy/1.2.3", f"/ImagingStudy/{uids['study']}").replace("{entry}", "1")
             path = path.replace("{patient}", "1") + ASKED.get(path, "")
             user = f"robot {number}"
             headers = {"Authorization": f"Bearer {token('service', name=user)}", "Content-Type": "application/dicom"}
