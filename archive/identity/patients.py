@@ -163,8 +163,8 @@ def keep(conn: Connection, pk: int, new: Record, *, known: Record | None, act: A
             )
         )
         _revise(conn, pk, row.version + 1, to_json(new), act)
-        make_searchable(conn, pk, new)
         correct(conn, pk, act=act)
+    make_searchable(conn, pk, new)
     close_item(
         conn, Kind.UNKNOWN_PATIENT, row.identity_key, at=act.at, by=act.actor.user, resolution=f"sent by {act.event}"
     )

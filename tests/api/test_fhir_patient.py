@@ -15,7 +15,7 @@ from tests.api.fhir import JSON, found, get, link, refusal, valid
 from tests.api.test_auth import rows
 from tests.archive.lifecycle.aging import receive
 from tests.builders import ct_slice
-from tests.hl7_listener.saying import AUTHORITY, ISSUER, cx, ins, pid, say
+from tests.hl7_listener.saying import ISSUER, cx, ins, pid, say, with_ris
 from tests.hl7_listener.test_pdq import Console, one, patients
 from tests.hl7_listener.test_serve import listening
 
@@ -26,13 +26,7 @@ INS_NIR = "urn:oid:1.2.250.1.213.1.4.10"
 
 @pytest.fixture
 def archive(settings: Settings) -> Iterator[Archive]:
-    told = {
-        **settings.model_dump(),
-        "test_mode": True,
-        "hl7": {"authorities": [AUTHORITY]},
-        "identity": {"ins_oids": ["1.2.250.1.213.1.4.10"]},
-    }
-    with open_archive(Settings.model_validate(told), process="test") as opened:
+    with open_archive(with_ris(settings), process="test") as opened:
         names = "KERVÉADOU D'ARVOR^Anne-Marie^^^Mme^^D~LE GOFF^ANNE-MARIE^ANNE-MARIE LOUISE^^Mme^^L"
         fields = {"p3": f"{ins(INS)}~H77^^^2.25.7^PI~199^^^SECU&1.2.250.1.213.1.4.8&ISO^NH"}
         fields |= {"p7": "19850712", "p8": "F", "p11": "12 rue^^SAINT-MALO^^35400^FRA^H~^^RENNES^^^FRA^BDL^^35999"}

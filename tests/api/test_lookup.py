@@ -12,7 +12,7 @@ from archive.core import Archive, open_archive
 from archive.work_items import list_items
 from tests.archive.lifecycle.aging import receive
 from tests.builders import ct_slice
-from tests.hl7_listener.saying import AUTHORITY, ISSUER, pid, row, say
+from tests.hl7_listener.saying import ISSUER, pid, row, say, with_ris
 from tests.hl7_listener.test_serve import listening
 from tests.server import free_port
 
@@ -21,8 +21,7 @@ from tests.server import free_port
 def archive(settings: Settings) -> Iterator[Archive]:
     """One that asks its own supplier, through an HL7 process."""
     port = free_port()
-    hl7 = {"authorities": [AUTHORITY], "supplier": {"host": "127.0.0.1", "port": port, "seconds": 2}}
-    told = Settings.model_validate({**settings.model_dump(), "hl7": hl7})
+    told = with_ris(settings, supplier={"host": "127.0.0.1", "port": port, "seconds": 2})
     with open_archive(told, process="test") as opened, listening(opened, port=port):
         say(opened, "A28", pid("R1", "DUPONT^Anne^^^^^L", p7="19700203", p8="F", p11="^^Rennes^^^^H"))
         yield opened

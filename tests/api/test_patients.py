@@ -12,7 +12,7 @@ from archive.core import Archive, open_archive
 from tests.api.conftest import on_both_databases
 from tests.api.test_auth import rows
 from tests.builders import ct_slice, part10
-from tests.hl7_listener.saying import AUTHORITY, ISSUER, cx, ins, order, pid, say
+from tests.hl7_listener.saying import ISSUER, cx, ins, order, pid, say, with_ris
 
 INS = "285073599990118"
 OID = "2.25.171717001"
@@ -21,13 +21,7 @@ OID = "2.25.171717001"
 @pytest.fixture
 def archive(settings: Settings) -> Iterator[Archive]:
     """One with a RIS, whose INS are for tests."""
-    told = {
-        **settings.model_dump(),
-        "test_mode": True,
-        "hl7": {"authorities": [AUTHORITY]},
-        "identity": {"ins_oids": ["1.2.250.1.213.1.4.10"]},
-    }
-    with open_archive(Settings.model_validate(told), process="test") as opened:
+    with open_archive(with_ris(settings), process="test") as opened:
         yield opened
 
 

@@ -8,6 +8,7 @@ import orjson
 from sqlalchemy import select
 
 from archive.access import HL7_MAY, Actor, Door
+from archive.config import Settings
 from archive.core import Archive
 from archive.identity.acts import Connection, PatientKey
 from archive.identity.patients import find, record_of
@@ -26,6 +27,17 @@ RIS = Actor(user="RIS|RIVAGES", source="127.0.0.1", door=Door.HL7, may=HL7_MAY)
 
 MSH = "MSH|^~\\&|RIS|RIVAGES|PACS|RIVAGES|20260105083000||{}|C1|P|2.5|||||FRA|UNICODE UTF-8"
 EVN = "EVN||20260105083000"
+
+
+def with_ris(settings: Settings, **hl7: object) -> Settings:
+    """These settings for an archive with a RIS, whose INS are for tests."""
+    told = {
+        **settings.model_dump(),
+        "test_mode": True,
+        "hl7": {"authorities": [AUTHORITY], **hl7},
+        "identity": {"ins_oids": [NIR_TEST]},
+    }
+    return Settings.model_validate(told)
 
 
 def cx(ipp: str) -> str:

@@ -17,9 +17,10 @@ from archive.config import Settings
 from archive.core import Archive, open_archive
 from archive.errors import Busy, InvalidRequest, NotFound
 from archive.lookup import Traits
+from archive.sections import Site
 from hl7_listener import consumer
 from hl7_listener.consumer import look_up
-from tests.hl7_listener.saying import AUTHORITY, ISSUER, RIS, cx, pid, say
+from tests.hl7_listener.saying import ISSUER, RIS, cx, pid, say, with_ris
 from tests.hl7_listener.test_pdq import queries
 from tests.hl7_listener.test_serve import listening, on_sqlite
 from tests.server import free_port
@@ -35,9 +36,8 @@ def archive(settings: Settings) -> Iterator[Archive]:
 def asking(settings: Settings, port: int, *, seconds: float = 5) -> Iterator[Archive]:
     """An archive that asks whoever listens there."""
     supplier = {"host": "127.0.0.1", "port": port, "application": "RIS", "facility": "CABINET", "seconds": seconds}
-    hl7 = {"authorities": [AUTHORITY], "supplier": supplier}
-    told = {**settings.model_dump(), "site": {"name": "Cabinet", "finess": "350000001"}, "hl7": hl7}
-    with open_archive(Settings.model_validate(told), process="test") as opened:
+    told = with_ris(settings, supplier=supplier).model_copy(update={"site": Site(finess="350000001")})
+    with open_archive(told, process="test") as opened:
         yield opened
 
 

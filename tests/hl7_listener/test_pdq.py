@@ -22,7 +22,7 @@ from archive.schema import audit, fact, patient, patient_identifier, query_point
 from archive.schema.types import AnyRow
 from archive.storage.part10 import Part10
 from tests.builders import ct_slice, part10
-from tests.hl7_listener.saying import AUTHORITY, ISSUER, RIS, cx, ins, pid, say
+from tests.hl7_listener.saying import ISSUER, RIS, cx, ins, pid, say, with_ris
 from tests.hl7_listener.test_serve import listening, on_sqlite
 
 INS = "285073599990118"
@@ -75,13 +75,7 @@ def refusal(answer: list[list[str]]) -> tuple[str, str, str, str]:
 
 @pytest.fixture
 def archive(settings: Settings) -> Iterator[Archive]:
-    told = {
-        **settings.model_dump(),
-        "test_mode": True,
-        "hl7": {"authorities": [AUTHORITY]},
-        "identity": {"ins_oids": ["1.2.250.1.213.1.4.10"]},
-    }
-    with open_archive(Settings.model_validate(told), process="test") as opened:
+    with open_archive(with_ris(settings), process="test") as opened:
         names = "KERVÉADOU D'ARVOR^Anne-Marie^^^Mme^^D~LE GOFF^ANNE-MARIE^ANNE-MARIE LOUISE^^Mme^^L"
         fields = {"p3": f"{ins(INS)}~H77^^^HOPITAL&2.25.7&ISO^PI~199^^^SECU&1.2.250.1.213.1.4.8&ISO^NH"}
         fields |= {"p7": "19850712", "p8": "F", "p11": "12 rue^^SAINT-MALO^^35400^FRA^H~^^RENNES^^^FRA^BDL^^35999"}
@@ -303,9 +297,9 @@ def test_the_audit_holds_what_was_asked_and_nothing_of_the_answer(archive: Archi
 
 @on_sqlite
 def test_only_the_senders_of_the_settings_may_query(settings: Settings) -> None:
-    told = {**settings.model_dump(), "hl7": {"authorities": [AUTHORITY], "queries": ["RIS|RIVAGES"]}}
+    told = with_ris(settings, queries=["RIS|RIVAGES"])
     with (
-        open_archive(Settings.model_validate(told), process="test") as archive,
+        open_archive(told, process="test") as archive,
         listening(archive) as (port, _stop),
     ):
         say(archive, "A28", pid("R1"))
