@@ -75,16 +75,15 @@ def fhir_patient_read(request: Request, patient: Annotated[str, Path(max_length=
 @router.post("/ImagingStudy/_search")
 def fhir_studies(request: Request, actor: MayFind, asked: Asked) -> Response:
     """Studies, their series and instances."""
-    search: Callable[..., Page] = fhir_imaging.search
-    return _bundle(request, "ImagingStudy", asked, search, actor, dicomweb=f"{request.base_url}dicom-web")
+    return _bundle(request, "ImagingStudy", asked, fhir_imaging.search, actor, dicomweb=_dicomweb(request))
 
 
 @router.get("/ImagingStudy/{study}")
 def fhir_study_read(request: Request, study: Annotated[str, Path(max_length=64)], actor: MayFind) -> Response:
     """One study, by its Study Instance UID."""
     _demand_json(request, request.query_params.get("_format"))
-    dicomweb = f"{request.base_url}dicom-web"
-    return _response(fhir_imaging.read(auth.archive_of(request), study, actor=actor, dicomweb=dicomweb))
+    archive = auth.archive_of(request)
+    return _response(fhir_imaging.read(archive, study, actor=actor, dicomweb=_dicomweb(request)))
 
 
 @router.get("/AuditEvent")
@@ -154,6 +153,10 @@ def _address(base: str, kind: str, pairs: Iterable[tuple[str, str]]) -> str:
 
 def _base(request: Request) -> str:
     return f"{request.base_url}fhir"
+
+
+def _dicomweb(request: Request) -> str:
+    return f"{request.base_url}dicom-web"
 
 
 def _demand_json(request: Request, wanted: str | None) -> None:

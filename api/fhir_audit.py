@@ -66,7 +66,7 @@ def read(archive: Archive, id: str, *, actor: Actor) -> dict[str, Any]:
 
 
 def _tell(archive: Archive, actor: Actor, asked: str) -> None:
-    detail = {"type": "ITI-81", "query": {"AuditEvent": asked}}
+    detail = {"query": {"AuditEvent": asked}}
     archive.commit.run(lambda conn: record(conn, actor, Event.AUDIT_LOG_USED, "R", detail=detail))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 from archive import errors
@@ -86,9 +86,9 @@ def accepted(warnings: Iterable[Warning]) -> Verdict:
 
 def answer(reply: Reply) -> Verdict:
     """What a query found, or why it could not be answered."""
-    if reply.error is None:
-        return Verdict("AA", (), reply.kind, reply.segments)
-    return replace(refusal(reply.error), kind=reply.kind, segments=reply.segments)
+    said = [refusal(error) for error in reply.errors]
+    problems = tuple(problem for one in said for problem in one.problems)
+    return Verdict(said[0].code if said else "AA", problems, reply.kind, reply.segments)
 
 
 def refusal(error: HL7Error | ArchiveError) -> Verdict:

@@ -42,7 +42,7 @@ class Reply:
     kind: str  # MSH-9
     segments: tuple[str, ...]  # behind MSA and ERR, with the usual delimiters
     write: Write
-    error: HL7Error | None = None  # it cannot be answered: MSA-1 and ERR
+    errors: tuple[HL7Error, ...] = ()  # why it cannot be answered: the first one is MSA-1, each is an ERR
 
 
 Handler = Callable[[Connection, Message, Context], list[Warning]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -51,6 +51,17 @@ _PARAMETERS = {
 }
 
 
+class _UnknownDomains(HL7Error):
+    """Nobody here has an identifier of these domains: each of them is told (ITI TF-2 3.21, case 3)."""
+
+    def __init__(self, places: Sequence[str]) -> None:
+        super().__init__(204, places[0], _UNKNOWN_DOMAIN)
+        self.others = tuple(HL7Error(204, place, _UNKNOWN_DOMAIN) for place in places[1:])
+
+
+_UNKNOWN_DOMAIN = "nobody here has an identifier of this domain"
+
+
 @dataclass(frozen=True, slots=True)
 class _Page:
     """What of the answer is wanted now."""
@@ -84,8 +95,9 @@ def demographics_query(conn: Connection, message: Message, context: Context, now
         except InvalidQuery as error:
             raise HL7Error(102, qpd.at(3), str(error)) from error
     except HL7Error as error:
+        errors = (error, *(error.others if isinstance(error, _UnknownDomains) else ()))
         write = partial(_audit, message=message, context=context, qpd=qpd, error=error)
-        return Reply(KIND, tuple(_said(qpd, error.ack)), write, error)
+        return Reply(KIND, tuple(_said(qpd, error.ack)), write, errors)
     body = [*_said(qpd, "OK" if answer.found else "NF", answer)]
     body += [pid_of(one, context.authorities, seq=seq) for seq, one in enumerate(answer.found, 1)]
     if answer.pointer is not None:
@@ -149,7 +161,7 @@ def _asked(conn: Connection, qpd: Segment, context: Context) -> Asked:
             raise HL7Error(103, place, "patients are not looked for by this parameter")
         if given.setdefault(_PARAMETERS[name], (value, place))[1] != place:
             raise HL7Error(102, place, "this parameter is given twice")
-    domains = tuple(_domains(conn, qpd, context))
+    domains = _domains(conn, qpd, context)
     if not given:
         raise HL7Error(101, qpd.at(3), "at least one parameter is needed")
     said = {name: value for name, (value, _) in given.items()}
@@ -189,17 +201,23 @@ def _identifiers(
     return ((Wanted(said["identifier"], domain),),)
 
 
-def _domains(conn: Connection, qpd: Segment, context: Context) -> Iterator[Domain]:
+def _domains(conn: Connection, qpd: Segment, context: Context) -> tuple[Domain, ...]:
     """QPD-8: whose identifiers are to be told."""
     accepted = context.settings.identity.ins_oids
+    found: list[Domain] = []
+    unknown: list[str] = []
     for number, one in enumerate(qpd.field(8), 1):
         namespace, oid = text(one.component(4)), text(one.component(4, 2))
         if not namespace and not oid:
             continue
-        found = demographics.domain_of(conn, context.authorities, accepted, namespace, oid)
-        if found is None:
-            raise HL7Error(204, qpd.at(8, number), "nobody here has an identifier of this domain")
-        yield found
+        domain = demographics.domain_of(conn, context.authorities, accepted, namespace, oid)
+        if domain is None:
+            unknown.append(qpd.at(8, number))
+        else:
+            found.append(domain)
+    if unknown:
+        raise _UnknownDomains(unknown)
+    return tuple(found)
 
 
 def _page(conn: Connection, message: Message, query: continuation.Query, now: datetime) -> _Page:

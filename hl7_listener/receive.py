@@ -172,7 +172,7 @@ def _apply(
 
 def _give(conn: Connection, *, reply: Reply) -> tuple[State, Verdict]:
     reply.write(conn)
-    return State.APPLIED if reply.error is None else State.REFUSED, ack.answer(reply)
+    return State.REFUSED if reply.errors else State.APPLIED, ack.answer(reply)
 
 
 def _nothing(_conn: Connection) -> tuple[State, Verdict]:

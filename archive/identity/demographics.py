@@ -7,7 +7,7 @@ never found, and an identifier of theirs finds the survivor. The INS is found, a
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -96,7 +96,7 @@ class Found:
     record: Record
     identifiers: tuple[Identifier, ...]  # the archive's own first; the INS last
     merged_into: int | None = None
-    version: int = field(default=0)
+    version: int = 0
 
 
 def domain_of(
@@ -136,11 +136,6 @@ def found_of(conn: Connection, pk: int) -> Found | None:
     """One patient, also one who was merged away (then `merged_into` says into whom); None when there is none."""
     row = conn.execute(select(patient).where(patient.c.pk == pk)).first()
     return None if row is None else _found(row, ())
-
-
-def seen(row: AnyRow) -> Record:
-    """What images say of a patient whom the RIS has not sent, as a record."""
-    return patients.record_of(row) or patients.seen_of(row)
 
 
 def _matching(conn: Connection, asked: Asked, after: int) -> Iterator[AnyRow]:
@@ -195,7 +190,9 @@ def _shapes(asked: Asked, parameters: Parameters) -> tuple[list[Shape], list[Cal
     """What SQL selects, and what its rows are still to be compared with."""
     shapes: list[Shape] = []
     meets: list[Callable[[AnyRow], bool]] = []
-    family, given = _folded(asked.family), tuple(text for one in asked.given if (text := _folded(one)))
+    # what is nothing but any text asks for nothing
+    family, *given = (text if text.strip("*") else "" for text in map(_folded, (asked.family, *asked.given)))
+    given = [text for text in given if text]
     if family or given:
         wild = f"{'' if family.isascii() else '*'}{family}*" if family else f"*^{max(given, key=len)}*"
         columns = ("patient.patient_name", "patient.other_names")
@@ -225,7 +222,7 @@ def _folded(text: str) -> str:
     return fold(text.translate(_STRUCTURE))
 
 
-def _name_meets(row: AnyRow, family: str, given: tuple[str, ...]) -> bool:
+def _name_meets(row: AnyRow, family: str, given: Collection[str]) -> bool:
     """One of the family names, and each given name one of the given names."""
     names = [name for text in (row.patient_name, row.other_names or "") for name in text.replace("=", "\\").split("\\")]
     parts = [(*name.split("^"), "")[:2] for name in names]
@@ -239,7 +236,7 @@ def _born(row: AnyRow, first: str, last: str) -> bool:
     known = row.birth_date or (_raw(row).get("birth_date") or "")
     if not known:
         return False
-    return first <= known + _FIRST_DAY[len(known) - 4 :] and known + f"{_LAST_DAY}"[len(known) - 4 :] <= last
+    return first <= known + _FIRST_DAY[len(known) - 4 :] and known + _LAST_DAY[len(known) - 4 :] <= last
 
 
 def _lives(row: AnyRow, meets: Callable[[str], object], names: Collection[str]) -> bool:
@@ -262,7 +259,8 @@ def _raw(row: AnyRow) -> dict[str, Any]:
 
 
 def _found(row: AnyRow, domains: Collection[Domain]) -> Found:
-    return Found(row.pk, seen(row), tuple(_identifiers(row, domains)), row.merged_into_pk, row.version)
+    record = patients.record_of(row) or patients.seen_of(row)  # what images say of somebody the RIS has not sent
+    return Found(row.pk, record, tuple(_identifiers(row, domains)), row.merged_into_pk, row.version)
 
 
 def _identifiers(row: AnyRow, domains: Collection[Domain]) -> list[Identifier]:

@@ -127,6 +127,9 @@ def test_a_query_is_answered_with_the_patient_as_a_pid(console: Console) -> None
         (["@PID.5.1.1^kerveadou d'arvor"], ["R1"]),  # the used name
         (["@PID.5.2^LOUISE"], ["R1"]),  # a further given name
         (["@PID.5.2^ANAIS"], ["R2"]),
+        (["@PID.5.1.1^*", "@PID.5.2^J*"], ["R3"]),
+        (["@PID.5.1.1^**", "@PID.5.2^*"], ["R1", "R2", "R3"]),
+        (["@PID.5.1.1^%_!"], []),
         (["@PID.5.1.1^LEFEVRE", "@PID.5.2^JEAN"], []),
         (["@PID.7^19850712"], ["R1"]),
         (["@PID.7^1985"], ["R1", "R2"]),  # who was born on some day of that year
@@ -188,6 +191,11 @@ def test_a_domain_limits_the_identifiers_and_the_patients(console: Console) -> N
     answer = console.ask("@PID.8^F", domains=f"^^^{ISSUER}~^^^NOBODY&2.25.404&ISO")
     assert refusal(answer) == ("AE", "AE", "204", "QPD^1^8^2")
     assert patients(answer) == []
+    answer = console.ask("@PID.8^F", domains=f"^^^ONE~^^^{ISSUER}~^^^&2.25.404&ISO")
+    assert [(error[2], error[3][:4]) for error in answer if error[0] == "ERR"] == [
+        ("QPD^1^8^1", "204^"),
+        ("QPD^1^8^3", "204^"),
+    ]
 
 
 @pytest.mark.parametrize(
