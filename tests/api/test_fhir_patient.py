@@ -120,36 +120,36 @@ def test_the_same_four_queries_find_the_same_patients_over_hl7_and_fhir(archive:
     assert answer["issue"][0]["diagnostics"] == "targetSystem not found"
 
 
-@pytest.mark.parametrize(
-    ("params", "expected"),
-    [
-        ({"family": "le goff", "given": "louise"}, ["R1"]),
-        ({"family": "KERVEADOU"}, ["R1"]),
-        ({"family:exact": "lef"}, []),
-        ({"family:contains": "ebv"}, ["R3"]),
-        ({"given": ["anne", "lou"]}, ["R1"]),
-        ({"birthdate": "1985-02"}, ["R3"]),
-        ({"birthdate": "1985-07-12"}, ["R1"]),
-        ({"birthdate": ["ge1985-02-01", "lt1985-03"]}, ["R3"]),
-        ({"birthdate": "gt1985-12-31"}, []),
-        ({"gender": "male,female"}, ["R1", "R2", "R3"]),
-        ({"gender": "unknown"}, []),
-        ({"address-city": "saint"}, ["R1"]),
-        ({"address": "35400"}, ["R1"]),
-        ({"telecom": "phone|06 00 00 00 01"}, ["R1"]),
-        ({"identifier": "R1,R2"}, ["R1", "R2"]),
-        ({"identifier": ["R1", "H77"]}, ["R1"]),
-        ({"identifier": ["R1", "R2"]}, []),
-        ({"identifier": f"{IPP}|NOBODY"}, []),
-        ({"identifier": "199"}, []),
-        ({"gender": "male", "active": "false"}, []),
-        ({"_id": "999999"}, []),
-        ({"_id": "x"}, []),
-    ],
-)
+MEANT = [
+    ({"family": "le goff", "given": "louise"}, ["R1"]),
+    ({"family": "KERVEADOU"}, ["R1"]),
+    ({"family:exact": "lef"}, []),
+    ({"family:contains": "ebv"}, ["R3"]),
+    ({"given": ["anne", "lou"]}, ["R1"]),
+    ({"birthdate": "1985-02"}, ["R3"]),
+    ({"birthdate": "1985-07-12"}, ["R1"]),
+    ({"birthdate": ["ge1985-02-01", "lt1985-03"]}, ["R3"]),
+    ({"birthdate": "gt1985-12-31"}, []),
+    ({"gender": "male,female"}, ["R1", "R2", "R3"]),
+    ({"gender": "unknown"}, []),
+    ({"address-city": "saint"}, ["R1"]),
+    ({"address": "35400"}, ["R1"]),
+    ({"telecom": "phone|06 00 00 00 01"}, ["R1"]),
+    ({"identifier": "R1,R2"}, ["R1", "R2"]),
+    ({"identifier": ["R1", "H77"]}, ["R1"]),
+    ({"identifier": ["R1", "R2"]}, []),
+    ({"identifier": f"{IPP}|NOBODY"}, []),
+    ({"identifier": "199"}, []),
+    ({"gender": "male", "active": "false"}, []),
+    ({"_id": "999999"}, []),
+    ({"_id": "x"}, []),
+]
+
+
 @pytest.mark.req("REQ-IHE-05")
-def test_each_parameter_finds_whom_it_means(client: httpx.Client, params: dict[str, str], expected: list[str]) -> None:
-    assert names(client, **params) == expected
+def test_each_parameter_finds_whom_it_means(client: httpx.Client) -> None:
+    for params, expected in MEANT:
+        assert names(client, **params) == expected, params
 
 
 @on_both_databases
@@ -201,27 +201,25 @@ def test_somebody_whom_only_images_know_is_a_patient_too(archive: Archive, clien
     )
 
 
-@pytest.mark.parametrize(
-    ("params", "status", "code"),
-    [
-        ({}, 400, "invalid"),
-        ({"nonsense": "x"}, 400, "invalid"),
-        ({"gender": "femme"}, 400, "invalid"),
-        ({"birthdate": "12/07/1985"}, 400, "invalid"),
-        ({"birthdate": "1985-02-30"}, 400, "invalid"),
-        ({"birthdate": "ne1985"}, 400, "invalid"),
-        ({"birthdate": "1985-07-12T08:00:00Z"}, 400, "invalid"),
-        ({"family": ["a", "b"]}, 400, "invalid"),
-        ({"family": "x" * 400}, 400, "invalid"),
-        ({"family": "x", "_count": "many"}, 400, "invalid"),
-        ({"family": "x", "_format": "xml"}, 406, "not-supported"),
-        ({"identifier": "http://elsewhere|R1"}, 404, "not-found"),
-    ],
-)
-def test_a_search_that_cannot_be_answered_is_an_operation_outcome(
-    client: httpx.Client, params: dict[str, str], status: int, code: str
-) -> None:
-    assert refusal(get(client, "Patient", status, **params)) == ("error", code)
+REFUSED = [
+    ({}, 400, "invalid"),
+    ({"nonsense": "x"}, 400, "invalid"),
+    ({"gender": "femme"}, 400, "invalid"),
+    ({"birthdate": "12/07/1985"}, 400, "invalid"),
+    ({"birthdate": "1985-02-30"}, 400, "invalid"),
+    ({"birthdate": "ne1985"}, 400, "invalid"),
+    ({"birthdate": "1985-07-12T08:00:00Z"}, 400, "invalid"),
+    ({"family": ["a", "b"]}, 400, "invalid"),
+    ({"family": "x" * 400}, 400, "invalid"),
+    ({"family": "x", "_count": "many"}, 400, "invalid"),
+    ({"family": "x", "_format": "xml"}, 406, "not-supported"),
+    ({"identifier": "http://elsewhere|R1"}, 404, "not-found"),
+]
+
+
+def test_a_search_that_cannot_be_answered_is_an_operation_outcome(client: httpx.Client) -> None:
+    for params, status, code in REFUSED:
+        assert refusal(get(client, "Patient", status, **params)) == ("error", code), params
 
 
 def test_what_is_not_understood_is_said_or_refused_as_the_client_prefers(client: httpx.Client) -> None:
