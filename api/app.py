@@ -22,11 +22,13 @@ from api import (
     auth,
     bulkdata,
     dose,
+    fhir,
     frames,
     hl7,
     keeping,
     key_images,
     layout,
+    lookup,
     pages,
     patients,
     peers,
@@ -89,11 +91,14 @@ def create_app(archive: Archive) -> FastAPI:
     app.include_router(admin.openapi_router)
     app.include_router(hl7.router)
     app.include_router(patients.router)
+    app.include_router(lookup.router)
+    app.include_router(lookup.desk)
     app.include_router(peers.router)
     app.include_router(peers.desk)
     app.include_router(rejections.router)
     app.include_router(key_images.router)
     app.include_router(dose.router)
+    app.include_router(fhir.router)
     app.include_router(probes.router)
     app.include_router(pages.router)
     app.include_router(keeping.router)
@@ -125,6 +130,8 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 
 
 def _answer(request: Request, problem: problems.Problem) -> Response:
+    if request.url.path.startswith("/fhir"):
+        return fhir.outcome_of(problem)
     if request.url.path.startswith(_MACHINES):
         return problem.response()
     return layout.problem_page(request, problem)

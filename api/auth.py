@@ -34,6 +34,9 @@ _API_EVENTS = {
     "/api/v1/work-items": (Event.QUERY, "E"),
     "/api/v1/patients": (Event.QUERY, "E"),
     "/api/v1/orders": (Event.QUERY, "E"),
+    "/fhir/Patient": (Event.QUERY, "E"),
+    "/fhir/ImagingStudy": (Event.QUERY, "E"),
+    "/fhir/AuditEvent": (Event.AUDIT_LOG_USED, "R"),
 }
 
 
@@ -54,6 +57,8 @@ def door_of(request: Request) -> Door:
     path = request.url.path
     if path.startswith("/dicom-web"):
         return Door.DICOMWEB
+    if path.startswith("/fhir"):
+        return Door.FHIR
     return Door.API if path.startswith("/api") else Door.DESK
 
 

@@ -11,6 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from api import auth
 from api.layout import page_of
 from api.studies import lines
+from archive import lookup
 from archive.access import Action, Actor
 from archive.index.asked import audit_query
 from archive.settling import MAX_REASON, settle
@@ -68,6 +69,7 @@ def waiting(request: Request, actor: Finder, apres: Annotated[int, Query(ge=0)] 
         ways=settled,
         next=f"/travail?apres={items[-1]['id']}" if len(found) > ITEMS else None,
         may_settle=Action.SETTLE in actor.may,
+        may_look_up=lookup.is_on(archive),
     )
 
 

@@ -88,7 +88,7 @@ PEER_MAY: dict[str, frozenset[Action]] = {
     "quality": frozenset({A.QUALITY}),
 }
 
-HL7_MAY = frozenset({A.SETTLE})  # a RIS says who patients are and what was ordered; it reads nothing here
+HL7_MAY = frozenset({A.SETTLE, A.FIND})  # a RIS says who patients are and what was ordered, and asks who they are
 
 
 class Door(StrEnum):
@@ -98,6 +98,7 @@ class Door(StrEnum):
     DICOMWEB = "dicomweb"
     HL7 = "hl7"
     API = "api"
+    FHIR = "fhir"
     DESK = "desk"
     COMMAND = "command"
     SYSTEM = "system"

@@ -214,8 +214,10 @@ def ask(
     *,
     seconds: float,
     also: Callable[[Connection], object] | None = None,
+    forget: bool = False,
 ) -> dict[str, Any]:
-    """Have another process do a job, and wait for its result. `also` is written in the transaction that puts it.
+    """Have another process do a job, and wait for its result. `also` is written in the transaction that puts it;
+    `forget`: once it is over, nothing of it stays here.
 
     Raises:
         Busy: nobody took it in time (it is then withdrawn), it is still at it, or it failed.
@@ -228,6 +230,10 @@ def ask(
 
     id = archive.commit.run(write)
     found = wait(archive, id, seconds=seconds)
+    if forget:  # whoever is at it is not heard any more
+        archive.commit.run(partial(_forget, id=id))
+        if found.state in _OPEN:
+            raise Busy("no process took it in time")
     if found.state == "done":
         return found.result or {}
     if found.state == "dead":
@@ -235,6 +241,10 @@ def ask(
     if archive.commit.run(lambda conn: _withdraw(conn, id, archive.real_clock())):
         raise Busy("no process took it: is the one for this work running?")
     raise Busy("it takes longer than anybody waits; it goes on")
+
+
+def _forget(conn: Connection, *, id: int) -> None:
+    conn.execute(delete(job).where(job.c.pk == id))
 
 
 def _withdraw(conn: Connection, id: int, at: datetime) -> bool:

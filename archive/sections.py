@@ -246,6 +246,17 @@ class Authority(Section):
     )
 
 
+class Supplier(Section):
+    """Whom this archive asks who somebody is (PDQ, ITI-21): the RIS or the hospital. Off until `host` is set."""
+
+    host: str = Field("", description="where it listens for MLLP")
+    port: Port = Field(2575, description="its port")
+    application: str = Field("", max_length=180, description="what it calls itself, MSH-5")
+    facility: str = Field("", max_length=180, description="and where it is, MSH-6")
+    domains: tuple[str, ...] = Field((), description="whose identifiers are asked for: namespaces or OIDs; empty: all")
+    seconds: float = Field(10, gt=0, le=60, description="patience for each of its answers")
+
+
 class Hl7(Section):
     """The HL7 port (MLLP)."""
 
@@ -261,7 +272,13 @@ class Hl7(Section):
         False,
         description="an order without accession number takes its filler's number (ORC-3, OBR-3) instead of AE 101",
     )
+    queries: tuple[str, ...] | None = Field(
+        None,
+        description="senders (MSH-3 and MSH-4, with a bar between) that may query patients (PDQ); default: whoever "
+        "reaches the port",
+    )
     ack_mode: Literal["original"] = Field("original", description="acknowledgement mode: `original` (HL7 2.5 2.9.2)")
+    supplier: Supplier = Supplier()
     authorities: tuple[Authority, ...] = Field((), description="`[[hl7.authorities]]` tables, the practice's own first")
 
 

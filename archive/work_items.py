@@ -131,6 +131,7 @@ class Item:
     subject: str
     patient: str | None
     study: str | None
+    patient_pk: int | None = None
 
 
 def item_of(conn: Connection, item: int) -> Item:
@@ -146,7 +147,7 @@ def item_of(conn: Connection, item: int) -> Item:
     if row.state != "open":
         raise Conflict("this work item is closed already")
     patient_cx = cx(row.patient_id or "", row.issuer or "") or None
-    return Item(item, row.kind, row.subject, patient_cx, row.study_instance_uid)
+    return Item(item, row.kind, row.subject, patient_cx, row.study_instance_uid, row.patient_pk)
 
 
 _ITEMS = work_item.outerjoin(patient, work_item.c.patient_pk == patient.c.pk)
@@ -156,6 +157,7 @@ _ONE = (
         work_item.c.subject,
         work_item.c.state,
         work_item.c.study_instance_uid,
+        work_item.c.patient_pk,
         patient.c.patient_id,
         patient.c.issuer,
     )

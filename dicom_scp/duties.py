@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import structlog
-
-from archive import commitment, jobs, notification, sending
-from archive.clock import monotonic
+from archive import commitment, notification, sending
 from archive.core import Archive
-from archive.errors import ArchiveError, Rejected
+from archive.duties import Duties, Duty
 from archive.jobs import Job
 from archive.mpps import COUNT, FORWARD
 from dicom_scp import mpps
@@ -22,14 +17,6 @@ from dicom_scp.deliver import deliver
 from dicom_scp.echo import verify
 from dicom_scp.ends import AssociationEnd
 from dicom_scp.peers import peer_of
-
-log = structlog.get_logger(__name__)
-
-FINISH_SECONDS = 5.0
-LOOK_SECONDS = 0.5  # between two looks for jobs
-AT_ONCE = 4  # a peer that does not answer holds one of these, not the others
-
-Duty = Callable[[Archive, Job], Mapping[str, Any]]  # its result; what it raises is tried again, unless Rejected
 
 
 def _echo(archive: Archive, job: Job) -> Mapping[str, Any]:
@@ -47,82 +34,6 @@ DUTIES: dict[str, Duty] = {
 }
 
 
-class Duties:
+def on_duty(archive: Archive) -> Duties:
     """Does `dicom.*` jobs until it is closed."""
-
-    def __init__(self, archive: Archive, *, look_seconds: float = LOOK_SECONDS) -> None:
-        self._archive = archive
-        self._holder = str(uuid.uuid4())
-        self._look_seconds = look_seconds
-        self._stopping = threading.Event()
-        self._free = threading.Semaphore(AT_ONCE)
-        self._thread = threading.Thread(target=self._run, name="duties", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Begin nothing more, and let what is being done end within five seconds; else it is done again later."""
-        self._stopping.set()
-        self._thread.join()
-        until = monotonic() + FINISH_SECONDS
-        for _ in range(AT_ONCE):
-            self._free.acquire(timeout=max(0, until - monotonic()))
-
-    def _run(self) -> None:
-        while not self._stopping.wait(self._look_seconds):
-            for look in (self._owe, self._gather, self._begin_all):
-                try:
-                    look()
-                except ArchiveError as error:
-                    log.error("jobs cannot be taken", error=type(error).__name__)
-                except Exception:  # a bug: whoever asked waits in vain, others need not
-                    log.exception("a job broke down")
-
-    def _owe(self) -> None:
-        notification.owe_due(self._archive)
-
-    def _gather(self) -> None:
-        sending.gather(self._archive)
-
-    def _begin_all(self) -> None:
-        while not self._stopping.is_set() and self._begin():
-            pass
-
-    def _begin(self) -> bool:
-        """Begin one job, if there is one and a thread for it."""
-        if not self._free.acquire(blocking=False):
-            return False
-        job: Job | None = None
-        try:
-            job = jobs.claim(self._archive, tuple(DUTIES), holder=self._holder)
-        finally:
-            if job is None:
-                self._free.release()
-        if job is None:
-            return False
-        threading.Thread(target=self._do, args=(job,), name=f"duty-{job.id}", daemon=True).start()
-        return True
-
-    def _do(self, job: Job) -> None:
-        try:
-            self._settle(job)
-        except ArchiveError as error:  # its lease ends, and it is done again
-            log.error("a job cannot be settled", kind=job.kind, job=job.id, error=type(error).__name__)
-        except Exception:
-            log.exception("a job broke down", kind=job.kind, job=job.id)
-        finally:
-            self._free.release()
-
-    def _settle(self, job: Job) -> None:
-        try:
-            result = DUTIES[job.kind](self._archive, job)
-        except (AssociationEnd, ArchiveError) as error:
-            again = not (isinstance(error, Rejected) or job.payload.get("once"))
-            log.warning(
-                "a peer was not told", kind=job.kind, job=job.id, attempt=job.attempts, why=str(error), again=again
-            )
-            jobs.fail(self._archive, job, str(error), again=again)
-        except Exception:
-            log.exception("a job broke down", kind=job.kind, job=job.id)
-            jobs.fail(self._archive, job, "it broke down; the log of the archive says why", again=False)
-        else:
-            jobs.finish(self._archive, job, result)
+    return Duties(archive, DUTIES, failures=(AssociationEnd,), also=(notification.owe_due, sending.gather))

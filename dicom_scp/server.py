@@ -15,7 +15,7 @@ from archive import tls
 from archive.clock import monotonic
 from archive.core import Archive
 from dicom_scp.association import Association
-from dicom_scp.duties import Duties
+from dicom_scp.duties import on_duty
 from dicom_scp.negotiate import BUSY
 
 log = structlog.get_logger(__name__)
@@ -85,7 +85,7 @@ def serve(
     for listening, context in sockets.values():
         host, port = listening.getsockname()[:2]
         log.info("listening for DICOM", host=host, port=port, ae_title=settings.dicom.ae_title, tls=context is not None)
-    duties = Duties(archive)
+    duties = on_duty(archive)
     try:
         stopping.wait()
     finally:

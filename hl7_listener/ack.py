@@ -9,8 +9,8 @@ from datetime import datetime
 
 from archive import errors
 from archive.errors import ArchiveError
-from hl7_listener.context import Warning
-from hl7_listener.encoding import Delimiters, escape
+from hl7_listener.context import Reply, Warning
+from hl7_listener.encoding import UTF8, Delimiters, escape
 from hl7_listener.message import MEANINGS, HL7Error, Segment
 
 _SIGNS = Delimiters()
@@ -39,6 +39,8 @@ class Verdict:
 
     code: str  # MSA-1: AA, AE, AR
     problems: tuple[Problem, ...] = ()
+    kind: str = ""  # MSH-9; "" is an acknowledgement of the message's event
+    segments: tuple[str, ...] = ()  # of an answer to a query, behind the others
 
     @property
     def error(self) -> str | None:
@@ -63,8 +65,6 @@ OF_ERROR: dict[type[ArchiveError], tuple[str, int]] = {
     errors.Conflict: ("AE", 205),
     errors.IdentifierInUse: ("AE", 205),
     errors.MergedAway: ("AE", 204),
-    errors.IdentifierInUse: ("AE", 205),
-    errors.MergedAway: ("AE", 204),
     errors.NotFound: ("AE", 204),
     errors.Gone: ("AE", 204),
     errors.RejectedBefore: ("AE", 207),
@@ -84,6 +84,13 @@ def accepted(warnings: Iterable[Warning]) -> Verdict:
     return Verdict("AA", tuple(Problem(one.code, one.location, one.text, severity="W") for one in warnings))
 
 
+def answer(reply: Reply) -> Verdict:
+    """What a query found, or why it could not be answered."""
+    said = [refusal(error) for error in reply.errors]
+    problems = tuple(problem for one in said for problem in one.problems)
+    return Verdict(said[0].code if said else "AA", problems, reply.kind, reply.segments)
+
+
 def refusal(error: HL7Error | ArchiveError) -> Verdict:
     """The message was not applied."""
     if isinstance(error, HL7Error):
@@ -97,39 +104,54 @@ def build(msh: Segment | None, verdict: Verdict, *, at: datetime) -> bytes:
 
     Sender and receiver are swapped; MSH-11, 12, 17 and 18 come back as they came, in the character set of the message.
     The delimiters are the usual ones: not every receiver looks for others. A warning (severity W) is told to those
-    whose version of HL7 has severities.
+    whose version of HL7 has severities. What a query found and its character set does not hold is said in UTF-8.
     """
     version = "2.5" if msh is None else msh.value(12) or ""
-    segments = [_head(msh, at), _join("MSA", verdict.code, _same(msh, 10))]
+    codec = "ascii" if msh is None else msh.grammar.codec
+    charset = same(msh, 18)
+    if not _holds(codec if charset else "ascii", verdict.segments):
+        codec, charset = "utf_8", UTF8
+    segments = [_head(msh, at, verdict.kind, charset), _join("MSA", verdict.code, same(msh, 10))]
     if version in _OLD:
         segments += [_old_err(one) for one in verdict.problems if one.severity == "E"]
     else:
         segments += [_err(one) for one in verdict.problems]
-    codec = "ascii" if msh is None else msh.grammar.codec
+    segments += verdict.segments
     return "".join(f"{segment.translate(_UNFRAMED)}\r" for segment in segments).encode(codec, "replace")
 
 
 def repeat(msh: Segment | None, ack: bytes, *, at: datetime) -> bytes:
-    """An ACK that was given before, under a head of its own."""
-    fresh = build(msh, Verdict(""), at=at)
-    return fresh[: fresh.index(b"\r") + 1] + ack[ack.index(b"\r") + 1 :]
+    """An answer that was given before, under a head of its own."""
+    before, _, rest = ack.partition(b"\r")
+    fields = before.decode("latin-1").split(_SIGNS.field)
+    charset = fields[17] if len(fields) > 17 else ""
+    return _head(msh, at, fields[8], charset).translate(_UNFRAMED).encode("latin-1", "replace") + b"\r" + rest
 
 
-def _head(msh: Segment | None, at: datetime) -> str:
+def _holds(codec: str, segments: tuple[str, ...]) -> bool:
+    """Whether a character set has every letter of these."""
+    try:
+        "".join(segments).encode(codec)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _head(msh: Segment | None, at: datetime, kind: str, charset: str) -> str:
     event = "" if msh is None else msh.value(9, 2) or ""
-    kind = _SIGNS.component.join(("ACK", escape(event, _SIGNS), "ACK")) if event else "ACK"
+    kind = kind or _SIGNS.component.join(("ACK", escape(event, _SIGNS), "ACK")) if event else "ACK"
     fields = {
-        3: _same(msh, 5),
-        4: _same(msh, 6),
-        5: _same(msh, 3),
-        6: _same(msh, 4),
+        3: same(msh, 5),
+        4: same(msh, 6),
+        5: same(msh, 3),
+        6: same(msh, 4),
         7: f"{at:%Y%m%d%H%M%S%z}",
         9: kind,
         10: uuid.uuid4().hex[:20],  # the longest that every version allows
-        11: _same(msh, 11) or "P",
-        12: _same(msh, 12) or "2.5",
-        17: _same(msh, 17),
-        18: _same(msh, 18),
+        11: same(msh, 11) or "P",
+        12: same(msh, 12) or "2.5",
+        17: same(msh, 17),
+        18: charset,
     }
     return _join("MSH", str(_SIGNS), *(fields.get(n, "") for n in range(3, 19)))
 
@@ -148,8 +170,9 @@ def _old_err(problem: Problem) -> str:
     return _join("ERR", _SIGNS.component.join((*place, code)))
 
 
-def _same(msh: Segment | None, n: int) -> str:
-    """A field of the message's MSH, as it stands there; said with the usual delimiters where the message has others."""
+def same(msh: Segment | None, n: int) -> str:
+    """A field of a segment of the message, its MSH as a rule, as it stands there; said with the usual delimiters where
+    the message has others."""
     if msh is None or n > len(msh.raw_fields):
         return ""
     if msh.grammar.delimiters == _SIGNS:

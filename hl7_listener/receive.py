@@ -23,15 +23,19 @@ from archive.identity.acts import Write
 from archive.messages import MAX_NAME, Connection, Head, State
 from hl7_listener import ack, structure
 from hl7_listener.ack import Problem, Verdict
-from hl7_listener.context import Context, Handler, Warning
-from hl7_listener.dispatch import handler_of, known
+from hl7_listener.context import Context, Handler, Reply, Warning
+from hl7_listener.dispatch import handler_of, known, query_of
 from hl7_listener.message import NULL, HL7Error, Message, Segment, head, parse
 
 log = structlog.get_logger(__name__)
 
 Act = Callable[[Connection], tuple[State, Verdict]]
 
-_EVENTS = {"ADT": Event.PATIENT_RECORD, **dict.fromkeys(("ORM", "OMG", "OMI"), Event.ORDER_RECORD)}
+_EVENTS = {
+    "ADT": Event.PATIENT_RECORD,
+    **dict.fromkeys(("ORM", "OMG", "OMI"), Event.ORDER_RECORD),
+    **dict.fromkeys(("QBP", "QCN"), Event.QUERY),
+}
 _TAKEN = Verdict("AE", (Problem(205, "MSH^1^10", "this control ID was used for a message with other content"),))
 
 
@@ -118,10 +122,16 @@ def _answer(archive: Archive, arrival: Arrival, pk: int) -> bytes:
         if earlier is None or earlier.message_pk == pk:
             _demand_head(archive, arrival)
             message = parse(arrival.raw, default_charset=archive.settings.hl7.default_charset)
-            handler = handler_of(message)
-            tolerated = structure.check(message)
             context = Context(archive.settings, archive.authorities, arrival.at, arrival.actor, pk)
-            act = partial(_apply, handler=handler, message=message, context=context, tolerated=tolerated)
+            query = query_of(message)
+            if query is not None:
+                with archive.reading() as conn:  # nobody who writes waits for it
+                    reply = query(conn, message, context, archive.real_clock())
+                act = partial(_give, reply=reply)
+            else:
+                handler = handler_of(message)
+                tolerated = structure.check(message)
+                act = partial(_apply, handler=handler, message=message, context=context, tolerated=tolerated)
         answer = archive.commit.run(partial(_settle, arrival=arrival, pk=pk, act=act))
         if archive.journal.behind:  # the answer may repeat what was said of facts that still have no line
             raise CommitInDoubt("the journal of facts is not complete")
@@ -164,6 +174,11 @@ def _apply(
     return State.APPLIED, ack.accepted([*tolerated, *handler(conn, message, context)])
 
 
+def _give(conn: Connection, *, reply: Reply) -> tuple[State, Verdict]:
+    reply.write(conn)
+    return State.REFUSED if reply.errors else State.APPLIED, ack.answer(reply)
+
+
 def _nothing(_conn: Connection) -> tuple[State, Verdict]:
     """What is to be done of a message that was answered before; `_settle` does not come here."""
     raise Unavailable("the earlier answer to this message is gone")
@@ -181,7 +196,7 @@ def _refuse(
     if event is Event.SECURITY_ALERT:
         detail["type"] = EventType.RESTRICTED_FUNCTION
     outcome = Outcome.MAJOR_FAILURE if verdict is ack.BUG else Outcome.SERIOUS_FAILURE
-    action = "E" if event is Event.SECURITY_ALERT else "U"
+    action = "E" if event in (Event.SECURITY_ALERT, Event.QUERY) else "U"
     record(conn, arrival.actor, event, action, outcome=outcome, patient=patient, detail=detail)
     return State.REFUSED, verdict
 

@@ -8,11 +8,15 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 import structlog
 
+from archive import lookup
 from archive.core import Archive
+from archive.duties import Duties
+from hl7_listener import consumer
 from hl7_listener.mllp import SETTLE_SECONDS, Framing, TooLong, frame
 from hl7_listener.receive import arrival_of, receive, sender_of, unread
 
@@ -32,8 +36,12 @@ def serve(archive: Archive, sock: socket.socket, stopping: threading.Event) -> N
 
     The socket may be shared with other processes: it stays open and listening. One answer a message, in order, on its
     connection; messages of one sender are applied in the order in which they were complete, whatever the connection.
+    Beside that, whoever was asked for is looked up at the configured supplier of demographics.
     """
-    asyncio.run(_Listener(archive).run(sock, stopping))
+    with ExitStack() as held:
+        if lookup.is_on(archive):
+            held.enter_context(closing(Duties(archive, consumer.DUTIES)))
+        asyncio.run(_Listener(archive).run(sock, stopping))
 
 
 class _Listener:

@@ -37,18 +37,29 @@ def timestamp(segment: Segment, n: int, component: int = 1) -> str | None:
         HL7Error: 102 it is none.
     """
     value = said(segment.value(n, component))
-    if not value:
-        return value
+    if value:
+        _check_moment(value, segment.at(n))
+    return value
+
+
+def calendar_day(value: str, place: str) -> tuple[str, str]:
+    """The first and the last day of a date that may lack day or month, as YYYYMMDD; a month is said to have 31 days.
+    Raises HL7Error 102."""
+    _check_moment(value, place)
+    day = value[:8]
+    return day + "0101"[len(day) - 4 :], day + "1231"[len(day) - 4 :]
+
+
+def _check_moment(value: str, place: str) -> None:
     found = _TIMESTAMP.fullmatch(value)
     if found is None:
-        raise HL7Error(102, segment.at(n), "this is no date or time")
+        raise HL7Error(102, place, "this is no date or time")
     digits = found.group(1)
     try:
         date(int(digits[:4]), int(digits[4:6] or 1), int(digits[6:8] or 1))
         time(int(digits[8:10] or 0), int(digits[10:12] or 0), int(digits[12:14] or 0))
     except ValueError:
-        raise HL7Error(102, segment.at(n), "no such day or time") from None
-    return value
+        raise HL7Error(102, place, "no such day or time") from None
 
 
 def day(segment: Segment, n: int) -> str | None:

@@ -59,14 +59,16 @@ def list_rows(
     event: str | None = None,
     action: str | None = None,
     outcome: int | None = None,
+    number: int | None = None,
     limit: int = 100,
     after: str | None = None,
 ) -> AuditPage:
     """The rows that meet every given condition, in the reverse order of their writing.
 
     `patient` is an identifier as CX (`ID^^^issuer`), or the ID alone for every issuer of it; `user` a login, token
-    name or AE title; `event` a code of DCM (`110104`); `since` is included, `until` is not. Items have the fields of
-    sheet 60 §4 (`time, event, action, outcome, user, source, patient, study`), and `door` and `detail`.
+    name or AE title; `event` a code of DCM (`110104`); `since` is included, `until` is not; `number` is the `id` of one
+    row. Items have the fields of sheet 60 §4 (`time, event, action, outcome, user, source, patient, study`), and `id`,
+    `door` and `detail`.
 
     Raises InvalidRequest: `limit` is not 1 to 1000, or `after` is no cursor.
     """
@@ -78,6 +80,7 @@ def list_rows(
         audit.c.event: event,
         audit.c.action: action,
         audit.c.outcome: outcome,
+        audit.c.pk: number,
     }
     conditions: list[ColumnElement[bool]] = [column == value for column, value in given.items() if value is not None]
     conditions += _between(since, until)
@@ -88,6 +91,7 @@ def list_rows(
     rows = conn.execute(_ROWS.where(and_(True, *conditions)).limit(limit + 1)).mappings().all()
     items = [
         {
+            "id": row["pk"],
             "time": time_text(row["time"]),
             "event": row["event"],
             "action": row["action"],

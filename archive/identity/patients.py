@@ -14,7 +14,8 @@ from archive.dicom.patient_id import cx
 from archive.errors import MergedAway
 from archive.identity import dicom, ins
 from archive.identity.acts import Act, PatientKey, lock_identities
-from archive.identity.record import Ins, Record, Statement, apply, is_older, of_json, to_json
+from archive.identity.record import Ins, Name, Record, Statement, apply, is_older, of_json, to_json
+from archive.identity.searchable import make_searchable
 from archive.index.correct import correct_patient
 from archive.journal import Kind as Fact
 from archive.journal import note
@@ -67,6 +68,19 @@ def key_of(row: AnyRow) -> PatientKey:
 def record_of(row: AnyRow) -> Record | None:
     """What is said of a patient; None when only images know them."""
     return of_json(row.record) if row.record else None
+
+
+def seen_of(row: AnyRow) -> Record:
+    """What images say of somebody, as a record: no status, for nobody has said one."""
+    shown = dicom.by_keyword(orjson.loads(row.attributes))
+    family, _, rest = str(shown.get("PatientName", "")).partition("^")
+    name = Name(family or None, rest.partition("^")[0] or None)
+    return Record(
+        names={"L": name} if name else {},
+        birth_date=shown.get("PatientBirthDate") or None,
+        sex=shown.get("PatientSex") or None,
+        codes=(),
+    )
 
 
 def active(conn: Connection, key: PatientKey) -> AnyRow | None:
@@ -151,6 +165,7 @@ def keep(conn: Connection, pk: int, new: Record, *, known: Record | None, act: A
         )
         _revise(conn, pk, row.version + 1, to_json(new), act)
         correct(conn, pk, act=act)
+    make_searchable(conn, pk, new)
     close_item(
         conn, Kind.UNKNOWN_PATIENT, row.identity_key, at=act.at, by=act.actor.user, resolution=f"sent by {act.event}"
     )

@@ -17,6 +17,7 @@ from archive.identity import links, visits
 from archive.identity.acts import PatientKey
 from archive.identity.merge import MOVED
 from archive.identity.record import of_json
+from archive.identity.searchable import make_searchable
 from archive.index.correct import correct_patient, correct_study, facts_changed, move_studies
 from archive.schema import patient, patient_revision, study
 from archive.schema.types import AnyRow
@@ -45,6 +46,7 @@ def restore_patient(conn: Connection, subject: str, body: Mapping[str, Any], at:
     }
     mine = patient.c.pk == row.pk
     conn.execute(update(patient).where(mine).values(values))
+    make_searchable(conn, row.pk, known)
     if text is not None:
         revision = {"patient_pk": row.pk, "version": body["version"], "at": at, "record": text}
         conn.execute(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -80,14 +79,4 @@ def _said(known: Record) -> dict[str, Any]:
 
 def _seen(row: AnyRow) -> dict[str, Any]:
     """Somebody of whom only images tell."""
-    attributes: Mapping[str, Any] = dicom.by_keyword(orjson.loads(row.attributes))
-    family, _, rest = str(attributes.get("PatientName", "")).partition("^")
-    return {
-        **_said(Record()),
-        "family_birth": family,
-        "given_first": rest.partition("^")[0],
-        "birth_date": attributes.get("PatientBirthDate", ""),
-        "sex": attributes.get("PatientSex", ""),
-        "identity_status": "",
-        "identity_level": "",
-    }
+    return {**_said(patients.seen_of(row)), "identity_status": "", "identity_level": ""}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple, Protocol
 
 import orjson
@@ -67,6 +68,19 @@ def owner_of(conn: Connection, study_instance_uid: str) -> str | None:
     """The patient of a study, as an audit row names them; None: there is no such study."""
     row = conn.execute(_OWNER, {"uid": study_instance_uid}).first()
     return None if row is None else cx(row.patient_id, row.issuer)
+
+
+def patients_of_studies(conn: Connection, uids: Collection[str]) -> dict[str, int]:
+    """The numbers of the patients of these studies, by Study Instance UID."""
+    rows = conn.execute(
+        select(study.c.study_instance_uid, study.c.patient_pk).where(study.c.study_instance_uid.in_(uids))
+    )
+    return {uid: int(pk) for uid, pk in rows}
+
+
+def studies_of_patients(conn: Connection, pks: Collection[int]) -> list[str]:
+    """The Study Instance UIDs of these patients' studies."""
+    return list(conn.execute(select(study.c.study_instance_uid).where(study.c.patient_pk.in_(pks))).scalars())
 
 
 def contradiction(conn: Connection, claim: Claim, filed: Filed) -> str:

@@ -4,7 +4,15 @@ from archive.schema.accounts import account, session, token
 from archive.schema.audit import audit, audit_chain
 from archive.schema.commitment import commitment, commitment_request
 from archive.schema.documents import dose, reference, rejection
-from archive.schema.identity import imaging_order, movement, patient_link, patient_revision, visit
+from archive.schema.identity import (
+    imaging_order,
+    movement,
+    patient_identifier,
+    patient_link,
+    patient_revision,
+    query_pointer,
+    visit,
+)
 from archive.schema.index import instance, location, patient, series, study
 from archive.schema.life import hold, last_tick, life_failure, purge, purge_approval, suspension, tombstone
 from archive.schema.messages import hl7_answer, hl7_message
@@ -13,7 +21,7 @@ from archive.schema.performed import performed_for, performed_step
 from archive.schema.types import METADATA
 from archive.schema.work import job, pulled_study, quarantined, sending, work_item
 
-REVISION = "0009"  # what `migrations` brings the schema to
+REVISION = "0010"  # what `migrations` brings the schema to
 
 __all__ = [
     "METADATA",
@@ -37,6 +45,7 @@ __all__ = [
     "location",
     "movement",
     "patient",
+    "patient_identifier",
     "patient_link",
     "patient_revision",
     "performed_for",
@@ -46,6 +55,7 @@ __all__ = [
     "purge",
     "purge_approval",
     "quarantined",
+    "query_pointer",
     "reference",
     "rejection",
     "sending",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, ForeignKey, Index, Integer, String, Table, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, String, Table, Text, UniqueConstraint
 
 from archive.schema.types import METADATA, Key, Text_C, UtcDateTime
 
@@ -18,6 +18,28 @@ patient_revision = Table(
     Column("event", Text, nullable=False),  # A28, A31, A40, a correction by hand…
     Column("record", Text, nullable=False),
     UniqueConstraint("patient_pk", "version"),
+)
+
+# The identifiers that a record says somebody has, whoever assigned them: to be found by (archive.identity.searchable).
+patient_identifier = Table(
+    "patient_identifier",
+    METADATA,
+    Column("pk", Key, primary_key=True),
+    Column("patient_pk", ForeignKey("patient.pk"), nullable=False, index=True),
+    Column("value", Text_C, nullable=False, index=True),
+    Column("issuer", Text_C, nullable=False),
+)
+
+# Where the answer to a query of patients goes on (HL7 2.5 5.6.3), for a few minutes. Nothing of what was asked.
+query_pointer = Table(
+    "query_pointer",
+    METADATA,
+    Column("pointer", String(36), primary_key=True),
+    Column("sender", Text_C, nullable=False),  # MSH-3|MSH-4
+    Column("tag", Text_C, nullable=False),  # QPD-2
+    Column("query", String(64), nullable=False),  # SHA-256 of its QPD
+    Column("after_pk", BigInteger, nullable=False),  # patient.pk, the last one given
+    Column("expires_at", UtcDateTime, nullable=False, index=True),  # real time
 )
 
 # One scheduled step of one order: an ORC/OBR group.

@@ -16,7 +16,7 @@ _HELD = text("held_for IS NOT NULL")
 _PURGING = text("state = 'purging'")  # few of many, looked for by every tick (archive.lifecycle.remove)
 # Of columns that few rows fill: a row that leaves them empty costs their indexes nothing when it is stored.
 SPARSE = {
-    "patient": ("ins", "merged_into_pk"),
+    "patient": ("ins", "merged_into_pk", "other_names"),
     "study": ("online_until", "grace_until", "purge_on"),
     "instance": ("derived_from_pk",),
 }
@@ -41,6 +41,7 @@ patient = Table(
     Column("record", Text),  # JSON, archive.identity.record; NULL: only images know this patient
     Column("version", Integer, nullable=False, server_default="0"),  # of the record
     Column("ins", Text_C),  # `value^OID` of the usable INS
+    Column("other_names", Text_C),  # of the record, beside `patient_name` (archive.identity.searchable)
     Column("merged_into_pk", BigInteger),  # the survivor: never itself a tombstone (path compressed)
     Column("tombstone", String(8)),  # merged, alias
 )

@@ -76,3 +76,45 @@ def replay(
             say(f"{one['id']:>8}  {one['ack'] or one['reason']}")
     if any(one["ack"] != "AA" for one in results):
         raise typer.Exit(FINDING)
+
+
+@app.command()
+def pdq(
+    *,
+    family: Annotated[str, typer.Option(help="Family name; * stands for any text.")] = "",
+    given: Annotated[str, typer.Option(help="Given name.")] = "",
+    birth_date: Annotated[str, typer.Option(help="YYYYMMDD, or its beginning.")] = "",
+    sex: Annotated[str, typer.Option(help="F, M, U or O.")] = "",
+    identifier: Annotated[str, typer.Option(help="An identifier, as the IPP.")] = "",
+    authority: Annotated[str, typer.Option(help="Who assigned it: namespace or OID.")] = "",
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Ask the supplier of demographics (hl7.supplier) who somebody is: PDQ, ITI-21. Nothing of the answer is kept.
+
+    Exit 1 when it refuses or knows more than are shown, 3 when it does not answer.
+    """
+    from functools import partial
+
+    from archive.lookup import Traits, audit_look_up, compared, demand_supplier
+    from hl7_listener.consumer import look_up
+
+    traits = Traits(family, given, birth_date, sex, identifier, authority)
+    with opened(config, process="hl7-pdq") as (archive, actor):
+        demand_supplier(archive)
+        traits.demand()
+        archive.commit.run(partial(audit_look_up, traits=traits, actor=actor))
+        found = look_up(archive, traits)
+        items = compared(archive, found["items"])
+    if as_json:
+        say_json({"items": items, "next": None, "complete": found["complete"]})
+    else:
+        for one in items:
+            names = f"{one['family_birth']} {one['given_first']}"
+            used = f"({one['family_used']} {one['given_used']})" if one["family_used"] or one["given_used"] else ""
+            known = ", ".join(f"{it['value']} {it['issuer']}".strip() for it in one["identifiers"])
+            where = one["here"] or "not here"
+            say(f"{one['birth_date'] or '--------'}  {one['sex'] or '-'}  {names} {used}  {known}  {where}")
+        say(f"{len(items)} patients" + ("" if found["complete"] else ", and the supplier has more"))
+    if not found["complete"]:
+        raise typer.Exit(FINDING)

@@ -21,6 +21,7 @@ PROMISED = {
     "merge-both-known": ("REQ-IHE-02", "REQ-HL7-40"),
     "a47-ins-removal": ("REQ-IHE-03", "REQ-HL7-41"),
     "a47-ins-change": ("REQ-IHE-03", "REQ-HL7-41", "REQ-HL7-67"),
+    "pdq": ("REQ-HL7-90", "REQ-HL7-91", "REQ-HL7-92", "REQ-IHE-04"),
 }
 TOGETHER = {
     "pam-a28-8859-1": ("REQ-IHE-03", "REQ-HL7-12"),

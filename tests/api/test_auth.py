@@ -58,6 +58,8 @@ def test_no_address_but_the_open_ones_answers_a_stranger(archive: Archive, stran
             assert answer.status_code == 401, (method, path)
             assert answer.headers["content-type"] == "application/problem+json"
             assert "Bearer" in answer.headers["www-authenticate"]
+        elif path.startswith("/fhir"):
+            assert (answer.status_code, answer.json()["resourceType"]) == (401, "OperationOutcome"), (method, path)
         elif method == "GET":
             assert (answer.status_code, answer.headers["location"][:10]) == (303, "/connexion"), path
         else:

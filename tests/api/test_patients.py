@@ -20,6 +20,7 @@ OID = "2.25.171717001"
 
 @pytest.fixture
 def archive(settings: Settings) -> Iterator[Archive]:
+    """One with a RIS, whose INS are for tests."""
     with open_archive(with_ris(settings), process="test") as opened:
         yield opened
 

@@ -16,6 +16,7 @@ from archive.core import Archive, open_archive
 from archive.ingest import ingest
 from archive.rejecting import reject
 from archive.schema import purge
+from archive.sections import Supplier
 from archive.storage.part10 import Part10
 from tests.api.conftest import PASSWORD, on_both_databases, serving
 from tests.api.test_auth import OPEN, every_address, rows
@@ -65,8 +66,20 @@ TABLE = {
     "POST /api/v1/work-items/{item}/settle": SETTLE,
     "GET /api/v1/patients": FIND,
     "GET /api/v1/patients/{patient}/history": FIND,
+    "POST /api/v1/patients/look-up": FIND,
+    "GET /identite": FIND,
+    "POST /identite": FIND,
     "GET /api/v1/orders": FIND,
     "GET /api/v1/audit": AUDIT,
+    "GET /fhir/Patient": FIND,
+    "POST /fhir/Patient/_search": FIND,
+    "GET /fhir/Patient/{patient}": FIND,
+    "GET /fhir/ImagingStudy": FIND,
+    "POST /fhir/ImagingStudy/_search": FIND,
+    "GET /fhir/ImagingStudy/1.2.3": FIND,
+    "GET /fhir/AuditEvent": AUDIT,
+    "POST /fhir/AuditEvent/_search": AUDIT,
+    "GET /fhir/AuditEvent/{entry}": AUDIT,
     "GET /api/v1/system": SYSTEM,
     "GET /api/v1/peers": LOOK,
     "POST /api/v1/peers/{name}/send": EXPORT,
@@ -104,11 +117,16 @@ TABLE = {
     f"GET {PAGE}/series/1.2.3": SEE,
     f"GET {PAGE}/images/1.2.3": SEE,
 }
-ASKED = {"/api/v1/patients": "?identifier=IPP1", "/api/v1/orders": "?accession=A1001"}  # what has to be said
+ASKED = {
+    "/api/v1/patients": "?identifier=IPP1",
+    "/api/v1/orders": "?accession=A1001",
+    "/fhir/Patient": "?identifier=IPP1",
+}  # what has to be said
 ANYBODY = {  # who is known; or how one becomes so
     "GET /",
     "GET /api/openapi.json",
     "GET /api/v1/testbed/clock",
+    "GET /fhir/metadata",
     "POST /deconnexion",
     *(f"{method} /api/v1/session" for method in ("GET", "POST", "DELETE")),
     *(f"{method} {path}" for path in OPEN for method in ("GET", "POST")),
@@ -117,8 +135,10 @@ ANYBODY = {  # who is known; or how one becomes so
 
 @pytest.fixture
 def archive(settings: Settings) -> Iterator[Archive]:
-    """In test mode: then the clock of the test bed is an address too."""
-    with open_archive(settings.model_copy(update={"test_mode": True}), process="test") as opened:
+    """In test mode: then the clock of the test bed is an address too. With somebody to ask who patients are."""
+    asked = settings.hl7.model_copy(update={"supplier": Supplier(host="127.0.0.1", port=9)})
+    told = settings.model_copy(update={"test_mode": True, "hl7": asked})
+    with open_archive(told, process="test") as opened:
         yield opened
 
 
@@ -182,12 +202,14 @@ def test_each_access_that_succeeds_is_in_the_audit(archive: Archive, url: str, t
             path = path.replace("/series/1.2.3", f"/series/{uids['series']}")
             path = path.replace("/instances/1.2.3", f"/instances/{uids['instances']}")
             path = path.replace("/images/1.2.3", f"/images/{uids['instances']}")
+            path = path.replace("/ImagingStudy/1.2.3", f"/ImagingStudy/{uids['study']}").replace("{entry}", "1")
             path = path.replace("{patient}", "1") + ASKED.get(path, "")
             user = f"robot {number}"
             headers = {"Authorization": f"Bearer {token('service', name=user)}", "Content-Type": "application/dicom"}
             answer = client.request(method, path, headers=headers, content=part10(ds) if method == "POST" else None)
             assert answer.status_code == 200, (address, answer.text)
-            if address not in ("GET /api/v1/system", "GET /api/v1/peers"):  # tell nothing of anybody
+            # tell nothing of anybody
+            if address not in ("GET /api/v1/system", "GET /api/v1/peers", "GET /identite"):
                 assert written(archive, user), address
 
 

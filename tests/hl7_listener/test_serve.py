@@ -58,9 +58,9 @@ class Client:
 
 
 @contextmanager
-def listening(archive: Archive) -> Iterator[tuple[int, Callable[[], None]]]:
+def listening(archive: Archive, *, port: int = 0) -> Iterator[tuple[int, Callable[[], None]]]:
     """The port, and how to stop."""
-    sock = socket.create_server(("127.0.0.1", 0))
+    sock = socket.create_server(("127.0.0.1", port))
     stopping = threading.Event()
     thread = threading.Thread(target=serve, args=(archive, sock, stopping))
     thread.start()

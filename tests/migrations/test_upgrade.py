@@ -15,6 +15,8 @@ import migrations
 from archive.config import Settings
 from archive.core import make_engine, open_archive
 from archive.errors import IndexUnavailable
+from archive.identity.record import of_json
+from archive.identity.searchable import other_names
 from archive.schema import METADATA, REVISION
 
 
@@ -116,6 +118,36 @@ def test_orders_from_before_the_worklist_are_found_in_it(database_url: str, engi
     with engine.begin() as conn:
         row = conn.execute(text("SELECT start_date, start_time, modality, station_ae FROM imaging_order")).one()
     assert tuple(row) == ("20260110", "083000.000000", "CT", "")
+
+
+def test_patients_from_before_are_found_by_every_name_and_identifier(database_url: str, engine: Engine) -> None:
+    from alembic import command
+
+    config = migrations._config()
+    with engine.begin() as conn:
+        config.attributes["connection"] = conn
+        command.upgrade(config, "0007")
+    record = (
+        '{"names": {"L": {"family": "LE GOFF", "given": "ANNE-MARIE", "given_list": "ANNE-MARIE LOUISE"},'
+        ' "D": {"family": "KERVÉADOU"}}, "identifiers": [{"value": "H77", "issuer": "HOPITAL", "type": "PI"},'
+        ' {"value": "199", "issuer": "1.2.250.1.213.1.4.8", "type": "NH"}]}'
+    )
+    with engine.begin() as conn:
+        for pk, known in ((1, record), (2, None)):
+            conn.execute(
+                text(
+                    "INSERT INTO patient (pk, identity_key, patient_id, issuer, patient_name, provisional, attributes,"
+                    " created_at, record) VALUES (:pk, :key, 'R1', '', '', 0, '{}', '2026-01-05 00:00:00', :record)"
+                ),
+                {"pk": pk, "key": f"k{pk}", "record": known},
+            )
+    migrations.upgrade(database_url)
+    with engine.begin() as conn:
+        names = conn.execute(text("SELECT other_names FROM patient ORDER BY pk")).scalars().all()
+        identifiers = conn.execute(text("SELECT patient_pk, value, issuer FROM patient_identifier")).all()
+        assert [*map(tuple, identifiers)] == [(1, "H77", "HOPITAL")]
+        assert names == [other_names(of_json(record)), None]
+        assert names[0] == "kerveadou\\le goff^louise"
 
 
 def test_upgrading_twice_changes_nothing(database_url: str, engine: Engine) -> None:

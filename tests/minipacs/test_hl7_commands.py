@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,24 @@ def test_what_was_refused_is_listed_and_applied_again_once_its_reason_is_gone(se
     assert again.returncode == 1
     assert "was applied" in again.stdout
     assert "no HL7 message has this number" in again.stdout
+
+
+@pytest.mark.req("REQ-HL7-93")
+def test_a_supplier_is_asked_who_somebody_is(server: Server) -> None:
+    assert b"\rMSA|AA|Q1\r" in server.send_hl7(MSH % (b"ADT^A28", b"Q1") + PATIENT)
+    nobody = server.command("hl7", "pdq", "--family", "DUPONT")
+    assert (nobody.returncode, "hl7.supplier.host" in nobody.stderr) == (1, True)
+    settings = {"MINIPACS_HL7__SUPPLIER__HOST": "127.0.0.1", "MINIPACS_HL7__SUPPLIER__PORT": str(server.hl7_port)}
+    asking = replace(server, environment={**server.environment, **settings})
+    done = asking.command("hl7", "pdq", "--family", "dup*", "--birth-date", "1970", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert [one["identifiers"][0]["value"] for one in answer["items"]] == ["P1"]
+    assert (answer["complete"], answer["items"][0]["here"]) == (True, "known")
+    assert "1 patients" in asking.command("hl7", "pdq", "--identifier", "P1").stdout
+    assert asking.command("hl7", "pdq").returncode == 1
+    away = replace(asking, environment={**asking.environment, "MINIPACS_HL7__SUPPLIER__PORT": "9"})
+    assert away.command("hl7", "pdq", "--family", "DUPONT").returncode == 3
 
 
 def test_the_list_names_no_patient(server: Server) -> None:

@@ -53,12 +53,16 @@ def listed(archive: Archive, **conditions: Any) -> list[int]:
 def test_for_a_patient_who_had_access_when_from_where_and_how(day: Archive) -> None:
     with day.engine.connect() as conn:
         items = list_rows(conn, patient=ANNE).items
+        number = items[0]["id"]
+        assert isinstance(number, int)
+        assert list_rows(conn, number=number).items == items[:1]
     assert [(item["user"], item["source"], item["door"]) for item in items] == [
         ("accueil", "10.0.0.9", "dicomweb"),
         ("CT1", "10.0.0.8", "dicom"),
         ("dr.martin", "10.0.0.7", "desk"),
     ]
     assert items[0] == {
+        "id": number,
         "time": "2026-01-05T11:00:00.000000Z",
         "event": "110104",
         "action": "R",
