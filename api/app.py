@@ -27,6 +27,7 @@ from api import (
     keeping,
     key_images,
     layout,
+    manifests,
     pages,
     patients,
     peers,
@@ -93,6 +94,7 @@ def create_app(archive: Archive) -> FastAPI:
     app.include_router(peers.desk)
     app.include_router(rejections.router)
     app.include_router(key_images.router)
+    app.include_router(manifests.router)
     app.include_router(dose.router)
     app.include_router(probes.router)
     app.include_router(pages.router)
