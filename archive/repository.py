@@ -109,6 +109,13 @@ def send(archive: Archive) -> int:
     return len(batch.rows)
 
 
+def newest(archive: Archive) -> int:
+    """The number of the newest row of the audit, 0 for none: cheap, while finding what is to be sent reads every chain.
+    Rows of a lower number may still be committed. Raises Unavailable."""
+    with archive.reading() as conn:
+        return conn.execute(select(func.max(audit.c.pk))).scalar() or 0
+
+
 def knock(settings: Settings) -> None:
     """Connect to the repository and leave, with nothing said. Raises NotDelivered, ConfigError."""
     _deliver(settings, [])
@@ -124,7 +131,7 @@ def state(conn: Connection) -> State:
 
 
 def warnings(archive: Archive) -> list[str]:
-    """What `/readyz` says beside its reasons: rows that wait for a repository that is away."""
+    """What `/readyz` says beside its reasons, to anybody: rows wait for a repository that is away."""
     if not archive.settings.audit.repository.host:
         return []
     with archive.reading() as conn:
@@ -132,7 +139,7 @@ def warnings(archive: Archive) -> list[str]:
     if found.failing_since is None:
         return []
     since = found.failing_since.isoformat(timespec="seconds")
-    return [f"audit repository: away since {since}, {found.waiting} messages wait: {found.why}"]
+    return [f"audit repository: away since {since}, {found.waiting} messages wait"]
 
 
 def _next(conn: Connection) -> Batch:

@@ -67,12 +67,14 @@ def last(conn: Connection) -> Checked | None:
 
 
 def warnings(archive: Archive) -> list[str]:
-    """What `/readyz` says beside its reasons."""
+    """What `/readyz` says beside its reasons, to anybody."""
     if not archive.settings.time.servers:
         return []
     with archive.reading() as conn:
         found = last(conn)
-    return [] if found is None or found.why is None else [f"clock: {found.why}"]
+    if found is None or found.why is None:
+        return []
+    return [f"clock: {found.why if found.offset_seconds is not None else 'no time server answers'}"]
 
 
 def _record(conn: Connection, *, found: Checked, silent: tuple[str, ...]) -> None:

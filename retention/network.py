@@ -11,6 +11,7 @@ import structlog
 
 from archive import repository, timekeeping
 from archive.audit.syslog import NotDelivered
+from archive.clock import monotonic
 from archive.core import Archive
 from archive.errors import ArchiveError, Busy
 from archive.leases import Lease, leased
@@ -19,7 +20,8 @@ log = structlog.get_logger(__name__)
 
 Work = Callable[[Archive, threading.Event, Lease], None]
 
-LOOK_SECONDS = 1.0  # between two looks for rows to send
+LOOK_SECONDS = 1.0  # between two looks for new rows
+THOROUGH_SECONDS = 30.0  # between two looks for rows that were committed after those of higher numbers
 AWAY_SECONDS = 5.0  # before a repository that is away is tried again
 RETRY_SECONDS = 5.0  # before the lease of another process, or a database that is away, is tried again
 
@@ -47,12 +49,17 @@ def at_work(archive: Archive, stopping: threading.Event) -> Iterator[None]:
 
 def send_audit(archive: Archive, stopping: threading.Event, lease: Lease) -> None:
     """Send what waits, and then what comes. Raises Unavailable."""
+    sent_to, looked = -1, 0.0
     while lease.held and not stopping.is_set():
+        newest = repository.newest(archive)
+        if newest == sent_to and monotonic() - looked < THOROUGH_SECONDS:
+            stopping.wait(LOOK_SECONDS)
+            continue
         try:
-            pause = 0.0 if repository.send(archive) else LOOK_SECONDS
+            if not repository.send(archive):
+                sent_to, looked = newest, monotonic()
         except NotDelivered:
-            pause = AWAY_SECONDS
-        stopping.wait(pause)
+            stopping.wait(AWAY_SECONDS)
 
 
 def keep_time(archive: Archive, stopping: threading.Event, lease: Lease) -> None:

@@ -50,7 +50,7 @@ def deliver(
     *,
     tls: ssl.SSLContext | None,
     fingerprints: Iterable[str] = (),
-    seconds: float = 10.0,
+    seconds: float = 5.0,
 ) -> None:
     """Send a batch, and return when the other side has taken all of it. `seconds` is the patience for each step.
 

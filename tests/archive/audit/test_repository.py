@@ -162,7 +162,9 @@ def test_a_repository_that_is_away_is_written_down_once_and_warned_of(
         with pytest.raises(NotDelivered):
             repository.send(opened)
     (warning,) = repository.warnings(opened)
-    assert "2 messages wait" in warning and "refused" in warning
+    assert "2 messages wait" in warning and "127.0.0.1" not in warning
+    with opened.reading() as conn:
+        assert "refused" in (repository.state(conn).why or "")
     rsyslog.start()
     assert repository.send(opened) == 2
     assert repository.warnings(opened) == []
