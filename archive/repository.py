@@ -19,10 +19,11 @@ import structlog
 from sqlalchemy import Connection, bindparam, func, select
 
 from archive import tls
+from archive.access import SYSTEM
 from archive.audit import syslog
 from archive.audit.chain import time_text
 from archive.audit.message import Reporter, message
-from archive.audit.record import Outcome
+from archive.audit.record import Event, EventType, Outcome, record
 from archive.config import ConfigError, Settings
 from archive.core import Archive
 from archive.schema import audit, audit_chain, audit_sent, repository_state
@@ -101,7 +102,8 @@ def send(archive: Archive) -> int:
         _deliver(archive.settings, _records(archive.settings, batch.rows))
     except (syslog.NotDelivered, ConfigError) as error:
         why = str(error)
-        if archive.commit.run(partial(_note, why=why, at=archive.real_clock())):
+        believed = not isinstance(error, syslog.NotBelieved)
+        if archive.commit.run(partial(_note, why=why, believed=believed, at=archive.real_clock())):
             log.error("the audit repository is away: audit messages wait", why=why)
         raise syslog.NotDelivered(why) from error
     if archive.commit.run(partial(_count, batch=batch, at=archive.real_clock())):
@@ -185,11 +187,15 @@ def _count(conn: Connection, *, batch: Batch, at: datetime) -> bool:
     return before is not None
 
 
-def _note(conn: Connection, *, why: str, at: datetime) -> bool:
-    """Write down that it is away; True: it begins now."""
-    before = conn.execute(select(repository_state.c.failing_since)).scalar()
-    _set_state(conn, at=at, since=before or at, why=why)
-    return before is None
+def _note(conn: Connection, *, why: str, believed: bool, at: datetime) -> bool:
+    """Write down that it is away, and in the audit that it is not believed (REQ-SEC-01); True: it begins now."""
+    before = conn.execute(select(repository_state)).one_or_none()
+    since = None if before is None else before.failing_since
+    _set_state(conn, at=at, since=since or at, why=why)
+    if not believed and (before is None or before.why != why):
+        said = {"type": EventType.NODE_AUTHENTICATION, "reason": why, "node": "audit repository"}
+        record(conn, SYSTEM, Event.SECURITY_ALERT, "E", outcome=Outcome.SERIOUS_FAILURE, detail=said)
+    return since is None
 
 
 def _set_state(conn: Connection, *, at: datetime, since: datetime | None, why: str | None) -> None:

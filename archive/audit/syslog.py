@@ -32,6 +32,10 @@ class NotDelivered(Exception):
     """The other side was not reached, or did not confirm: the same batch is sent again later."""
 
 
+class NotBelieved(NotDelivered):
+    """TLS was not agreed on: one side does not believe the other's certificate, or has no version or suite in common."""
+
+
 def record(message: bytes, *, time: str, host: str, process: str, warning: bool = False) -> bytes:
     """A syslog message, framed by its length. `time` is RFC 3339 with microseconds at most."""
     header = f"<{WARNING if warning else NOTICE}>1 {time} {_name(host, 255)} {APPLICATION} {_name(process, 128)}"
@@ -54,7 +58,7 @@ def deliver(
 ) -> None:
     """Send a batch, and return when the other side has taken all of it. `seconds` is the patience for each step.
 
-    Raises NotDelivered: some of it may have arrived, and all of it is to be sent again.
+    Raises NotDelivered, NotBelieved: some of it may have arrived, and all of it is to be sent again.
     """
     pinned = frozenset(fingerprints)
     try:
@@ -66,11 +70,13 @@ def deliver(
             with tls.wrap_socket(sock, server_hostname=host) as secured:
                 shown = secured.getpeercert(binary_form=True)
                 if pinned and (shown is None or fingerprint(shown) not in pinned):
-                    raise NotDelivered("the certificate of the repository is not among its fingerprints")
+                    raise NotBelieved("the certificate of the repository is not among its fingerprints")
                 secured.sendall(b"".join(records))
                 _say_goodbye(secured, seconds)
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError) as error:
+        raise NotDelivered(f"{host}:{port} ended the connection") from error
     except ssl.SSLError as error:
-        raise NotDelivered(f"TLS: {reason(error)}") from error
+        raise NotBelieved(f"TLS: {reason(error)}") from error
     except TimeoutError as error:
         raise NotDelivered(f"{host}:{port} does not answer within {seconds:g} s") from error
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import defaultdict
@@ -117,6 +118,8 @@ def test_none_is_lost_while_the_repository_is_killed_again_and_again(
     rsyslog.wait(930)
     arrived = list(dict.fromkeys(one["xml"] for one in rsyslog.wait(930)))
     assert len(arrived) == len(rows) == 930
+    with opened.reading() as conn:  # a connection that breaks is no doubt about who is there
+        assert conn.execute(select(audit).where(audit.c.event == Event.SECURITY_ALERT)).first() is None
 
 
 @pytest.mark.req("REQ-SEC-04")
@@ -185,6 +188,13 @@ def test_a_repository_that_is_not_believed_is_told_nothing(opened: Archive, rsys
     pins = {"repository": {**values["audit"]["repository"], "fingerprints": ["ab" * 32]}}
     with pytest.raises(NotDelivered, match="fingerprints"):
         sent(audit=pins)
+    with open_archive(Settings.model_validate({**values, "audit": pins}), process="pinned") as pinned:
+        for _ in range(2):  # told once
+            with pytest.raises(NotDelivered, match="fingerprints"):
+                repository.send(pinned)
+    with opened.reading() as conn:
+        (alert,) = conn.execute(select(audit).where(audit.c.event == Event.SECURITY_ALERT)).all()
+    assert (alert.outcome, json.loads(alert.detail)["type"]) == (8, "110126")
     with pytest.raises(NotDelivered, match="not believed"):
         sent(tls=stranger.settings())
     both = rsyslog.folder / "both.pem"
