@@ -33,7 +33,7 @@ class NotDelivered(Exception):
 
 
 class NotBelieved(NotDelivered):
-    """TLS was not agreed on: one side does not believe the other's certificate, or has no version or suite in common."""
+    """TLS was not agreed on: one side does not believe the other's certificate, or they share no version or suite."""
 
 
 def record(message: bytes, *, time: str, host: str, process: str, warning: bool = False) -> bytes:
