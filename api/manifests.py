@@ -48,4 +48,4 @@ def named_by(request: Request, stored: Sequence[Stored]) -> str:
     archive = auth.archive_of(request)
     if archive.settings.sharing.check_manifest:
         manifests.demand_listed(archive, uid, {one.sop_instance_uid for one in stored})
-    return f"manifest {uid}"
+    return f"KOS {uid}"

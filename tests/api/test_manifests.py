@@ -262,7 +262,7 @@ def test_the_manifest_of_a_retrieval_is_in_the_audit(
     address = f"/dicom-web/studies/{STUDY}/series/{images[0].SeriesInstanceUID}"
     assert client.get(address, headers={HEADER: "1.2.3.4"}).status_code == 200  # not ours: noted alone
     [row, *_] = rows(archive, event="110104", action="R")
-    assert row["detail"]["scope"] == "manifest 1.2.3.4"
+    assert row["detail"]["scope"] == "KOS 1.2.3.4"
     assert client.get(address).status_code == 200
     assert "scope" not in rows(archive, event="110104", action="R")[0]["detail"]
     assert client.get(address, headers={HEADER: "1.2; DROP"}).status_code == 400
