@@ -59,6 +59,7 @@ soak: $(VENV)/.installed-dev
 docs: $(VENV)/.installed
 	$(BIN)/python -m minipacs.settings_page > docs/settings.md
 	$(BIN)/python -m minipacs.conformance_page > docs/conformance.md
+	$(BIN)/python -m minipacs.ihe_page > docs/ihe.md
 
 # New versions of dependencies: make lock ARGS=--upgrade
 lock: $(VENV)/.installed

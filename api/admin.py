@@ -18,7 +18,7 @@ from starlette.responses import Response
 from api import auth
 from api.answers import as_json, position
 from api.studies import Search, described, find_studies, kept, line, text
-from archive import heartbeat, testbed, work_items
+from archive import heartbeat, repository, testbed, timekeeping, work_items
 from archive.access import Action, Actor
 from archive.audit.read import AuditPage, list_rows
 from archive.audit.record import Event, record
@@ -209,18 +209,25 @@ def audit(
 
 @router.get("/system")
 def system(request: Request, actor: MaySystem) -> Response:
-    """The version, the clock, the processes that live, the free space."""
+    """The version, the clock and how far it is off, the processes that live, the free space, the audit repository."""
     archive = auth.archive_of(request)
     settings = archive.settings
     with archive.reading() as conn:
         processes = heartbeat.alive(conn, at=archive.real_clock())
+        compared = timekeeping.last(conn) if settings.time.servers else None
+        told = repository.state(conn) if settings.audit.repository.host else None
     return as_json(
         {
             "product": "minipacs",
             "version": version("minipacs"),
             "schema": REVISION,
             "test_mode": settings.test_mode,
-            "clock": {"now": archive.clock(), "simulated": archive.time.simulated},
+            "clock": {
+                "now": archive.clock(),
+                "simulated": archive.time.simulated,
+                "compared": compared and compared.shape(),
+            },
+            "audit_repository": told and told.shape(),
             "site": {"name": settings.site.name, "finess": settings.site.finess, "profile": settings.site.profile},
             "dicom": {
                 "ae_title": settings.dicom.ae_title,

@@ -29,6 +29,7 @@ from api import (
     key_images,
     layout,
     lookup,
+    manifests,
     pages,
     patients,
     peers,
@@ -97,6 +98,7 @@ def create_app(archive: Archive) -> FastAPI:
     app.include_router(peers.desk)
     app.include_router(rejections.router)
     app.include_router(key_images.router)
+    app.include_router(manifests.router)
     app.include_router(dose.router)
     app.include_router(fhir.router)
     app.include_router(probes.router)

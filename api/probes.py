@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api import auth
-from archive import heartbeat
+from archive import heartbeat, repository, timekeeping
 from archive.access import Action
 from archive.core import Archive, schema_revision
 from archive.errors import ArchiveError, StorageFailed
@@ -69,16 +69,20 @@ async def healthz() -> Response:
 
 @router.get("/readyz", tags=["probes"])
 def readyz(request: Request) -> Response:
-    """200 when every edge listens and the schema is right; else 503 with the reasons."""
+    """200 when every edge listens and the schema is right; else 503 with the reasons. What works and needs somebody's
+    attention, the audit repository or the clock, is among the warnings."""
     archive = auth.archive_of(request)
+    warnings: list[str] = []
     try:
         revision = schema_revision(archive.engine)
         reasons = heartbeat.ready(archive)
         if revision != REVISION:
             reasons.insert(0, f"database: schema {revision or 'empty'}, this version needs {REVISION}")
+        else:
+            warnings = [*repository.warnings(archive), *timekeeping.warnings(archive)]
     except ArchiveError as error:
         reasons = [f"database: {error}"]
-    body = {"ready": not reasons, "reasons": reasons}
+    body = {"ready": not reasons, "reasons": reasons, "warnings": warnings}
     return Response(orjson.dumps(body), 503 if reasons else 200, media_type="application/json")
 
 

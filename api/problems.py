@@ -40,6 +40,7 @@ STATUS: dict[type[ArchiveError], int] = {
     errors.Conflict: 409,
     errors.IdentifierInUse: 409,
     errors.MergedAway: 409,
+    errors.InsNotQualified: 409,
     errors.Gone: 410,
     errors.AttributeRefused: 400,
     errors.RejectedBefore: 409,

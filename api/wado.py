@@ -17,6 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from api import accept, auth, multipart
+from api.manifests import named_by
 from archive.access import Action, Actor
 from archive.core import Archive
 from archive.dicom.syntaxes import EXPLICIT_BE, EXPLICIT_LE, LOSSY
@@ -108,8 +109,8 @@ def study_address(request: Request, study: str) -> str:
 
 
 def begin(request: Request, stored: Sequence[Stored], actor: Actor) -> Access:
-    """Commit that these instances are handed over; then bytes may leave."""
-    return open_access(auth.archive_of(request), stored, actor=actor)
+    """Commit that these instances are handed over, and by which manifest; then bytes may leave."""
+    return open_access(auth.archive_of(request), stored, actor=actor, scope=named_by(request, stored))
 
 
 def retrieve(request: Request) -> Response:

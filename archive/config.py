@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from archive.network import Audit, Sharing, Time
 from archive.sections import (
     INS_TEST,
     KEEP_YEARS,
@@ -58,6 +59,9 @@ class Settings(Section):
     identity: Identity = Identity()
     api: Api = Api()
     retention: Retention = Retention()
+    audit: Audit = Audit()
+    time: Time = Time()
+    sharing: Sharing = Sharing()
 
     @model_validator(mode="after")
     def _safe(self) -> Settings:
@@ -92,6 +96,16 @@ class Settings(Section):
             for key, value in (("tls", peer.tls), ("fingerprints", peer.fingerprints)):
                 if value and self.tls.ca is None:
                     raise ValueError(f"dicom.peers.{name}.{key} needs tls.ca: whose certificates are believed")
+        return self
+
+    @model_validator(mode="after")
+    def _audited(self) -> Settings:
+        """The audit leaves encrypted, or not at all (REQ-SEC-03)."""
+        repository = self.audit.repository
+        if repository.host and repository.transport == "tls" and self.tls.ca is None:
+            raise ValueError("audit.repository needs tls.ca: whose certificate is believed")
+        if repository.host and repository.transport == "tcp" and not is_loopback(repository.host):
+            raise ValueError('audit.repository.transport = "tcp" is for this machine alone: set "tls"')
         return self
 
     @model_validator(mode="after")

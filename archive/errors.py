@@ -95,6 +95,11 @@ class MergedAway(Conflict):
         self.survivor = survivor
 
 
+class InsNotQualified(Conflict):
+    """The patient has no national identity (INS) that may be used, and what is asked for names them by it
+    (REQ-DRIM-21)."""
+
+
 class NotFound(Rejected):
     """No such thing, or nothing that the asker may see."""
 

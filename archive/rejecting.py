@@ -21,7 +21,7 @@ from archive.dicom.equipment import equipment_of
 from archive.dicom.rejection_note import TITLES, Rejected, rejection_note
 from archive.errors import Conflict, Gone, InvalidRequest, NotAllowed, NotFound
 from archive.index.asked import audit_query
-from archive.index.rejections import of_note, revoke
+from archive.index.rejections import notes_among, of_note, revoke
 from archive.ingest import ingest
 from archive.instance import TAKEN_IN, Rejection
 from archive.lifecycle.suspension import demanded_reason
@@ -127,7 +127,8 @@ def _chosen(
 ) -> list[retrieve.Stored]:
     """What is seen of what is named; all of the study when nothing is."""
     everything = retrieve.select(archive, study_uids=[study], quality=quality)
-    notes = _notes_among(archive, {one.sop_instance_uid for one in everything})
+    with archive.reading() as conn:
+        notes = notes_among(conn, {one.sop_instance_uid for one in everything})
     if not series and not instances:
         found = [one for one in everything if one.sop_instance_uid not in notes]
     else:
@@ -147,16 +148,6 @@ def _chosen(
     if why := retrieve.why_gone(archive, study_uid=study):
         raise Gone(f"nothing of this study is there to be rejected: it {why}")
     raise NotFound("nothing of this study is there to be rejected")
-
-
-def _notes_among(archive: Archive, uids: Collection[str]) -> set[str]:
-    found: set[str] = set()
-    listed = sorted(uids)
-    with archive.reading() as conn:
-        for start in range(0, len(listed), 1000):
-            some = listed[start : start + 1000]
-            found.update(conn.execute(select(rejection.c.note_uid).where(rejection.c.note_uid.in_(some))).scalars())
-    return found
 
 
 def rejections(archive: Archive, study: str, *, actor: Actor) -> list[Note]:

@@ -69,6 +69,7 @@ OF_ERROR: dict[type[ArchiveError], Status] = {
     errors.Conflict: Status.REFUSED_BY_SITE,
     errors.IdentifierInUse: Status.REFUSED_BY_SITE,
     errors.MergedAway: Status.REFUSED_BY_SITE,
+    errors.InsNotQualified: Status.REFUSED_BY_SITE,
     errors.NotFound: Status.CANNOT_UNDERSTAND,
     errors.Gone: Status.GONE,
     errors.RejectedBefore: Status.REJECTED_BEFORE,

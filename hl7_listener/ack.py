@@ -65,6 +65,7 @@ OF_ERROR: dict[type[ArchiveError], tuple[str, int]] = {
     errors.Conflict: ("AE", 205),
     errors.IdentifierInUse: ("AE", 205),
     errors.MergedAway: ("AE", 204),
+    errors.InsNotQualified: ("AE", 204),
     errors.NotFound: ("AE", 204),
     errors.Gone: ("AE", 204),
     errors.RejectedBefore: ("AE", 207),

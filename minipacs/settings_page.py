@@ -18,7 +18,7 @@ from archive.sections import section_of
 _HEAD = """\
 # Settings
 
-Made from `archive/sections.py` by `make docs`; a test checks that it is current.
+Made from `archive/sections.py` and `network.py` by `make docs`; a test checks that it is current.
 
 Read in this order, later ones win: built-in defaults; a TOML file (`--config FILE`, else `MINIPACS_CONFIG`, else
 `./minipacs.toml` if it is there); environment variables. A variable is `MINIPACS_` and the key in capitals, with two

@@ -1,4 +1,5 @@
-"""The retention process: a tick now and then, and what other processes ask of it (`retention.*` jobs)."""
+"""The retention process: a tick now and then, what other processes ask of it (`retention.*` jobs), and what is owed to
+the network (`retention.network`)."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import socket
 import threading
 
 from archive.core import Archive
+from retention.network import at_work
 from retention.schedule import Schedule
 
 
@@ -15,4 +17,5 @@ def serve(archive: Archive, sock: socket.socket | None, stopping: threading.Even
     There is nothing to listen on: `sock` is None. The first tick runs at once, the others every
     `retention.tick_seconds` of real time.
     """
-    Schedule(archive, stopping).run()
+    with at_work(archive, stopping):
+        Schedule(archive, stopping).run()

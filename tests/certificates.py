@@ -84,6 +84,10 @@ class Authority:
         """The section `tls` of an archive that belongs to this authority."""
         return {"cert": self.archive.cert, "key": self.archive.key, "ca": self.root.cert}
 
+    def variables(self) -> dict[str, str]:
+        """The same, as environment variables."""
+        return {f"MINIPACS_TLS__{name.upper()}": str(path) for name, path in self.settings().items()}
+
     def context(self, shown: Certificate | None) -> ssl.SSLContext:
         """For a caller that believes this authority, and shows a certificate or none."""
         context = ssl.create_default_context(cafile=str(self.root.cert))

@@ -10,8 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
+from archive.dicom.charset import charset_of
 from archive.identity.ins import NAMESPACES
 from archive.identity.record import Name, Record
 
@@ -87,15 +86,6 @@ def by_keyword(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes as people and scripts read them: by keyword, names as `FAMILY^Given`, "" without value."""
     shown = {_KEYWORDS[key]: _plain(key, value) for key, value in attributes.items() if key in _KEYWORDS}
     return {"SpecificCharacterSet": charset_of(attributes), **shown}
-
-
-def charset_of(attributes: Mapping[str, Any]) -> str:
-    """The term that holds every character of these attributes (REQ-DCM-61)."""
-    try:
-        orjson.dumps(dict(attributes)).decode().encode("latin-1")
-    except UnicodeEncodeError:
-        return "ISO_IR 192"
-    return "ISO_IR 100"
 
 
 def _others(record: Record) -> list[str]:

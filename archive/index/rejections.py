@@ -73,6 +73,16 @@ _ANY = Prepared(select(rejection.c.pk).where(rejection.c.sop_instance_uid == bin
 _OF_NOTE = select(rejection).where(rejection.c.note_uid == bindparam("note")).order_by(rejection.c.pk)
 
 
+def notes_among(conn: Connection, uids: Iterable[str]) -> set[str]:
+    """Those of these instances that are rejection notes, whatever became of what they say."""
+    found: set[str] = set()
+    listed = sorted(uids)
+    for start in range(0, len(listed), _BATCH):
+        some = {"uids": listed[start : start + _BATCH]}
+        found.update(conn.execute(select(rejection.c.note_uid).where(rejection.c.note_uid.in_(_UIDS)), some).scalars())
+    return found
+
+
 def refuse_again(conn: Connection, sop_instance_uid: str) -> None:
     """Raise when an instance that comes again was rejected for good, in whichever form.
 

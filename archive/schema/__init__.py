@@ -15,13 +15,22 @@ from archive.schema.identity import (
 )
 from archive.schema.index import instance, location, patient, series, study
 from archive.schema.life import hold, last_tick, life_failure, purge, purge_approval, suspension, tombstone
+from archive.schema.manifests import manifest
 from archive.schema.messages import hl7_answer, hl7_message
-from archive.schema.operations import fact, lease, process, simulated_clock
+from archive.schema.operations import (
+    audit_sent,
+    clock_check,
+    fact,
+    lease,
+    process,
+    repository_state,
+    simulated_clock,
+)
 from archive.schema.performed import performed_for, performed_step
 from archive.schema.types import METADATA
 from archive.schema.work import job, pulled_study, quarantined, sending, work_item
 
-REVISION = "0010"  # what `migrations` brings the schema to
+REVISION = "0011"  # what `migrations` brings the schema to
 
 __all__ = [
     "METADATA",
@@ -29,6 +38,8 @@ __all__ = [
     "account",
     "audit",
     "audit_chain",
+    "audit_sent",
+    "clock_check",
     "commitment",
     "commitment_request",
     "dose",
@@ -43,6 +54,7 @@ __all__ = [
     "lease",
     "life_failure",
     "location",
+    "manifest",
     "movement",
     "patient",
     "patient_identifier",
@@ -58,6 +70,7 @@ __all__ = [
     "query_pointer",
     "reference",
     "rejection",
+    "repository_state",
     "sending",
     "series",
     "session",

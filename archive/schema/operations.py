@@ -1,8 +1,9 @@
-"""The processes that are alive, the clock of the test bed, leases, and the journal of facts."""
+"""The processes that are alive, the clock of the test bed, leases, the journal of facts, and what is told and asked
+outside: the audit repository, time servers."""
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Integer, String, Table, Text
+from sqlalchemy import Column, Float, Integer, String, Table, Text
 
 from archive.schema.types import METADATA, Key, Text_C, UtcDateTime
 
@@ -51,4 +52,33 @@ fact = Table(
     Column("body", Text, nullable=False),  # JSON
     # 1: in the file; 0: not known to be; read from it: 2 not applied yet, 3 could not be (archive.rebuild)
     Column("journaled", Integer, nullable=False, index=True),
+)
+
+# How far each chain of the audit has been handed to the audit repository (archive.repository).
+audit_sent = Table(
+    "audit_sent",
+    METADATA,
+    Column("chain", String(36), primary_key=True),
+    Column("rows", Integer, nullable=False),  # the first rows of the chain: so many are sent
+)
+
+# At most one row: how the last sending to the audit repository went. Real times.
+repository_state = Table(
+    "repository_state",
+    METADATA,
+    Column("pk", Integer, primary_key=True),
+    Column("tried_at", UtcDateTime, nullable=False),
+    Column("failing_since", UtcDateTime),  # NULL: it takes what it is sent
+    Column("why", Text),
+)
+
+# At most one row: the clock of this machine as time servers saw it last (archive.timekeeping). Real times.
+clock_check = Table(
+    "clock_check",
+    METADATA,
+    Column("pk", Integer, primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("offset_seconds", Float),  # of the servers' time from ours; NULL: none answered
+    Column("servers", Integer, nullable=False),  # that answered
+    Column("why", Text),  # what is wrong; NULL: nothing is
 )

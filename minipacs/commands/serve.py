@@ -125,6 +125,7 @@ def _advice(settings: Settings) -> list[str]:
         for title, peer in settings.dicom.callers().items()
         if (peer.host is None) != (peer.port is None)
     ]
+    found += _network_advice(settings)
     if not settings.hl7.authorities:
         found.append(
             "hl7.authorities is empty: identifiers count as they are written, and those without CX-4 are refused"
@@ -133,6 +134,26 @@ def _advice(settings: Settings) -> list[str]:
         found.append("site.name is empty: pages and reports cannot name the practice")
     if settings.database_url.startswith("sqlite") and settings.dicom.workers + settings.api.workers > 4:
         found.append("many workers share SQLite, where one writes at a time: consider PostgreSQL (database.url)")
+    return found
+
+
+def _network_advice(settings: Settings) -> list[str]:
+    """What the audit repository and the time servers say now."""
+    from archive import ntp, repository, timekeeping
+    from archive.audit.syslog import NotDelivered
+
+    found = []
+    if settings.audit.repository.host:
+        try:
+            repository.knock(settings)
+        except (NotDelivered, ConfigError) as error:
+            found.append(f"audit.repository: it cannot be reached, audit messages would wait: {error}")
+    if settings.time.servers:
+        compared = ntp.compare(settings.time.servers, Clock())
+        wrong = timekeeping.fault(compared, settings)
+        found += [f"time.servers: {why}" for why in ([wrong] if wrong else compared.silent)]
+    else:
+        found.append("time.servers is empty: nobody compares the clock of this machine (IHE CT)")
     return found
 
 

@@ -1,4 +1,4 @@
-"""`minipacs statement dicom`: what the running configuration does, as a conformance statement (PS3.2)."""
+"""`minipacs statement`: what the running configuration does, as a conformance statement (PS3.2, IHE)."""
 
 from __future__ import annotations
 
@@ -38,3 +38,22 @@ def dicom(
         say_json({"statement": "dicom", "parts": [asdict(part) for part in parts]})
     else:
         say("# DICOM conformance statement\n\n" + markdown(parts))
+
+
+@app.command("ihe")
+def ihe(
+    config: Config = None,
+    form: Annotated[Format, typer.Option("--format", help="text (Markdown) or json.")] = Format.TEXT,
+) -> None:
+    """Print the IHE integration statement. Needs neither the database nor a running server."""
+    from archive.clock import Clock
+    from archive.config import load
+    from archive.policy import local_day
+    from dicom_scp.stated_services import markdown
+    from minipacs.ihe import parts, statement
+
+    settings, today = load(config), local_day(Clock().real())
+    if form is Format.JSON:
+        say_json(statement(settings, on=today))
+    else:
+        say("# IHE integration statement\n\n" + markdown(list(parts(settings, on=today))))

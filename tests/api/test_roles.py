@@ -13,9 +13,10 @@ from archive.access import SYSTEM as ACTS
 from archive.access import Actor, Role
 from archive.config import Settings
 from archive.core import Archive, open_archive
+from archive.identity.record import Ins, Record, to_json
 from archive.ingest import ingest
 from archive.rejecting import reject
-from archive.schema import purge
+from archive.schema import patient, purge
 from archive.sections import Supplier
 from archive.storage.part10 import Part10
 from tests.api.conftest import PASSWORD, on_both_databases, serving
@@ -97,6 +98,7 @@ TABLE = {
     "DELETE /api/v1/holds/{id}": HOLD,
     "GET /api/v1/retention/preview": FORESEE,
     "GET /api/v1/studies/1.2.3/key-images": FIND,
+    "GET /api/v1/studies/1.2.3/manifest": SEE,
     "GET /api/v1/studies/1.2.3/dose": FIND,
     "GET /api/v1/dose": FIND,
     "POST /api/v1/studies/1.2.3/reject": REJECT,
@@ -204,6 +206,8 @@ def test_each_access_that_succeeds_is_in_the_audit(archive: Archive, url: str, t
             path = path.replace("/images/1.2.3", f"/images/{uids['instances']}")
             path = path.replace("/ImagingStudy/1.2.3", f"/ImagingStudy/{uids['study']}").replace("{entry}", "1")
             path = path.replace("{patient}", "1") + ASKED.get(path, "")
+            if path.endswith("/manifest"):
+                give_ins(archive)
             user = f"robot {number}"
             headers = {"Authorization": f"Bearer {token('service', name=user)}", "Content-Type": "application/dicom"}
             answer = client.request(method, path, headers=headers, content=part10(ds) if method == "POST" else None)
@@ -211,6 +215,12 @@ def test_each_access_that_succeeds_is_in_the_audit(archive: Archive, url: str, t
             # tell nothing of anybody
             if address not in ("GET /api/v1/system", "GET /api/v1/peers", "GET /identite"):
                 assert written(archive, user), address
+
+
+def give_ins(archive: Archive) -> None:
+    """A national identity for everybody."""
+    said = to_json(Record(ins=Ins("285073599990118", "1.2.250.1.213.1.4.10")))
+    archive.commit.run(lambda conn: conn.execute(patient.update().values(record=said)))
 
 
 def give_purge(archive: Archive) -> str:

@@ -21,9 +21,7 @@ def server(tmp_path: Path, authority: Authority) -> Iterator[Server]:
     server = Server(tmp_path / "server")
     server.folder.mkdir()
     server.environment |= {
-        "MINIPACS_TLS__CERT": str(authority.archive.cert),
-        "MINIPACS_TLS__KEY": str(authority.archive.key),
-        "MINIPACS_TLS__CA": str(authority.root.cert),
+        **authority.variables(),
         "MINIPACS_DICOM__TLS_PORT": str(free_port()),
     }
     yield server

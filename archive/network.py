@@ -1,0 +1,57 @@
+"""Sections of the settings about services of the network that the archive tells, asks, or is asked by: the audit
+repository, time servers, a sharing network. Read as the others are (`archive.sections`)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from archive.sections import Fingerprint, Port, Section
+
+
+class Repository(Section):
+    """The audit repository of the network (IHE ATNA, ITI-20), off until `host` is set: it is sent each row of the audit
+    as a DICOM audit message over syslog, and none is lost while it is away."""
+
+    host: str = Field("", description="where it is")
+    port: Port = Field(6514, description="port")
+    transport: Literal["tls", "tcp"] = Field(
+        "tls", description="`tls` (RFC 5425), or `tcp` in clear text, for a collector on this machine alone"
+    )
+    fingerprints: tuple[Fingerprint, ...] = Field(
+        (),
+        description="SHA-256 fingerprints of its certificate (several while it is renewed); without them it has to be "
+        "made out to `host`",
+    )
+
+
+class Audit(Section):
+    """Who the audit messages say that they come from, and where they are sent."""
+
+    source_id: str = Field("", max_length=64, description="Audit Source ID; default: `dicom.ae_title`")
+    repository: Repository = Repository()
+
+
+class Time(Section):
+    """The clock of this machine, compared with time servers (IHE CT, ITI-1). It is the system that sets it."""
+
+    servers: tuple[str, ...] = Field((), description="time servers (NTP), `HOST` or `HOST:PORT`; none: not compared")
+    check_seconds: int = Field(3600, ge=16, description="real time between two comparisons; each is in the audit")
+    limit_seconds: float = Field(
+        1.0, gt=0, le=1, description="a clock that is further off is an alert, and a warning of `/readyz`"
+    )
+
+
+class Sharing(Section):
+    """What a sharing network (DRIM-M, by its DRIMbox) is told of studies: manifests of key objects."""
+
+    retrieve_url: str = Field(
+        "",
+        pattern=r"^(https?://[^ ?#]+[^ ?#/])?$",
+        description="address of DICOMweb as the network calls it, `https://HOST/dicom-web`; default: the request's",
+    )
+    check_manifest: bool = Field(
+        False,
+        description="WADO-RS with `KOS-SOPInstanceUID`: only what that manifest lists is given; else it is noted alone",
+    )
