@@ -29,6 +29,7 @@ STUDIES_PER_PAGE = 50
 PICTURES_PER_PAGE = 60
 SAMPLES = 6
 _STUDY_PAGE = re.compile(r"/etudes/[0-9A-Za-z./]*")
+_VIEWER_PAGE = re.compile(r"/viewer/[a-z]{0,32}(\?[0-9A-Za-z=&.,%+_-]{0,4096})?", re.ASCII)
 _PLACES = frozenset(path for path, _, _ in PLACES)
 _AVAILABILITY = {
     "ONLINE": "immédiate",
@@ -273,4 +274,5 @@ def _heading(found: Study) -> dict[str, Any]:
 
 def _own(suite: str) -> str:
     """Where to go after the log-in: only to a page of ours."""
-    return suite if suite in _PLACES or _STUDY_PAGE.fullmatch(suite) else "/"
+    known = suite in _PLACES or _STUDY_PAGE.fullmatch(suite) or _VIEWER_PAGE.fullmatch(suite)
+    return suite if known else "/"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -165,6 +166,11 @@ class Settings(Section):
     @property
     def hot_dir(self) -> Path:
         return (self.storage.hot or self.data_dir / "hot").absolute()
+
+    @property
+    def viewer_dir(self) -> Path:
+        """The viewer belongs to the installation, so to its Python environment, unless set apart."""
+        return (self.api.viewer or Path(sys.prefix) / "share" / "minipacs" / "viewer").absolute()
 
     @property
     def cold_dir(self) -> Path:

@@ -342,6 +342,9 @@ class Api(Section):
     insecure: bool = Field(False, description="needed to listen beyond loopback; TLS belongs to a reverse proxy today")
     workers: int = Field(1, ge=1, le=64, description="processes that share the port")
     session_idle_seconds: int = Field(900, ge=60, description="a session of the desk ends after this silence")
+    viewer: Path | None = Field(
+        None, description="folder of the viewer, as `make viewer` makes it; default: where `make viewer` puts it"
+    )
 
 
 def is_loopback(host: str) -> bool:
