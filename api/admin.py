@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api import auth
+from api import auth, viewer
 from api.answers import as_json, position
 from api.studies import Search, described, find_studies, kept, line, text
 from archive import heartbeat, testbed, work_items
@@ -109,7 +109,9 @@ def study(request: Request, study: str, actor: MayFind) -> Response:
     """What is held of one study: each copy, its digest and its last check. `{"exists": false}` when unknown."""
     archive = auth.archive_of(request)
     found = described(archive, study, actor=actor)
-    return as_json({"exists": False} if found is None else {**_study(found), **_life(archive, study)})
+    if found is None:
+        return as_json({"exists": False})
+    return as_json({**_study(found), **_life(archive, study), "viewer": viewer.address_of(request, study)})
 
 
 def _life(archive: Archive, study: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""`/viewer/`: OHIF, as `make viewer` fetched it, on our own pages' terms: the session of the desk, our DICOMweb alone.
+"""`/viewer/`: OHIF, as `make viewer` fetched it, on the terms of the desk: its session, our DICOMweb alone.
 
-The bundles are free software and hold nothing of a patient: they need no log-in and are kept by browsers for ever, under
-addresses that change with their release. The page needs the right to see images.
+The page needs the right to see images. The files behind it are free software and hold nothing of a patient: they need
+no log-in, and browsers keep them for ever, under addresses that change with their release.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ _TYPES = {
     ".jpg": "image/jpeg", ".jpeg": "image/jpeg", "": "text/plain; charset=utf-8",
 }  # fmt: skip
 COMPRESSED = frozenset({".js", ".css", ".wasm", ".svg"})  # with a copy beside it, `NAME.gz`
-# Everything comes from here and goes nowhere else. Codecs are WebAssembly; React sets styles; images are made in memory.
+# All comes from here and goes nowhere else. Codecs are WebAssembly, styles are set by React, pictures made in memory.
 _POLICY = (
-    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; connect-src 'self' blob: data:; "
-    "img-src 'self' blob: data:; media-src 'self' blob:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
-    "frame-src 'self' blob:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'{eval}; worker-src 'self' blob:; "
+    "connect-src 'self' blob: data:; img-src 'self' blob: data:; media-src 'self' blob:; "
+    "style-src 'self' 'unsafe-inline'; font-src 'self' data:; frame-src 'self' blob:; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
-_HEADERS = {
-    "content-security-policy": _POLICY,
-    "cross-origin-embedder-policy": "require-corp",  # with cross-origin-opener-policy: memory that workers share
-}
+_TOGETHER = {"cross-origin-embedder-policy": "require-corp"}  # with the opener policy: memory that workers share
+_PAGE = {"content-security-policy": _POLICY.format(eval=""), **_TOGETHER}
+# Of a bundle, only where it is a worker: that in which the codecs of JPEG 2000 and JPEG-LS make functions of text.
+_BUNDLE = {"content-security-policy": _POLICY.format(eval=" 'unsafe-eval'"), **_TOGETHER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +75,15 @@ def find(folder: Path) -> Viewer | None:
     return found
 
 
-def address_of(study: str, *, image: str = "") -> str:
-    """Where a study opens in the viewer, at one of its images if that is given."""
-    wanted = {"StudyInstanceUIDs": study} | ({"initialSOPInstanceUID": image} if image else {})
+def address_of(request: Request, study: str, *, series: str = "") -> str | None:
+    """Where a study opens in the viewer, at one of its series if that is given; None: there is no viewer."""
+    if _viewer_of(request) is None:
+        return None
+    wanted = {"StudyInstanceUIDs": study} | ({"initialSeriesInstanceUID": series} if series else {})
     return f"/viewer/?{urlencode(wanted)}"
 
 
-def is_there(request: Request) -> bool:
-    """Whether the viewer is installed, so that pages may lead to it."""
-    return _viewer_of(request) is not None
-
-
-def page(request: Request) -> Response:
+def viewer_page(request: Request) -> Response:
     """The page of the viewer. `?StudyInstanceUIDs=` alone leads to these studies, without it there is OHIF's list."""
     auth.demand_right(request, Action.SEE)
     found = _viewer_of(request)
@@ -93,12 +91,12 @@ def page(request: Request) -> Response:
         return page_of(request, "viewer-missing.html", 404)
     mode = str(request.path_params.get("mode", ""))
     if not mode and "StudyInstanceUIDs" in request.query_params:
-        return RedirectResponse(f"/viewer/viewer?{request.url.query}", 307, _HEADERS)
+        return RedirectResponse(f"/viewer/viewer?{request.url.query}", 307, _PAGE)
     html = ENVIRONMENT.get_template("viewer.html").render(viewer=found, config_version=VIEWER_VERSION)
-    return Response(html, headers=_HEADERS, media_type="text/html; charset=utf-8")
+    return Response(html, headers=_PAGE, media_type="text/html; charset=utf-8")
 
 
-def bundle(request: Request) -> Response:
+def viewer_file(request: Request) -> Response:
     """A file of the viewer, compressed where the browser takes that; it never changes."""
     found = _viewer_of(request)
     name = str(request.path_params["name"])
@@ -106,7 +104,7 @@ def bundle(request: Request) -> Response:
     if path is None:
         raise NotFound("no such file of the viewer")
     kind = Path(name).suffix if "." in name else ""
-    headers = {**_HEADERS, "cache-control": "public, max-age=31536000, immutable", "vary": "accept-encoding"}
+    headers = {**_BUNDLE, "cache-control": "public, max-age=31536000, immutable", "vary": "accept-encoding"}
     compressed = path.with_name(f"{path.name}.gz")
     if kind in COMPRESSED and "gzip" in request.headers.get("accept-encoding", ""):
         headers["content-encoding"] = "gzip"
@@ -124,8 +122,8 @@ def _viewer_of(request: Request) -> Viewer | None:
 
 
 routes = [
-    Route("/viewer/{release:str}/{name:path}", bundle),
-    Route("/viewer/{mode:str}", page),
-    Route("/viewer/", page),
-    Route("/viewer", page),
+    Route("/viewer/{release:str}/{name:path}", viewer_file),
+    Route("/viewer/{mode:str}", viewer_page),
+    Route("/viewer/", viewer_page),
+    Route("/viewer", viewer_page),
 ]

@@ -24,7 +24,7 @@ import urllib.request
 from pathlib import Path
 
 from api.viewer import COMPRESSED, LISTING
-from archive.config import Settings
+from archive.config import ConfigError, load
 
 PACKAGE, VERSION = "@ohif/app", "3.13.2"  # MIT
 INTEGRITY = "sha512-WZdxmpmG7rqFgW9ZJLcbgr3XCtLi1KDNPoMaeY5PPe6j4G4fjEjjkycZM6C6Zk2F87BKxFfpq+jd5xXZB9E8EA=="
@@ -36,7 +36,9 @@ _SERVED = re.compile(
     r"[\w.-]+\.(?:js|css|wasm|woff2|svg)|assets/(?:favicon[\w-]*\.\w+|images/[\w/. -]+\.(?:png|svg|jpe?g))", re.ASCII
 )
 # configuration and log-in of others; workers that fetch their program elsewhere
-_NOT_SERVED = re.compile(r"(?:app-config|google|oidc-client\.min|es6-shim\.min|polyfill\.min|init-service-worker|sw)\.js")
+_NOT_SERVED = re.compile(
+    r"(?:app-config|google|oidc-client\.min|es6-shim\.min|polyfill\.min|init-service-worker|sw)\.js"
+)
 _LARGEST = 200 << 20  # bytes, of the archive; it has 50 MB
 _SECONDS = 60.0  # of silence
 
@@ -48,20 +50,21 @@ class Refused(Exception):
 def main(argv: list[str] | None = None) -> int:
     """Make the folder, unless it is there. Exit code 0: it is there; 3: it could not be fetched, nothing changed."""
     parser = argparse.ArgumentParser(prog="minipacs.viewer", description="Fetch the viewer (OHIF).")
-    parser.add_argument("--to", type=Path, default=Settings().viewer_dir, help="the folder; else where the archive looks for it")
-    parser.add_argument("--from", dest="archive", type=Path, help=f"the archive, fetched elsewhere: {address(REGISTRY)}")
+    parser.add_argument("--to", type=Path, help="the folder; else where the archive looks for it")
+    parser.add_argument("--from", dest="packed", type=Path, help=f"the file, fetched elsewhere: {address(REGISTRY)}")
     parser.add_argument("--registry", default=REGISTRY, help="another registry that has the same package")
     options = parser.parse_args(argv)
-    if _is_there(options.to):
-        return 0
     try:
-        packed = options.archive.read_bytes() if options.archive else fetch(options.registry)
+        folder: Path = options.to or load().viewer_dir
+        if _is_there(folder):
+            return 0
+        packed = options.packed.read_bytes() if options.packed else fetch(options.registry)
         verify(packed)
-        make(packed, options.to)
-    except (OSError, Refused) as error:
+        make(packed, folder)
+    except (OSError, ConfigError, Refused) as error:
         print(f"La visionneuse n’a pas pu être installée (the viewer could not be installed): {error}", file=sys.stderr)
         return 3
-    print(f"Visionneuse (viewer): {PACKAGE} {VERSION}, {options.to}")
+    print(f"Visionneuse (viewer): {PACKAGE} {VERSION}, {folder}")
     return 0
 
 
