@@ -18,7 +18,7 @@ from starlette.responses import Response
 from api import auth, viewer
 from api.answers import as_json, position
 from api.studies import Search, described, find_studies, kept, line, text
-from archive import heartbeat, testbed, work_items
+from archive import heartbeat, probing, testbed, work_items
 from archive.access import Action, Actor
 from archive.audit.read import AuditPage, list_rows
 from archive.audit.record import Event, record
@@ -216,6 +216,7 @@ def system(request: Request, actor: MaySystem) -> Response:
     settings = archive.settings
     with archive.reading() as conn:
         processes = heartbeat.alive(conn, at=archive.real_clock())
+        measured = probing.summary(conn, now=archive.real_clock())
     return as_json(
         {
             "product": "minipacs",
@@ -230,6 +231,7 @@ def system(request: Request, actor: MaySystem) -> Response:
                 "port": settings.dicom.port if settings.dicom_in_clear else None,
                 "tls_port": settings.dicom.tls_port if settings.tls.on else None,
             },
+            "immediate_access": measured,
             "storage": {"hot": {"free_bytes": archive.hot.free_bytes()}},
             "processes": [
                 {
@@ -244,6 +246,16 @@ def system(request: Request, actor: MaySystem) -> Response:
             ],
         }
     )
+
+
+@router.get("/probes")
+def probes(request: Request, actor: MaySystem, *, limit: Limit = 100, cursor: Cursor = None) -> Response:
+    """How soon images were there, as the archive measured it itself, the latest first; `/system` sums it up."""
+    archive, offset = auth.archive_of(request), position(cursor)
+    with archive.reading() as conn:
+        found = probing.list_probes(conn, offset=offset, limit=limit + 1)
+    items = [{**asdict(one), "within": one.within} for one in found[:limit]]
+    return as_json({"items": items, "next": str(offset + limit) if len(found) > limit else None})
 
 
 class ClockMove(BaseModel):

@@ -26,6 +26,7 @@ from archive.sections import (
     Hl7,
     Identity,
     OneSite,
+    Probe,
     Retention,
     Section,
     Site,
@@ -58,6 +59,7 @@ class Settings(Section):
     hl7: Hl7 = Hl7()
     identity: Identity = Identity()
     api: Api = Api()
+    probe: Probe = Probe()
     retention: Retention = Retention()
 
     @model_validator(mode="after")

@@ -61,6 +61,7 @@ class Kind(StrEnum):
     CONFLICT = "conflict"  # SOP Instance UID: which of several contents stands, by a person's word
     COMMITMENT = "commitment"  # transaction, peer and study: how many instances were promised
     REJECTION = "rejection"  # SOP Instance UID of a rejection note: what it rejects, what of it was revoked
+    PROBE = "probe"  # id of a measurement: what was opened, and how long it took
     RESTORED = "restored"  # SOP Instance UID: its tombstone was lifted, or put back
 
 

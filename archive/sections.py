@@ -334,6 +334,14 @@ class Retention(Section):
 KEEP_YEARS = {"liberal": 5, "hospital": 20}  # floors, and defaults, by profile (REQ-CDC-03, REQ-CDC-04)
 
 
+class Probe(Section):
+    """How soon images are there, measured by the archive itself: now and then it opens a series, as a viewer does and
+    as a C-MOVE does (annexe 5, 3.2: the first image in 5 s, 600 images in 60 s)."""
+
+    every_seconds: int = Field(3600, ge=0, description="between two measurements at each door; 0: none are made")
+    images: int = Field(600, ge=1, le=10_000, description="images of the series that are opened at most")
+
+
 class Api(Section):
     """The HTTP port: desk, API, DICOMweb."""
 

@@ -24,6 +24,7 @@ from archive.lifecycle.finish import restore_purge
 from archive.lifecycle.holds import restore_hold
 from archive.lifecycle.remove import mark_instances
 from archive.lifecycle.tombstones import restore_restored
+from archive.probing import restore_probe
 from archive.rebuild.tally import CHUNK, NotTaken, Rebuilt, Steps, chunks
 from archive.schema import fact, instance, purge, tombstone
 from archive.schema.upsert import insert
@@ -46,6 +47,7 @@ RESTORE: dict[str, Restore] = {
     Kind.PURGE: restore_purge,
     Kind.COMMITMENT: restore_commitment,
     Kind.REJECTION: restore_rejection,
+    Kind.PROBE: restore_probe,
     Kind.RESTORED: restore_restored,
 }
 # Files are filed by these; the rest tells of them.

@@ -8,12 +8,12 @@ from archive.schema.identity import imaging_order, patient_revision
 from archive.schema.index import instance, location, patient, series, study
 from archive.schema.life import hold, last_tick, life_failure, purge, purge_approval, suspension, tombstone
 from archive.schema.messages import hl7_answer, hl7_message
-from archive.schema.operations import fact, lease, process, simulated_clock
+from archive.schema.operations import fact, lease, probe, process, simulated_clock
 from archive.schema.performed import performed_for, performed_step
 from archive.schema.types import METADATA
 from archive.schema.work import job, pulled_study, quarantined, sending, work_item
 
-REVISION = "0007"  # what `migrations` brings the schema to
+REVISION = "0008"  # what `migrations` brings the schema to
 
 __all__ = [
     "METADATA",
@@ -39,6 +39,7 @@ __all__ = [
     "patient_revision",
     "performed_for",
     "performed_step",
+    "probe",
     "process",
     "pulled_study",
     "purge",

@@ -1,8 +1,8 @@
-"""The processes that are alive, the clock of the test bed, leases, and the journal of facts."""
+"""The processes that are alive, the clock of the test bed, leases, measurements, and the journal of facts."""
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Integer, String, Table, Text
+from sqlalchemy import BigInteger, Column, Float, Integer, String, Table, Text
 
 from archive.schema.types import METADATA, Key, Text_C, UtcDateTime
 
@@ -38,6 +38,22 @@ lease = Table(
     Column("until", UtcDateTime, nullable=False),  # real time
     Column("host", Text, nullable=False),
     Column("pid", Integer, nullable=False),
+)
+
+# How soon images were there, as the archive measured it itself (archive.probing).
+probe = Table(
+    "probe",
+    METADATA,
+    Column("id", String(36), primary_key=True),
+    Column("at", UtcDateTime, nullable=False, index=True),  # real time
+    Column("door", String(12), nullable=False),
+    Column("study_instance_uid", Text_C, nullable=False),
+    Column("series_instance_uid", Text_C, nullable=False),
+    Column("images", Integer, nullable=False),
+    Column("sent_bytes", BigInteger, nullable=False),
+    Column("first_seconds", Float),
+    Column("all_seconds", Float),
+    Column("error", Text),
 )
 
 # Facts that no image carries, as they are appended to the journal beside the files (archive.journal).

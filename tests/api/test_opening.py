@@ -1,0 +1,43 @@
+"""Immediate access, measured by the archive itself at the door of the web (REQ-CDC-09)."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+import pytest
+
+from api import opening
+from api.app import create_app
+from archive.access import Actor
+from archive.audit.read import list_rows
+from archive.core import Archive
+from tests.builders import new_uid
+
+
+@pytest.mark.req("REQ-CDC-09", "REQ-CDC-30")
+def test_the_archive_opens_a_series_as_the_viewer_does_and_says_how_long_it_took(
+    archive: Archive, actor: Actor, client: httpx.Client, studies: None
+) -> None:
+    assert client.get("/api/v1/system").json()["immediate_access"]["within"] is None
+    prober = opening.prober(archive, create_app(archive))
+    done = prober.look()
+    prober.close()
+    assert done is not None
+    assert (done.error, done.images, done.within) == (None, 12, True)
+    assert done.sent_bytes > 12 * 48 * 64 * 2
+    said = client.get("/api/v1/system").json()["immediate_access"]
+    assert said["limits"] == {"first_image_seconds": 5.0, "series_seconds": 60.0, "images": 600}
+    assert said["within"] is True
+    assert said["doors"]["dicomweb"]["probes"] == 1
+    assert said["doors"]["dicomweb"]["first_image_seconds"]["worst"] == pytest.approx(done.first_seconds, abs=1e-3)
+    (item,) = client.get("/api/v1/probes").json()["items"]
+    assert (item["id"], item["door"], item["within"]) == (done.id, "dicomweb", True)
+    text = client.get("/metrics").text
+    assert re.search(r'^minipacs_first_image_seconds{door="dicomweb",quantile="0.95"} 0\.\d+$', text, re.M)
+    assert 'minipacs_access_limit_seconds{for="600_images"} 60.0' in text
+    assert 'minipacs_probes_failed{door="dicomweb"} 0.0' in text
+    with archive.engine.connect() as conn:
+        rows = [row for row in list_rows(conn, study=new_uid("st0")).items if row["action"] != "C"]
+    assert {(row["user"], row["door"]) for row in rows} == {("minipacs", "probe")}
+    assert {row["event"] for row in rows} == {"110104"}
