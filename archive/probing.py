@@ -101,11 +101,11 @@ Measure = Callable[[Archive, Subject, Callable[[], bool]], Measured]  # the last
 class Prober:
     """The thread of a process that measures its own door, until it is closed."""
 
-    def __init__(self, archive: Archive, door: Door, measure: Measure, *, look_seconds: float = LOOK_SECONDS) -> None:
+    def __init__(self, archive: Archive, door: Door, measure: Measure, *, look_seconds: float | None = None) -> None:
         self._archive = archive
         self._door = door
         self._measure = measure
-        self._look_seconds = look_seconds
+        self._look_seconds = LOOK_SECONDS if look_seconds is None else look_seconds
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="probe", daemon=True)
         if archive.settings.probe.every_seconds:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import time
 
 import httpx
 import pytest
 
 from api import opening
 from api.app import create_app
+from archive import probing
 from archive.access import Actor
 from archive.audit.read import list_rows
 from archive.core import Archive
+from tests.api.conftest import serving
 from tests.builders import new_uid
 
 
@@ -41,3 +44,17 @@ def test_the_archive_opens_a_series_as_the_viewer_does_and_says_how_long_it_took
         rows = [row for row in list_rows(conn, study=new_uid("st0")).items if row["action"] != "C"]
     assert {(row["user"], row["door"]) for row in rows} == {("minipacs", "probe")}
     assert {row["event"] for row in rows} == {"110104"}
+
+
+def test_a_server_measures_without_being_asked(
+    archive: Archive, studies: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "LOOK_SECONDS", 0.05)
+    with serving(archive):
+        for _ in range(200):
+            with archive.reading() as conn:
+                found = probing.list_probes(conn, limit=10)
+            if found:
+                break
+            time.sleep(0.05)
+    assert [(one.door, one.error) for one in found] == [("dicomweb", None)]
