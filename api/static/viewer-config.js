@@ -3,6 +3,20 @@
 window.PUBLIC_URL = document.currentScript.dataset.root;
 window.browserImportFunction = address => import(address);
 
+// When the session is over: to the log-in, and from there back here. OHIF's own handler does not hear of images.
+const heard = status => status === 401 && location.reload();
+const theirFetch = window.fetch;
+window.fetch = async (...request) => {
+  const answer = await theirFetch(...request);
+  heard(answer.status);
+  return answer;
+};
+const theirSend = XMLHttpRequest.prototype.send;
+XMLHttpRequest.prototype.send = function (...body) {
+  this.addEventListener('load', () => heard(this.status));
+  return theirSend.apply(this, body);
+};
+
 // Key images (IHE KIN): what each key object of a study selects is shown as a stack of its own, beside the series.
 const KEY_OBJECT_SELECTION = '1.2.840.10008.5.1.4.1.1.88.59';
 const QUIET_MS = 2000; // after which series whose metadata did not come are not waited for: they were rejected, or purged
@@ -77,6 +91,7 @@ window.config = {
   investigationalUseDialog: { option: 'never' }, // says nothing of this archive; the README says what it is not
   maxNumRequests: { interaction: 100, thumbnail: 5, prefetch: 25 },
   showErrorDetails: 'always',
+  httpErrorHandler: () => {}, // it has to be there; see above
   defaultDataSourceName: 'minipacs',
   dataSources: [
     {
@@ -100,10 +115,4 @@ window.config = {
       },
     },
   ],
-  httpErrorHandler: error => {
-    // the session is over: log in again, and come back here
-    if (error.status === 401) {
-      location.assign(location.href);
-    }
-  },
 };
