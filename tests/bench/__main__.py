@@ -27,7 +27,7 @@ from pathlib import Path
 
 import httpx
 
-from api.viewer import find
+import api.viewer
 from archive.config import Settings
 from tests.bench import viewer
 from tests.bench.series import make_series
@@ -300,7 +300,7 @@ def main() -> int:
         for target in targets:
             target.note("peak memory MiB", peak_mib(target.pid))
         print(table(targets))
-        if shutil.which("chromium") and find(Settings().viewer_dir) and options.openings:
+        if shutil.which("chromium") and api.viewer.find(Settings().viewer_dir) and options.openings:
             assert targets[0].server is not None
             print(f"\n{viewer.table(viewer.openings(targets[0].server, study, options.openings))}")
     return 0
