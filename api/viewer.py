@@ -36,7 +36,7 @@ COMPRESSED = frozenset({".js", ".css", ".wasm", ".svg"})  # with a copy beside i
 _POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'{eval}; worker-src 'self' blob:; "
     "connect-src 'self' blob: data:; img-src 'self' blob: data:; media-src 'self' blob:; "
-    "style-src 'self' 'unsafe-inline'; font-src 'self' data:; frame-src 'self' blob:; "
+    "style-src 'self' 'unsafe-inline'; font-src 'self' data:; frame-src 'self' blob:; object-src 'self' blob:; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
 _TOGETHER = {"cross-origin-embedder-policy": "require-corp"}  # with the opener policy: memory that workers share

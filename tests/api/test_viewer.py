@@ -263,6 +263,7 @@ def test_files_are_compressed_kept_for_ever_and_none_but_those_of_the_viewer(
     assert "default-src 'none'" in policy
     assert "unsafe-eval" not in policy.replace("wasm-unsafe-eval", "")
     assert "http" not in policy
+    assert "object-src 'self' blob:" in policy, "a report that is a PDF is shown from memory"
     assert page.headers["cross-origin-embedder-policy"] == "require-corp"
     root = f"/viewer/{viewer.RELEASE}"
     assert f'src="{root}/app.bundle.0a.js"' in page.text
