@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -24,7 +25,8 @@ def test_the_archive_opens_a_series_as_the_viewer_does_and_says_how_long_it_took
 ) -> None:
     assert client.get("/api/v1/system").json()["immediate_access"]["within"] is None
     prober = opening.prober(archive, create_app(archive))
-    done = prober.look()
+    with ThreadPoolExecutor(1) as pool:  # as in a server: a thread of its own, where no event loop runs
+        done = pool.submit(prober.look).result()
     prober.close()
     assert done is not None
     assert (done.error, done.images, done.within) == (None, 12, True)
