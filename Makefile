@@ -10,7 +10,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-head
 	--python-version 3.11 pyproject.toml
 
 .DELETE_ON_ERROR:
-.PHONY: run install test check bench soak lock docs clean
+.PHONY: run install test check viewer bench soak lock docs clean
 
 run: install
 	@exec $(BIN)/minipacs serve
@@ -46,6 +46,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q --collect-only -n0 -p tests.requirement_matrix
+
+# The viewer (OHIF) of /viewer/, fetched once: make viewer ARGS="--from app-3.13.2.tgz" without the network
+viewer: install
+	@$(BIN)/python -m minipacs.viewer $(ARGS)
 
 # Figures beside Orthanc and DCMTK, when they are installed: make bench ARGS="--slices 60 --repeat 1"
 bench: $(VENV)/.installed-dev

@@ -15,10 +15,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api import auth
+from api import auth, viewer
 from api.answers import as_json, position
 from api.studies import Search, described, find_studies, kept, line, text
-from archive import heartbeat, repository, testbed, timekeeping, work_items
+from archive import heartbeat, probing, repository, testbed, timekeeping, work_items
 from archive.access import Action, Actor
 from archive.audit.read import AuditPage, list_rows
 from archive.audit.record import Event, record
@@ -109,7 +109,9 @@ def study(request: Request, study: str, actor: MayFind) -> Response:
     """What is held of one study: each copy, its digest and its last check. `{"exists": false}` when unknown."""
     archive = auth.archive_of(request)
     found = described(archive, study, actor=actor)
-    return as_json({"exists": False} if found is None else {**_study(found), **_life(archive, study)})
+    if found is None:
+        return as_json({"exists": False})
+    return as_json({**_study(found), **_life(archive, study), "viewer": viewer.address_of(request, study)})
 
 
 def _life(archive: Archive, study: str) -> dict[str, Any]:
@@ -216,6 +218,7 @@ def system(request: Request, actor: MaySystem) -> Response:
         processes = heartbeat.alive(conn, at=archive.real_clock())
         compared = timekeeping.last(conn) if settings.time.servers else None
         told = repository.state(conn) if settings.audit.repository.host else None
+        measured = probing.summary(conn, now=archive.real_clock())
     return as_json(
         {
             "product": "minipacs",
@@ -235,6 +238,7 @@ def system(request: Request, actor: MaySystem) -> Response:
                 "port": settings.dicom.port if settings.dicom_in_clear else None,
                 "tls_port": settings.dicom.tls_port if settings.tls.on else None,
             },
+            "immediate_access": measured,
             "storage": {"hot": {"free_bytes": archive.hot.free_bytes()}},
             "processes": [
                 {
@@ -249,6 +253,16 @@ def system(request: Request, actor: MaySystem) -> Response:
             ],
         }
     )
+
+
+@router.get("/probes")
+def probes(request: Request, actor: MaySystem, *, limit: Limit = 100, cursor: Cursor = None) -> Response:
+    """How soon images were there, as the archive measured it itself, the latest first; `/system` sums it up."""
+    archive, offset = auth.archive_of(request), position(cursor)
+    with archive.reading() as conn:
+        found = probing.list_probes(conn, offset=offset, limit=limit + 1)
+    items = [{**asdict(one), "within": one.within} for one in found[:limit]]
+    return as_json({"items": items, "next": str(offset + limit) if len(found) > limit else None})
 
 
 class ClockMove(BaseModel):

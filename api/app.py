@@ -41,6 +41,7 @@ from api import (
     rendered,
     retention,
     stow,
+    viewer,
     wado,
     work,
 )
@@ -106,6 +107,7 @@ def create_app(archive: Archive) -> FastAPI:
     app.include_router(keeping.router)
     app.include_router(work.router)
     app.include_router(rejections.pages)
+    app.router.routes.extend(viewer.routes)
     return app
 
 

@@ -104,4 +104,11 @@ def _environment() -> Environment:
 
 
 ENVIRONMENT = _environment()
-STYLE_VERSION = hashlib.sha256(files("api").joinpath("static/desk.css").read_bytes()).hexdigest()[:12]
+
+
+def _version_of(name: str) -> str:
+    return hashlib.sha256(files("api").joinpath("static", name).read_bytes()).hexdigest()[:12]
+
+
+STYLE_VERSION = _version_of("desk.css")  # in addresses: a browser keeps a file until it changes
+VIEWER_VERSION = _version_of("viewer-config.js")

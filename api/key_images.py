@@ -8,11 +8,10 @@ from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api import auth
+from api import auth, viewer
 from api.answers import as_json
 from api.pictures import Picture, pictures_of
 from archive.access import Action, Actor
-from archive.core import Archive
 from archive.index.asked import audit_query
 from archive.index.references import Note, key_images, notes_of
 from archive.studies import Study
@@ -52,9 +51,9 @@ def key_images_of(
     return as_json({"items": items, "next": None})
 
 
-def shown(archive: Archive, found: Study) -> list[dict[str, Any]]:
+def shown(request: Request, found: Study) -> list[dict[str, Any]]:
     """What the page of a study, that is shown (and audited) already, says of key images: by note, with pictures."""
-    with archive.reading() as conn:
+    with auth.archive_of(request).reading() as conn:
         images = key_images(conn, found.study_instance_uid)
     pictures = {one.uid: one for part in found.series for one in pictures_of(found, part)}
     notes: dict[str, tuple[Note, list[Picture], int]] = {}
@@ -70,6 +69,7 @@ def shown(archive: Archive, found: Study) -> list[dict[str, Any]]:
             "date": note.content_date,
             "count": count,
             "pictures": some,
+            "opened": viewer.address_of(request, note.study_instance_uid, series=note.series_instance_uid),
         }
         for note, some, count in notes.values()
     ]

@@ -51,7 +51,10 @@ def page_of(request: Request, template: str, status: int = 200, /, **values: Any
 def problem_page(request: Request, problem: Problem) -> Response:
     """An error, as a page; somebody whom we do not know is shown the way in."""
     if problem.status == 401 and request.method == "GET":
-        return RedirectResponse(f"/connexion?{urlencode({'suite': request.url.path})}", 303)
+        then = request.url.path
+        if then.startswith("/viewer") and request.url.query:  # it says there which study
+            then = f"{then}?{request.url.query}"
+        return RedirectResponse(f"/connexion?{urlencode({'suite': then})}", 303)
     heading, text = _PROBLEMS.get(problem.status, ("Erreur", "La page n’a pas pu être affichée."))
     response = page_of(request, "message.html", problem.status, heading=heading, texts=[text], home=False)
     response.headers.update(problem.headers)

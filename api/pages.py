@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from api import auth, key_images, rejections
+from api import auth, key_images, rejections, viewer
 from api.french import MODALITIES
 from api.keeping import life_of
 from api.layout import PLACES, page_of
@@ -29,6 +29,7 @@ STUDIES_PER_PAGE = 50
 PICTURES_PER_PAGE = 60
 SAMPLES = 6
 _STUDY_PAGE = re.compile(r"/etudes/[0-9A-Za-z./]*")
+_VIEWER_PAGE = re.compile(r"/viewer/[a-z]{0,32}(\?[0-9A-Za-z=&.,%+_-]{0,4096})?", re.ASCII)
 _PLACES = frozenset(path for path, _, _ in PLACES)
 _AVAILABILITY = {
     "ONLINE": "immédiate",
@@ -110,6 +111,7 @@ def home(request: Request, page: int = 1) -> Response:
         modalities=sorted(MODALITIES.items(), key=lambda pair: pair[1].lower()),
         message=message,
         studies=studies,
+        opened=_opened(request, studies, actor),
         previous=_home_address(form, page - 1) if page > 1 else None,
         next=_home_address(form, page + 1) if more else None,
         first=offset + 1,
@@ -119,6 +121,11 @@ def home(request: Request, page: int = 1) -> Response:
         dicom_port=settings.dicom.port if settings.dicom_in_clear else None,
         dicom_tls_port=settings.dicom.tls_port if settings.tls.on else None,
     )
+
+
+def _opened(request: Request, studies: list[StudyLine], actor: Actor) -> dict[str, str | None]:
+    """Where each study opens in the viewer, for whoever may see images."""
+    return {one.study: viewer.address_of(request, one.study) for one in studies if Action.SEE in actor.may}
 
 
 _FIELDS = ("nom", "id", "demande", "du", "au", "modalite")
@@ -163,6 +170,7 @@ def study(request: Request, study: str, actor: Finder) -> Response:
         study=_heading(found),
         series=series_of(found, samples=SAMPLES),
         may_see=Action.SEE in actor.may,
+        opened=viewer.address_of(request, found.study_instance_uid) if Action.SEE in actor.may else None,
         received_at=found.received_at,
         availability=_AVAILABILITY[found.availability],
         size_bytes=sum(copy.file_bytes for copy in copies),
@@ -170,7 +178,7 @@ def study(request: Request, study: str, actor: Finder) -> Response:
         damaged=sum(copy.state != CopyState.OK for copy in copies),
         life=life_of(auth.archive_of(request), found.study_instance_uid, actor),
         sending=sending_of(auth.archive_of(request), found.study_instance_uid, actor),
-        key_images=key_images.shown(auth.archive_of(request), found),
+        key_images=key_images.shown(request, found),
         rejections=rejections.shown(auth.archive_of(request), found.study_instance_uid, actor),
     )
 
@@ -273,4 +281,5 @@ def _heading(found: Study) -> dict[str, Any]:
 
 def _own(suite: str) -> str:
     """Where to go after the log-in: only to a page of ours."""
-    return suite if suite in _PLACES or _STUDY_PAGE.fullmatch(suite) else "/"
+    known = suite in _PLACES or _STUDY_PAGE.fullmatch(suite) or _VIEWER_PAGE.fullmatch(suite)
+    return suite if known else "/"

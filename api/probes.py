@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from datetime import timedelta
 from ipaddress import ip_address
 
 import orjson
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api import auth
-from archive import heartbeat, repository, timekeeping
+from archive import heartbeat, probing, repository, timekeeping
 from archive.access import Action
 from archive.core import Archive, schema_revision
 from archive.errors import ArchiveError, StorageFailed
 from archive.schema import REVISION
 
 router = APIRouter()
+_QUANTILES = {"median": "0.5", "p95": "0.95", "worst": "1"}
 _METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
 
 
@@ -41,6 +46,7 @@ class Metrics:
             "minipacs_hot_free_bytes", "Free space of the hot volume above the reserve", registry=self.registry
         )
         free.set_function(lambda: _free_bytes(archive))
+        self.registry.register(_ImmediateAccess(archive))
 
     def count(self, method: str, resource: str, status: int, seconds: float) -> None:
         """One request was answered; `status` 0 when its connection broke off before."""
@@ -51,6 +57,41 @@ class Metrics:
     def text(self) -> bytes:
         """The figures in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _ImmediateAccess(Collector):
+    """How soon images are there (REQ-CDC-09), as all processes measured it in the last day (`archive.probing`)."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing, so that registering asks no database."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """Nothing while the database is away: the other figures are wanted then all the more."""
+        try:
+            with self._archive.reading() as conn:
+                found = probing.summary(conn, now=self._archive.real_clock(), window=timedelta(days=1))
+        except ArchiveError:
+            return
+        first = GaugeMetricFamily("minipacs_first_image_seconds", "To the first image", labels=["door", "quantile"])
+        series = GaugeMetricFamily("minipacs_600_images_seconds", "To 600 images", labels=["door", "quantile"])
+        failed = GaugeMetricFamily("minipacs_probes_failed", "Measurements that failed", labels=["door"])
+        over = GaugeMetricFamily("minipacs_probes_over_limit", "Measurements slower than the law", labels=["door"])
+        last = GaugeMetricFamily("minipacs_probe_timestamp_seconds", "The last measurement", labels=["door"])
+        for door, one in found["doors"].items():
+            failed.add_metric([door], one["failed"])
+            over.add_metric([door], one["over_limit"])
+            last.add_metric([door], one["last"]["at"].timestamp())
+            for family, values in ((first, one["first_image_seconds"]), (series, one["seconds_for_600"])):
+                for name, value in (values or {}).items():
+                    family.add_metric([door, _QUANTILES[name]], value)
+        limit = GaugeMetricFamily("minipacs_access_limit_seconds", "What the law gives", labels=["for"])
+        limit.add_metric(["first_image"], found["limits"]["first_image_seconds"])
+        limit.add_metric(["600_images"], found["limits"]["series_seconds"])
+        yield from (first, series, failed, over, last, limit)
 
 
 def _free_bytes(archive: Archive) -> float:

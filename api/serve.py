@@ -11,6 +11,7 @@ from collections.abc import Generator
 import uvicorn
 
 from api.app import create_app
+from api.opening import prober
 from archive.core import Archive
 
 GRACE_SECONDS = 20  # for requests that run when the stop is called
@@ -38,8 +39,9 @@ def serve(archive: Archive, sock: socket.socket, stopping: threading.Event) -> N
     There is no access log: addresses hold what people search for.
     """
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    app = create_app(archive)
     config = uvicorn.Config(
-        create_app(archive),
+        app,
         loop="uvloop",
         http="httptools",
         ws="none",
@@ -51,4 +53,5 @@ def serve(archive: Archive, sock: socket.socket, stopping: threading.Event) -> N
         timeout_keep_alive=60,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    _Server(config, stopping).run(sockets=[sock])
+    with contextlib.closing(prober(archive, app)):
+        _Server(config, stopping).run(sockets=[sock])

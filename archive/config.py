@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from archive.sections import (
     Hl7,
     Identity,
     OneSite,
+    Probe,
     Retention,
     Section,
     Site,
@@ -58,6 +60,7 @@ class Settings(Section):
     hl7: Hl7 = Hl7()
     identity: Identity = Identity()
     api: Api = Api()
+    probe: Probe = Probe()
     retention: Retention = Retention()
     audit: Audit = Audit()
     time: Time = Time()
@@ -179,6 +182,11 @@ class Settings(Section):
     @property
     def hot_dir(self) -> Path:
         return (self.storage.hot or self.data_dir / "hot").absolute()
+
+    @property
+    def viewer_dir(self) -> Path:
+        """The viewer belongs to the installation, so to its Python environment, unless set apart."""
+        return (self.api.viewer or Path(sys.prefix) / "share" / "minipacs" / "viewer").absolute()
 
     @property
     def cold_dir(self) -> Path:

@@ -64,6 +64,7 @@ class Kind(StrEnum):
     COMMITMENT = "commitment"  # transaction, peer and study: how many instances were promised
     REJECTION = "rejection"  # SOP Instance UID of a rejection note: what it rejects, what of it was revoked
     MANIFEST = "manifest"  # SOP Instance UID of a manifest: its study, its number, what it lists
+    PROBE = "probe"  # id of a measurement: what was opened, and how long it took
     RESTORED = "restored"  # SOP Instance UID: its tombstone was lifted, or put back
 
 

@@ -351,6 +351,14 @@ class Retention(Section):
 KEEP_YEARS = {"liberal": 5, "hospital": 20}  # floors, and defaults, by profile (REQ-CDC-03, REQ-CDC-04)
 
 
+class Probe(Section):
+    """How soon images are there, measured by the archive itself: now and then it opens a series, as a viewer does and
+    as a C-MOVE does (annexe 5, 3.2: the first image in 5 s, 600 images in 60 s)."""
+
+    every_seconds: int = Field(3600, ge=0, description="between two measurements at each door; 0: none are made")
+    images: int = Field(600, ge=1, le=10_000, description="images of the series that are opened at most")
+
+
 class Api(Section):
     """The HTTP port: desk, API, DICOMweb."""
 
@@ -359,6 +367,9 @@ class Api(Section):
     insecure: bool = Field(False, description="needed to listen beyond loopback; TLS belongs to a reverse proxy today")
     workers: int = Field(1, ge=1, le=64, description="processes that share the port")
     session_idle_seconds: int = Field(900, ge=60, description="a session of the desk ends after this silence")
+    viewer: Path | None = Field(
+        None, description="folder of the viewer, as `make viewer` makes it; default: where `make viewer` puts it"
+    )
 
 
 def is_loopback(host: str) -> bool:

@@ -17,6 +17,7 @@ from archive.core import Archive
 from dicom_scp.association import Association
 from dicom_scp.duties import on_duty
 from dicom_scp.negotiate import BUSY
+from dicom_scp.opening import prober
 
 log = structlog.get_logger(__name__)
 
@@ -85,10 +86,11 @@ def serve(
     for listening, context in sockets.values():
         host, port = listening.getsockname()[:2]
         log.info("listening for DICOM", host=host, port=port, ae_title=settings.dicom.ae_title, tls=context is not None)
-    duties = on_duty(archive)
+    duties, probe = on_duty(archive), prober(archive)
     try:
         stopping.wait()
     finally:
+        probe.close()
         duties.close()
         os.write(wake_write, b"\0")
         listener.join()

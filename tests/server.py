@@ -69,6 +69,7 @@ class Server:
             "MINIPACS_API__PORT": str(self.api_port),
             "MINIPACS_HL7__PORT": str(self.hl7_port),
             "MINIPACS_STORAGE__RESERVE_BYTES": "0",
+            "MINIPACS_PROBE__EVERY_SECONDS": "0",  # tests count who asked for what
             "PYTHONUNBUFFERED": "1",
             **self.environment,
         }

@@ -25,6 +25,7 @@ from archive.lifecycle.holds import restore_hold
 from archive.lifecycle.remove import mark_instances
 from archive.lifecycle.tombstones import restore_restored
 from archive.manifests import restore_manifest
+from archive.probing import restore_probe
 from archive.rebuild.tally import CHUNK, NotTaken, Rebuilt, Steps, chunks
 from archive.schema import fact, instance, purge, tombstone
 from archive.schema.upsert import insert
@@ -49,6 +50,7 @@ RESTORE: dict[str, Restore] = {
     Kind.PURGE: restore_purge,
     Kind.COMMITMENT: restore_commitment,
     Kind.REJECTION: restore_rejection,
+    Kind.PROBE: restore_probe,
     Kind.RESTORED: restore_restored,
     Kind.MANIFEST: restore_manifest,
 }

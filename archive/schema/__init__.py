@@ -22,6 +22,7 @@ from archive.schema.operations import (
     clock_check,
     fact,
     lease,
+    probe,
     process,
     repository_state,
     simulated_clock,
@@ -30,7 +31,7 @@ from archive.schema.performed import performed_for, performed_step
 from archive.schema.types import METADATA
 from archive.schema.work import job, pulled_study, quarantined, sending, work_item
 
-REVISION = "0011"  # what `migrations` brings the schema to
+REVISION = "0012"  # what `migrations` brings the schema to
 
 __all__ = [
     "METADATA",
@@ -62,6 +63,7 @@ __all__ = [
     "patient_revision",
     "performed_for",
     "performed_step",
+    "probe",
     "process",
     "pulled_study",
     "purge",

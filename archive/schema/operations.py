@@ -1,9 +1,9 @@
-"""The processes that are alive, the clock of the test bed, leases, the journal of facts, and what is told and asked
-outside: the audit repository, time servers."""
+"""The processes that are alive, the clock of the test bed, leases, measurements, the journal of facts, and what is told
+and asked outside: the audit repository, time servers."""
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Float, Integer, String, Table, Text
+from sqlalchemy import BigInteger, Column, Float, Integer, String, Table, Text
 
 from archive.schema.types import METADATA, Key, Text_C, UtcDateTime
 
@@ -39,6 +39,22 @@ lease = Table(
     Column("until", UtcDateTime, nullable=False),  # real time
     Column("host", Text, nullable=False),
     Column("pid", Integer, nullable=False),
+)
+
+# How soon images were there, as the archive measured it itself (archive.probing).
+probe = Table(
+    "probe",
+    METADATA,
+    Column("id", String(36), primary_key=True),
+    Column("at", UtcDateTime, nullable=False, index=True),  # real time
+    Column("door", String(12), nullable=False),
+    Column("study_instance_uid", Text_C, nullable=False),
+    Column("series_instance_uid", Text_C, nullable=False),
+    Column("images", Integer, nullable=False),
+    Column("sent_bytes", BigInteger, nullable=False),
+    Column("first_seconds", Float),
+    Column("all_seconds", Float),
+    Column("error", Text),
 )
 
 # Facts that no image carries, as they are appended to the journal beside the files (archive.journal).

@@ -17,7 +17,6 @@ from archive.config import Settings
 from archive.core import Archive, open_archive
 from tests.api.conftest import PASSWORD, serving
 from tests.builders import new_uid
-from tests.conftest import need
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -26,17 +25,6 @@ SHOTS = os.environ.get("MINIPACS_TEST_SHOTS")  # a folder: screenshots are kept 
 
 
 # -- in a browser -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[object]:
-    need("chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

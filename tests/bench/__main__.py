@@ -3,6 +3,8 @@
     make bench                       # 600 slices of 512 x 512, three repetitions
     python -m tests.bench --slices 60 --repeat 1
 
+With Chromium and the viewer (`make viewer`), the last of these series is then opened in the viewer, see `viewer.py`.
+
 Orthanc and DCMTK's dcmqrscp are measured in the same rotation when they are installed: absolute times mean little on a
 shared machine, ratios within a run do. The clients are DCMTK's; files lie in shared memory.
 """
@@ -25,7 +27,10 @@ from pathlib import Path
 
 import httpx
 
-from tests.builders import ct_slice, new_uid, part10
+import api.viewer
+from archive.config import Settings
+from tests.bench import viewer
+from tests.bench.series import make_series
 from tests.server import Server, free_port
 
 DCMTK = {**os.environ, "TCP_NODELAY": "1"}
@@ -41,6 +46,7 @@ class Target:
     pid: int
     web: str = ""
     rest: str = ""  # of an Orthanc
+    server: Server | None = None  # ours
     headers: dict[str, str] = field(default_factory=dict)
     figures: dict[str, list[float]] = field(default_factory=dict)
 
@@ -72,22 +78,6 @@ def peak_mib(pid: int) -> float:
             if line.startswith("VmHWM:"):
                 total += int(line.split()[1])
     return total / 1024
-
-
-def make_series(folder: Path, slices: int, size: int) -> tuple[str, str]:
-    """A series of distinct slices; its study and series UID."""
-    study, series = new_uid(), new_uid()
-    for number in range(1, slices + 1):
-        ds = ct_slice(
-            rows=size,
-            columns=size,
-            number=number,
-            StudyInstanceUID=study,
-            SeriesInstanceUID=series,
-            PatientID=f"BENCH{study[-6:]}",
-        )
-        (folder / f"{number:05}.dcm").write_bytes(part10(ds))
-    return study, series
 
 
 def tool(*words: object) -> None:
@@ -186,7 +176,13 @@ def minipacs(scratch: Path) -> Iterator[Target]:
         assert server.process is not None
         headers = {"Authorization": f"Bearer {server.token('service')}"}
         yield Target(
-            "minipacs", "MINIPACS", server.dicom_port, server.process.pid, f"{server.web}/dicom-web", headers=headers
+            "minipacs",
+            "MINIPACS",
+            server.dicom_port,
+            server.process.pid,
+            f"{server.web}/dicom-web",
+            headers=headers,
+            server=server,
         )
     finally:
         server.stop()
@@ -275,6 +271,7 @@ def main() -> int:
     parser.add_argument("--slices", type=int, default=600)
     parser.add_argument("--size", type=int, default=512, help="rows and columns")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--openings", type=int, default=20, help="in the viewer, with a browser that was there before")
     options = parser.parse_args()
     if shutil.which("storescu") is None:
         print("DCMTK is not installed: apt install dcmtk", file=sys.stderr)
@@ -303,6 +300,9 @@ def main() -> int:
         for target in targets:
             target.note("peak memory MiB", peak_mib(target.pid))
         print(table(targets))
+        if shutil.which("chromium") and api.viewer.find(Settings().viewer_dir) and options.openings:
+            assert targets[0].server is not None
+            print(f"\n{viewer.table(viewer.openings(targets[0].server, study, options.openings))}")
     return 0
 
 

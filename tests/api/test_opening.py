@@ -1,0 +1,62 @@
+"""Immediate access, measured by the archive itself at the door of the web (REQ-CDC-09)."""
+
+from __future__ import annotations
+
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from api import opening
+from api.app import create_app
+from archive import probing
+from archive.access import Actor
+from archive.audit.read import list_rows
+from archive.core import Archive
+from tests.api.conftest import serving
+from tests.builders import new_uid
+
+
+@pytest.mark.req("REQ-CDC-09", "REQ-CDC-30")
+def test_the_archive_opens_a_series_as_the_viewer_does_and_says_how_long_it_took(
+    archive: Archive, actor: Actor, client: httpx.Client, studies: None
+) -> None:
+    assert client.get("/api/v1/system").json()["immediate_access"]["within"] is None
+    prober = opening.prober(archive, create_app(archive))
+    with ThreadPoolExecutor(1) as pool:  # as in a server: a thread of its own, where no event loop runs
+        done = pool.submit(prober.look).result()
+    prober.close()
+    assert done is not None
+    assert (done.error, done.images, done.within) == (None, 12, True)
+    assert done.sent_bytes > 12 * 48 * 64 * 2
+    said = client.get("/api/v1/system").json()["immediate_access"]
+    assert said["limits"] == {"first_image_seconds": 5.0, "series_seconds": 60.0, "images": 600}
+    assert said["within"] is True
+    assert said["doors"]["dicomweb"]["probes"] == 1
+    assert said["doors"]["dicomweb"]["first_image_seconds"]["worst"] == pytest.approx(done.first_seconds, abs=1e-3)
+    (item,) = client.get("/api/v1/probes").json()["items"]
+    assert (item["id"], item["door"], item["within"]) == (done.id, "dicomweb", True)
+    text = client.get("/metrics").text
+    assert re.search(r'^minipacs_first_image_seconds{door="dicomweb",quantile="0.95"} 0\.\d+$', text, re.M)
+    assert 'minipacs_access_limit_seconds{for="600_images"} 60.0' in text
+    assert 'minipacs_probes_failed{door="dicomweb"} 0.0' in text
+    with archive.engine.connect() as conn:
+        rows = [row for row in list_rows(conn, study=new_uid("st0")).items if row["action"] != "C"]
+    assert {(row["user"], row["door"]) for row in rows} == {("minipacs", "probe")}
+    assert {row["event"] for row in rows} == {"110104"}
+
+
+def test_a_server_measures_without_being_asked(
+    archive: Archive, studies: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "LOOK_SECONDS", 0.05)
+    with serving(archive):
+        for _ in range(200):
+            with archive.reading() as conn:
+                found = probing.list_probes(conn, limit=10)
+            if found:
+                break
+            time.sleep(0.05)
+    assert [(one.door, one.error) for one in found] == [("dicomweb", None)]
