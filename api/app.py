@@ -59,7 +59,15 @@ GZIP_BYTES = 1024  # JSON and XML below are not worth it
 _NOT_GZIPPED = ("application/dicom", "application/octet-stream", "multipart/*", "image/*", "video/*", "text/*")
 _CROSS_ORIGIN: dict[str, Any] = {  # what scripts of other origins may ask for, and read: never with our cookie
     "allow_methods": ("GET", "HEAD", "POST", "DELETE"),
-    "allow_headers": ("Accept", "Authorization", "Content-Type", "If-None-Match", "If-Range", "Range"),
+    "allow_headers": (
+        "Accept",
+        "Authorization",
+        "Content-Type",
+        "If-None-Match",
+        "If-Range",
+        "KOS-SOPInstanceUID",
+        "Range",
+    ),
     "expose_headers": ("Accept-Ranges", "Content-Location", "Content-Range", "ETag", "Link", "Retry-After", "Warning"),
 }
 BODY_SECONDS = 60.0  # of silence in the middle of a request's body

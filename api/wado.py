@@ -18,6 +18,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from api import accept, auth, conditional, multipart
+from api.documents import parts
 from archive.access import Action, Actor
 from archive.core import Archive
 from archive.dicom.syntaxes import EXPLICIT_BE, EXPLICIT_LE, LOSSY
@@ -52,6 +53,7 @@ def current(request: Request, given: Mapping[str, str]) -> list[Stored]:
         Gone: it was replaced, and by what; or purged, or rejected (REQ-DCM-84, 92).
         NotFound: there is none.
     """
+    manifest_of(request)  # 400 before anything else is looked at
     archive = auth.archive_of(request)
     quality = Action.QUALITY in request.state.actor.may
     found = _select(archive, given, quality=quality)
@@ -112,8 +114,22 @@ def study_address(request: Request, study: str) -> str:
 
 
 def begin(request: Request, stored: Sequence[Stored], actor: Actor) -> Access:
-    """Commit that these instances are handed over; then bytes may leave."""
-    return open_access(auth.archive_of(request), stored, actor=actor)
+    """Commit that these instances are handed over; then bytes may leave. The manifest by which a DRIMbox asks for them
+    is named in the audit (REQ-DRIM-30)."""
+    scope = f"KOS {manifest}" if (manifest := manifest_of(request)) else ""
+    return open_access(auth.archive_of(request), stored, actor=actor, scope=scope)
+
+
+def manifest_of(request: Request) -> str:
+    """The SOP Instance UID of the manifest that is named in the header of a DRIMbox; "" for all others.
+
+    Raises:
+        InvalidRequest: it is no UID (400).
+    """
+    named = request.headers.get("kos-sopinstanceuid", "").strip()
+    if named and not _UID.fullmatch(named):
+        raise InvalidRequest("KOS-SOPInstanceUID is not a UID")
+    return named
 
 
 def retrieve(request: Request) -> Response:
@@ -266,18 +282,23 @@ def alone(request: Request, one: Stored, actor: Actor, wish: accept.Wish) -> Res
 
 
 def retrieve_metadata(request: Request) -> Response:
-    """Everything but bulk data, as DICOM JSON (PS3.18 Annex F)."""
+    """Everything but bulk data, as DICOM JSON (PS3.18 Annex F), or as XML (PS3.19 Annex A.1), a part for each."""
     actor = auth.demand_right(request, Action.SEE)
     found = selected(request)
     chosen = wish_of(request).demand(accept.METADATA)
-    headers = {"Content-Type": chosen.media_type}
+    boundary = multipart.new_boundary()
+    as_xml = chosen.media_type == accept.XML
+    headers = {"Content-Type": multipart.related_type(accept.XML, boundary) if as_xml else chosen.media_type}
     if request.method == "HEAD":
         return Response(None, 200, headers)
     missing = [one for one in found if not one.stands()]
     if len(missing) == len(found):
         raise _no_copy()
     begin(request, found, actor)
-    pieces = _metadata(request, found)
+    if as_xml:
+        pieces = parts((_metadata_of(request, one) for one in found if one.stands()), boundary)
+    else:
+        pieces = _metadata(request, found)
     return StreamingResponse(multipart.in_threads(pieces), 206 if missing else 200, headers)
 
 

@@ -29,6 +29,7 @@ from pydicom.uid import (
 from archive.access import Actor
 from archive.audit.read import list_rows
 from archive.core import Archive
+from archive.dicom import xml
 from archive.errors import Rejected
 from archive.ingest import Outcome, ingest
 from archive.retrieve import select
@@ -286,6 +287,23 @@ def test_metadata_read_back_are_the_data_set_without_its_pixels(
         assert back.SpecificCharacterSet == "ISO_IR 192"
         [content] = web.retrieve_bulkdata(address_of_pixels)
         assert content == ds.PixelData
+
+
+@pytest.mark.req("REQ-DCM-90", "REQ-DCM-91")
+def test_metadata_come_as_xml_a_part_for_each_instance(client: httpx.Client, keep: Callable[..., Outcome]) -> None:
+    ds = ct_slice(WindowCenter="40", PatientComments='a < b & "c"\r\nd')
+    ds.add_new(0x00091001, "LO", "of ours")
+    ds.add_new(0x00090010, "LO", "ACME <1>")
+    keep(ds, ct_slice(number=2))
+    headers = {"Accept": 'multipart/related; type="application/dicom+xml"'}
+    series = f"/dicom-web/studies/{ds.StudyInstanceUID}/series/{ds.SeriesInstanceUID}"
+    answer = client.get(f"{series}/metadata", headers=headers)
+    assert {kind for kind, _ in parts(answer)} == {"application/dicom+xml"}
+    first, second = (xml.read(document) for document in contents(answer))
+    plain = client.get(f"{series}/metadata").json()
+    assert Dataset.from_json(first) == Dataset.from_json(plain[0])
+    assert second["00080018"] == plain[1]["00080018"]
+    assert b'privateCreator="ACME &lt;1&gt;"' in contents(answer)[0]
 
 
 def test_metadata_of_a_whole_series_are_one_array(client: httpx.Client, keep: Callable[..., Outcome]) -> None:
