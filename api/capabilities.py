@@ -134,5 +134,5 @@ def _names(path: str) -> Iterator[str]:
 
 routes = [
     Route("/", describe, methods=["GET", "OPTIONS"]),
-    Route("/{anything:path}", describe, methods=["OPTIONS"]),
+    *(Route(path.replace("{path}", "{path:path}"), describe, methods=["OPTIONS"]) for path in RESOURCES),
 ]

@@ -153,10 +153,7 @@ def _search(request: Request, level: Level) -> Response:
         conn.commit()  # nothing was written; after a rollback PostgreSQL's driver would prepare statements anew
     if asked.ignored:
         asked.warnings.append(f"The following parameters are not supported and were ignored: {_names(asked.ignored)}")
-    if found:
-        response = documents(found, form)
-    else:
-        response = Response(status_code=204)
+    response = documents(found, form) if found else Response(status_code=204)
     for warning in asked.warnings:
         response.headers.append("Warning", f'299 {service}: "{warning}"')
     return response

@@ -1,5 +1,5 @@
-"""The requests of a DRIMbox, as the ANS describes them for DRIM-M (sheet 50 §4): one Accept of many ranges, q, a trailing
-comma, `boundary=**`, the manifest in a header. Written from that description, no client of theirs is public."""
+"""The requests of a DRIMbox as the ANS describes them for DRIM-M (sheet 50 §4): one Accept of many ranges with q, a
+trailing comma, `boundary=**`, the manifest in a header. Written from that description."""
 
 from __future__ import annotations
 

@@ -58,7 +58,8 @@ def test_any_text_makes_a_document_that_can_be_read(text: str, name: str) -> Non
         b"<NativeDicomModel>",
         b'<NativeDicomModel><DicomAttribute tag="1" vr="US"/></NativeDicomModel>',
         b'<NativeDicomModel><DicomAttribute vr="US"/></NativeDicomModel>',
-        b'<NativeDicomModel><DicomAttribute tag="00280010" vr="US"><Value>x</Value></DicomAttribute></NativeDicomModel>',
+        b'<NativeDicomModel><DicomAttribute tag="00280010" vr="US"><Value>x</Value></DicomAttribute>'
+        b"</NativeDicomModel>",
         b'<NativeDicomModel><DicomAttribute tag="00280010" vr="US"/><DicomAttribute tag="00280010" vr="US"/>'
         b"</NativeDicomModel>",
         b'<!DOCTYPE a [<!ENTITY b "c">]><NativeDicomModel/>',
