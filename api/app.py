@@ -25,6 +25,7 @@ from api import (
     auth,
     bulkdata,
     capabilities,
+    changes,
     dose,
     frames,
     hl7,
@@ -114,6 +115,7 @@ def create_app(archive: Archive) -> FastAPI:
     app.include_router(admin.router)
     app.include_router(retention.router)
     app.include_router(purges.router)
+    app.include_router(changes.router)
     app.include_router(admin.openapi_router)
     app.include_router(hl7.router)
     app.include_router(patients.router)

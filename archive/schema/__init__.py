@@ -2,6 +2,7 @@
 
 from archive.schema.accounts import account, session, token
 from archive.schema.audit import audit, audit_chain
+from archive.schema.changes import change
 from archive.schema.commitment import commitment, commitment_request
 from archive.schema.documents import dose, reference, rejection
 from archive.schema.identity import imaging_order, patient_revision
@@ -13,7 +14,7 @@ from archive.schema.performed import performed_for, performed_step
 from archive.schema.types import METADATA
 from archive.schema.work import job, pulled_study, quarantined, sending, work_item
 
-REVISION = "0007"  # what `migrations` brings the schema to
+REVISION = "0008"  # what `migrations` brings the schema to
 
 __all__ = [
     "METADATA",
@@ -21,6 +22,7 @@ __all__ = [
     "account",
     "audit",
     "audit_chain",
+    "change",
     "commitment",
     "commitment_request",
     "dose",
