@@ -9,7 +9,7 @@ import orjson
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from api import auth
 from archive import heartbeat
@@ -61,13 +61,13 @@ def _free_bytes(archive: Archive) -> float:
         return math.nan
 
 
-@router.get("/healthz", tags=["probes"])
+@router.get("/healthz", tags=["probes"], response_class=PlainTextResponse)
 async def healthz() -> Response:
     """The process answers."""
     return Response("ok\n", media_type="text/plain")
 
 
-@router.get("/readyz", tags=["probes"])
+@router.get("/readyz", tags=["probes"], responses={503: {"description": "not ready; the same, with the reasons"}})
 def readyz(request: Request) -> Response:
     """200 when every edge listens and the schema is right; else 503 with the reasons."""
     archive = auth.archive_of(request)
@@ -82,7 +82,7 @@ def readyz(request: Request) -> Response:
     return Response(orjson.dumps(body), 503 if reasons else 200, media_type="application/json")
 
 
-@router.get("/metrics", tags=["probes"])
+@router.get("/metrics", tags=["probes"], response_class=PlainTextResponse)
 def metrics(request: Request) -> Response:
     """Figures for Prometheus; from elsewhere than this host with a right to *system, metrics*."""
     if not _is_local(auth.source_of(request)):
