@@ -1,4 +1,4 @@
-"""`minipacs statement dicom`: what the running configuration does, as a conformance statement (PS3.2)."""
+"""`minipacs statement dicom|dicomweb`: what the running configuration does, as a conformance statement (PS3.2)."""
 
 from __future__ import annotations
 
@@ -38,3 +38,12 @@ def dicom(
         say_json({"statement": "dicom", "parts": [asdict(part) for part in parts]})
     else:
         say("# DICOM conformance statement\n\n" + markdown(parts))
+
+
+@app.command("dicomweb")
+def dicomweb(config: Config = None) -> None:
+    """Print the DICOMweb conformance statement. Needs neither the database nor a running server."""
+    from api.statement import statement
+    from archive.config import load
+
+    say("# DICOMweb conformance statement\n\n" + statement(load(config)))
