@@ -96,8 +96,9 @@ def _lines(settings: Settings) -> Iterator[str]:
         "Status codes: 200, 206 (some of it, or a range), 304, 400, 401, 403, 404, 406, 410 (purged, rejected, or "
         "replaced, with a Link to what stands for it), 416, 503. Rendered: `window` (linear), `viewport` (never "
         f"enlarged, no region), `quality`; thumbnails of {rendered.THUMBNAIL_PIXELS} pixels, nothing burnt in. "
-        "ETag and If-None-Match where images are given; Range on bulk data and on instances that leave as they lie. WADO-URI: contentType "
-        "application/dicom, image/jpeg, image/png; annotation, region, anonymize, presentationUID are refused. "
+        "ETag and If-None-Match where images are given; Range on bulk data and on instances that leave as they lie. "
+        "WADO-URI: contentType application/dicom, image/jpeg, image/png; annotation, region, anonymize, "
+        "presentationUID are refused. "
         "Not there: rendered studies and series, annotation, UPS-RS, Storage Commitment over DICOMweb."
     )
     yield ""

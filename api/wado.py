@@ -24,6 +24,7 @@ from archive.core import Archive
 from archive.dicom.syntaxes import EXPLICIT_BE, EXPLICIT_LE, LOSSY
 from archive.dicom.transcode import alternatives
 from archive.errors import Gone, InvalidRequest, NotAcceptable, NotFound, StorageFailed, UnreadableInstance
+from archive.manifest import only_listed
 from archive.outgoing import outgoing
 from archive.retrieve import Access, Stored, open_access, select, why_gone
 
@@ -51,9 +52,9 @@ def current(request: Request, given: Mapping[str, str]) -> list[Stored]:
 
     Raises:
         Gone: it was replaced, and by what; or purged, or rejected (REQ-DCM-84, 92).
-        NotFound: there is none.
+        NotFound: there is none, or the manifest by which it is asked for does not list it (`api.check_manifest`).
     """
-    manifest_of(request)  # 400 before anything else is looked at
+    manifest = manifest_of(request)
     archive = auth.archive_of(request)
     quality = Action.QUALITY in request.state.actor.may
     found = _select(archive, given, quality=quality)
@@ -61,6 +62,8 @@ def current(request: Request, given: Mapping[str, str]) -> list[Stored]:
     if any(not one.replaced and not one.stands() for one in found):
         found = _select(archive, given, quality=quality)
     standing = [one for one in found if not one.replaced]
+    if standing and manifest and archive.settings.api.check_manifest:
+        return only_listed(archive, standing, manifest)
     if standing:
         return standing
     if found:

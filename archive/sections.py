@@ -345,6 +345,10 @@ class Api(Section):
     cors_origins: tuple[Origin, ...] = Field(
         (), description="origins of other web applications whose scripts may call DICOMweb and the API with a token"
     )
+    check_manifest: bool = Field(
+        False,
+        description="whoever names a manifest (`KOS-SOPInstanceUID`) gets only what it lists; it has to be kept here",
+    )
     session_idle_seconds: int = Field(900, ge=60, description="a session of the desk ends after this silence")
 
 

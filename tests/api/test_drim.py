@@ -13,12 +13,16 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1, JPEGLSLossless
 
+from archive import accounts
+from archive.access import Actor
 from archive.audit.read import list_rows
-from archive.core import Archive
+from archive.config import Settings
+from archive.core import Archive, open_archive
 from archive.instance import Outcome
+from tests.api.conftest import serving
 from tests.api.test_accept import LOSSLESS_WISH, LOSSY_WISH
 from tests.api.test_wado import DATA, address, contents, keep, parts
-from tests.builders import ct_slice, new_uid
+from tests.builders import ct_slice, key_object, new_uid, part10
 
 __all__ = ["keep"]
 DICOM = "application/dicom"
@@ -97,3 +101,24 @@ def test_a_drimbox_is_told_what_is_wrong(
     assert ask(client, address(ds), LOSSLESS_WISH, kos="no UID").status_code == 400
     assert ask(client, "/dicom-web/studies/1.2.3", LOSSLESS_WISH).status_code == 404
     assert ask(client, address(ds), "text/html").status_code == 406
+
+
+@pytest.mark.req("REQ-DRIM-30")
+def test_a_manifest_that_is_checked_gives_what_it_lists_alone(settings: Settings, actor: Actor) -> None:
+    strict = settings.model_copy(update={"api": settings.api.model_copy(update={"check_manifest": True})})
+    listed, other = ct_slice(), ct_slice(number=2)
+    manifest = key_object(listed, title=("113030", "Manifest"))
+    with open_archive(strict, process="test") as archive, serving(archive) as url:
+        secret = accounts.create_token(archive, "robot", ["service"], actor=actor).secret
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {secret}"}, timeout=30) as client:
+            for ds in (listed, other, manifest):
+                sent = {"content": part10(ds), "headers": {"Content-Type": "application/dicom"}}
+                assert client.post("/dicom-web/studies", **sent).status_code == 200
+            kos = manifest.SOPInstanceUID
+            study = f"/dicom-web/studies/{listed.StudyInstanceUID}"
+            assert len(contents(ask(client, study, "*/*", kos=kos))) == 1
+            assert ask(client, address(listed, "/frames/1"), "*/*", kos=kos).status_code == 200
+            assert ask(client, address(other), "*/*", kos=kos).status_code == 404
+            assert ask(client, address(listed), "*/*", kos=other.SOPInstanceUID).status_code == 404  # is no manifest
+            assert ask(client, address(listed), "*/*", kos="1.2.3").status_code == 404
+            assert client.get(study, headers={"Accept": "*/*"}).status_code == 200  # who names none is not asked
