@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from email import message_from_bytes
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -28,8 +29,9 @@ from pydicom.uid import (
 
 from archive.access import Actor
 from archive.audit.read import list_rows
+from archive.clock import monotonic
 from archive.core import Archive
-from archive.dicom import xml
+from archive.dicom import lossless, xml
 from archive.errors import Rejected
 from archive.ingest import Outcome, ingest
 from archive.retrieve import select
@@ -478,6 +480,31 @@ def test_a_cancelled_download_stops_work(archive: Archive, client: httpx.Client,
             break
         threading.Event().wait(0.05)
     assert open_files() == set()
+
+
+def test_a_cancelled_download_stops_compressing_within_a_second(
+    client: httpx.Client, keep: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is made on the way out is made for somebody who listens: 200 frames, of which a few are made."""
+    ds = multi_frame(200)
+    ds.Rows = ds.Columns = 256
+    ds.PixelData = np.random.default_rng(1).integers(0, 4096, (200, 256, 256), "<u2").tobytes()
+    keep(ds)
+    made: list[float] = []
+    encode = lossless.encode
+
+    def counted(*arguments: Any, **more: Any) -> bytes:
+        made.append(monotonic())
+        return encode(*arguments, **more)
+
+    monkeypatch.setattr(lossless, "encode", counted)
+    wish = "application/dicom; transfer-syntax=1.2.840.10008.1.2.4.80"
+    with client.stream("GET", address(ds), headers={"Accept": wish}) as answer:
+        next(answer.iter_raw(1 << 16))
+    left = monotonic()
+    threading.Event().wait(1.5)
+    assert 0 < len(made) < 200
+    assert made[-1] - left < 1
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="no shared data: set MINIPACS_TEST_DATA")
