@@ -216,6 +216,7 @@ BULK_DATA = (
     Representation(OCTETS, EXPLICIT_LE, stored=True),
 )
 RENDERED = (Representation("image/jpeg"), Representation("image/png"))
+ALL_RENDERED = (Representation("image/jpeg", multipart=True), Representation("image/png", multipart=True))
 
 
 def of_objects(stored: str, syntaxes: Sequence[str], *, as_default: str, single: bool) -> tuple[Representation, ...]:

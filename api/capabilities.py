@@ -26,6 +26,7 @@ _OBJECTS = (_RELATED_DICOM, accept.DICOM)
 _TAKEN_IN = (_RELATED_DICOM, _RELATED_JSON, _RELATED_XML, accept.DICOM)
 _METADATA = (accept.JSON, _RELATED_XML)
 _PICTURES = tuple(one.media_type for one in accept.RENDERED)
+_ALL_PICTURES = tuple(accept.content_type(one) for one in accept.ALL_RENDERED)
 _FRAMES = tuple(dict.fromkeys(("application/octet-stream", *accept.FRAME_MEDIA_TYPES.values())))
 _SEARCH = ("includefield", "limit", "offset", "fuzzymatching", "emptyvaluematching", "multiplevaluematching", "strict")
 _RENDER = ("window", "viewport", "quality")
@@ -72,6 +73,10 @@ RESOURCES: dict[str, tuple[Method, ...]] = {
     **{
         f"{path}/rendered": (Method("GET", "retrieveRendered", _PICTURES, parameters=_RENDER),)
         for path in (INSTANCE, f"{INSTANCE}/frames/{{frame}}")
+    },
+    **{
+        f"{path}/rendered": (Method("GET", "retrieveRendered", _ALL_PICTURES, parameters=_RENDER),)
+        for path in (STUDY, SERIES)
     },
     f"{INSTANCE}/frames/{{frames}}": (Method("GET", "retrieveFrames", _FRAMES),),
     f"{INSTANCE}/bulkdata/{{path}}": (Method("GET", "retrieveBulkdata", ("application/octet-stream",)),),

@@ -1,15 +1,18 @@
-"""Pictures for people (PS3.18 10.4, Table 8.3.5-1): `/rendered` of a frame, `/thumbnail` at each level."""
+"""Pictures for people (PS3.18 10.4, Table 8.3.5-1): `/rendered` and `/thumbnail` at each level."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
+from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from api import accept, auth, conditional
-from api.wado import INSTANCE, SERIES, STUDY, begin, demand_copy, selected, wish_of
+from api import accept, auth, conditional, multipart
+from api.wado import INSTANCE, SERIES, STUDY, address_of, begin, demand_copy, selected, wish_of
 from archive.access import Action, Actor
 from archive.dicom import pixels
 from archive.dicom.render import render
@@ -41,6 +44,38 @@ def retrieve_rendered(request: Request) -> Response:
     )
 
 
+def retrieve_all_rendered(request: Request) -> Response:
+    """The first frame of each instance of a study or series, each a part; what has no picture is left out."""
+    actor = auth.demand_right(request, Action.SEE)
+    found = selected(request)
+    chosen = wish_of(request).demand(accept.ALL_RENDERED)
+    window, size = _window(request), _viewport(request)
+    quality = number(request.query_params.get("quality", "90"), "quality", 1, 100)
+    pictures = _pictures(found, media_type=chosen.media_type, window=window, size=size, quality=quality)
+    first = next(pictures, None)  # before anything is said: there may be none
+    if first is None:
+        raise NotAcceptable("there is no picture of this: no image that a decoder takes")
+    boundary = multipart.new_boundary()
+    headers = {"Content-Type": multipart.related_type(chosen.media_type, boundary)}
+    if request.method == "HEAD":
+        return Response(None, 200, headers)
+    access = begin(request, found, actor)
+
+    def parts() -> Iterator[multipart.Part]:
+        for one, made in chain([first], pictures):
+            access.count(one, len(made))
+            yield multipart.Part(chosen.media_type, iter((made,)), f"{address_of(request, one)}/rendered")
+
+    return StreamingResponse(multipart.in_threads(multipart.related(parts(), boundary)), 200, headers)
+
+
+def _pictures(found: Sequence[Stored], **how: Any) -> Iterator[tuple[Stored, bytes]]:
+    for one in found:
+        if one.pixel_offset is not None and one.stands():
+            with suppress(Unsupported):
+                yield one, render(one.path, **how)
+
+
 def retrieve_thumbnail(request: Request) -> Response:
     """A small picture of a study, a series, an instance or a frame, without anything written into it (REQ-DCM-99).
 
@@ -54,7 +89,7 @@ def retrieve_thumbnail(request: Request) -> Response:
     frame = _frame(request)
     for one in _middle_first(found):
         if frame is None:
-            count = _frames(one)
+            count = frames_of(one)
             if not count:
                 continue
         try:
@@ -90,7 +125,7 @@ def _middle_first(found: Sequence[Stored]) -> list[Stored]:
     return order[:TRIED]
 
 
-def _frames(one: Stored) -> int:
+def frames_of(one: Stored) -> int:
     """How many frames it has; 0 when that cannot be known."""
     try:
         return pixels.count(pixels.read_header(one.path))
@@ -177,6 +212,7 @@ def number(text: str, name: str, least: int, most: int) -> int:
 
 
 routes = [
+    *(Route(f"{path}/rendered", retrieve_all_rendered) for path in (STUDY, SERIES)),
     Route(f"{INSTANCE}/rendered", retrieve_rendered),
     Route(f"{INSTANCE}/frames/{{frame}}/rendered", retrieve_rendered),
     *(Route(f"{path}/thumbnail", retrieve_thumbnail) for path in (STUDY, SERIES, INSTANCE)),

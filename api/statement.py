@@ -99,7 +99,7 @@ def _lines(settings: Settings) -> Iterator[str]:
         "ETag and If-None-Match where images are given; Range on bulk data and on instances that leave as they lie. "
         "WADO-URI: contentType application/dicom, image/jpeg, image/png; annotation, region, anonymize, "
         "presentationUID are refused. "
-        "Not there: rendered studies and series, annotation, UPS-RS, Storage Commitment over DICOMweb."
+        "Not there: annotation, UPS-RS, Storage Commitment over DICOMweb."
     )
     yield ""
     yield "### Deleting"

@@ -12,7 +12,6 @@ from starlette.routing import Route
 from api import accept, auth, rendered
 from api.wado import alone, current, demand_copy
 from archive.access import Action
-from archive.dicom import pixels
 from archive.errors import InvalidRequest
 from archive.retrieve import Stored
 
@@ -35,9 +34,8 @@ def retrieve_object(request: Request) -> Response:
     demand_copy(one)
     kind = _kind(asked, one)
     if kind in (choice.media_type for choice in accept.RENDERED):
-        for name in ("transferSyntax",):
-            if name in asked:
-                raise InvalidRequest(f"{name} goes with contentType=application/dicom")
+        if "transferSyntax" in asked:
+            raise InvalidRequest("transferSyntax goes with contentType=application/dicom")
         return rendered.picture(
             request,
             one,
@@ -86,9 +84,9 @@ def _kind(asked: Mapping[str, str], one: Stored) -> str:
         return accept.Wish((), accept.parse(header)).demand(_FORMS).media_type
     if any(name in asked for name in _OF_PICTURES):
         return accept.RENDERED[0].media_type
-    if "transferSyntax" in asked or one.pixel_offset is None:
+    if "transferSyntax" in asked or one.pixel_offset is None or rendered.frames_of(one) != 1:
         return accept.DICOM
-    return accept.RENDERED[0].media_type if pixels.count(pixels.read_header(one.path)) == 1 else accept.DICOM
+    return accept.RENDERED[0].media_type
 
 
 def _window(asked: Mapping[str, str]) -> tuple[float, float] | None:

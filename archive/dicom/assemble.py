@@ -25,7 +25,7 @@ DEEPEST = 64  # sequences within sequences
 _KEY = re.compile(r"[0-9A-F]{8}")
 _VRS = values.TEXT | values.BINARY | frozenset(values.NUMBERS) | {"AT", "SQ"}
 _PIXEL_DATA, _FRAMES, _CLASS, _INSTANCE, _SYNTAX = "7FE00010", "00280008", "00080016", "00080018", "00020010"
-_ITEM = 0xFFFEE000
+_ITEM, _STRUCTURE = 0xFFFEE000, "FFFE0000"  # from here on: no attributes, but what holds items together
 # The syntax of a compressed frame that names none (PS3.18 Table 8.7.3-5).
 _DEFAULT_SYNTAX = {
     "image/jpeg": f"{JPEG}70", "image/dicom-rle": RLE, "image/x-dicom-rle": RLE, "image/jls": f"{JPEG}80",
@@ -94,8 +94,8 @@ def _data_set(
         raise UnreadableInstance("sequences within sequences, too deep")
     for key in sorted(data_set):
         element = data_set[key]
-        vr = element.get("vr") if isinstance(element, Mapping) else None
-        if not _KEY.fullmatch(key) or vr not in _VRS:
+        vr = str(element.get("vr")) if isinstance(element, Mapping) else ""
+        if not _KEY.fullmatch(key) or key >= _STRUCTURE or vr not in _VRS:
             raise UnreadableInstance("the metadata hold something that is no attribute")
         tag = int(key, 16)
         if vr == "SQ":
@@ -120,7 +120,8 @@ def _data_set(
 
 
 def _items(element: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    items = [one or {} for one in element.get("Value") or ()]
+    found = element.get("Value") or []
+    items = [one or {} for one in found] if isinstance(found, list) else [found]
     if not all(isinstance(one, Mapping) for one in items):
         raise UnreadableInstance("a sequence holds something that is no item")
     return items

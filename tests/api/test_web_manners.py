@@ -22,7 +22,7 @@ from archive.config import Settings
 from archive.core import Archive, open_archive
 from archive.instance import Outcome
 from tests.api.conftest import serving
-from tests.api.test_wado import address, data_set_of, keep, multi_frame
+from tests.api.test_wado import address, contents, data_set_of, keep, multi_frame, parts
 from tests.builders import ct_slice, new_uid, part10
 
 pytestmark = pytest.mark.req("REQ-DCM-96")
@@ -242,6 +242,24 @@ def test_a_thumbnail_is_there_at_each_level_and_shows_pixels_alone(
         small = client.get(f"{path}/thumbnail?viewport=40,40", headers={"Accept": "image/png"})
         assert Image.open(io.BytesIO(small.content)).size == (30, 40)
     assert client.get(address(ds, "/frames/9/thumbnail")).status_code == 404
+
+
+@pytest.mark.req("REQ-DCM-90")
+def test_a_study_and_a_series_are_rendered_a_part_for_each_picture(
+    client: httpx.Client, keep: Callable[..., Outcome]
+) -> None:
+    report = ct_slice(Rows=None, Columns=None, PixelData=None, SeriesNumber=0, SeriesInstanceUID=new_uid("report"))
+    ds = ct_slice()
+    keep(report, ds, ct_slice(number=2))
+    study = f"/dicom-web/studies/{ds.StudyInstanceUID}"
+    for path in (study, f"{study}/series/{ds.SeriesInstanceUID}"):
+        answer = client.get(f"{path}/rendered?viewport=8,8", headers={"Accept": 'multipart/related; type="image/png"'})
+        assert answer.headers["content-type"].startswith('multipart/related; type="image/png"')
+        found = parts(answer)
+        assert [kind for kind, _ in found] == ["image/png"] * 2
+        assert contents(answer)[0] == client.get(address(ds, "/rendered?viewport=8,8&accept=image/png")).content
+    assert client.get(f"{study}/series/{report.SeriesInstanceUID}/rendered").status_code == 406
+    assert client.get(f"{study}/rendered", headers={"Accept": "image/jpeg"}).status_code == 406  # several
 
 
 @pytest.mark.req("REQ-DCM-99")
