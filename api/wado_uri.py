@@ -28,8 +28,8 @@ def retrieve_object(request: Request) -> Response:
     Without `contentType` an image of one frame comes as a picture, everything else as DICOM (PS3.18 Table 8.7.4-1).
     What is asked for and not done here (`anonymize`, `region`…) is refused: nobody is to take what came for it.
     """
-    asked = _parameters(request)
     actor = auth.demand_right(request, Action.SEE)
+    asked = _parameters(request)
     one = current(request, _place(asked))[0]
     demand_copy(one)
     kind = _kind(asked, one)
