@@ -23,7 +23,11 @@ _SAME = {  # old or loose names of a media type
     "image/x-jls": "image/jls",
     "image/x-dicom-rle": "image/dicom-rle",
     "video/mpeg2": "video/mpeg",
+}
+_WIDER = {  # a media type that means another one too, where that is what there is
     "application/json": "application/dicom+json",
+    "text/xml": "application/dicom+xml",
+    "application/xml": "application/dicom+xml",
 }
 # The media type of one compressed frame (PS3.18 Table 8.7.3-5).
 FRAME_MEDIA_TYPES = {
@@ -55,7 +59,8 @@ class Representation:
     """One form in which a resource can be given.
 
     `default`: given when the range names no transfer syntax. `stored`: what `transfer-syntax=*` means. Without
-    `open_type`, only a range that names the very media type leads here, no wildcard.
+    `open_type`, only a range that names the very media type leads here, no wildcard. `recompressed`: made by
+    compressing anew what is stored compressed otherwise; whoever accepts the stored form too gets that.
     """
 
     media_type: str
@@ -64,6 +69,7 @@ class Representation:
     default: bool = True
     stored: bool = False
     open_type: bool = True
+    recompressed: bool = False
 
 
 _PART = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*"?)+')
@@ -118,16 +124,22 @@ def _unquote(value: str) -> str:
 def choose(ranges: Iterable[Range], offers: Sequence[Representation]) -> Representation | None:
     """The offer that the asker prefers; among equals the one named first. None: nothing is acceptable.
 
-    The most specific range that matches an offer gives its quality (RFC 9110 12.5.1); 0 excludes it.
+    The most specific range that matches an offer gives its quality (RFC 9110 12.5.1); 0 excludes it. Pixels are not
+    compressed anew for somebody who takes them as they are stored (REQ-DRIM-03).
     """
-    best, best_quality = None, 0.0
     ranges = tuple(ranges)
-    for offer in offers:
-        matching = [(precision, one.quality) for one in ranges if (precision := _precision(one, offer))]
-        quality = max(matching)[1] if matching else 0.0
-        if quality > best_quality:
+    wanted = [(offer, quality) for offer in offers if (quality := _quality(ranges, offer)) > 0]
+    as_stored = any(offer.stored for offer, _ in wanted)
+    best, best_quality = None, 0.0
+    for offer, quality in wanted:
+        if quality > best_quality and not (as_stored and offer.recompressed):
             best, best_quality = offer, quality
     return best
+
+
+def _quality(ranges: Sequence[Range], offer: Representation) -> float:
+    matching = [(precision, one.quality) for one in ranges if (precision := _precision(one, offer))]
+    return max(matching)[1] if matching else 0.0
 
 
 def _precision(one: Range, offer: Representation) -> int:
@@ -135,7 +147,7 @@ def _precision(one: Range, offer: Representation) -> int:
     if one.multipart not in (None, offer.multipart) or not _same_syntax(one.transfer_syntax, offer):
         return 0
     group = f"{offer.media_type.partition('/')[0]}/*"
-    if one.media_type == offer.media_type:
+    if offer.media_type in (one.media_type, _WIDER.get(one.media_type)):
         precision = 30
     elif one.media_type in (group, "*/*") and offer.open_type:
         precision = 20 if one.media_type == group else 10
@@ -195,12 +207,16 @@ def content_type(offer: Representation) -> str:
 
 # Tables: what each resource can be given as, the preferred first.
 
-METADATA = (Representation("application/dicom+json"),)
+JSON, XML = "application/dicom+json", "application/dicom+xml"
+METADATA = (Representation(JSON), Representation(XML, multipart=True))
+STORED = (Representation(JSON), Representation(XML))  # what became of what was sent
+CAPABILITIES = (Representation("application/vnd.sun.wadl+xml"), Representation("application/json"))
 BULK_DATA = (
     Representation(OCTETS, EXPLICIT_LE, multipart=True, stored=True),
     Representation(OCTETS, EXPLICIT_LE, stored=True),
 )
 RENDERED = (Representation("image/jpeg"), Representation("image/png"))
+ALL_RENDERED = (Representation("image/jpeg", multipart=True), Representation("image/png", multipart=True))
 
 
 def of_objects(stored: str, syntaxes: Sequence[str], *, as_default: str, single: bool) -> tuple[Representation, ...]:
@@ -209,13 +225,18 @@ def of_objects(stored: str, syntaxes: Sequence[str], *, as_default: str, single:
     `as_default` is the one given when nobody names a syntax: Explicit VR Little Endian, or the stored one where that
     is all there is (PS3.18 8.7.3.1). `single`: one instance was asked for, which may come without multipart.
     """
-    offers = []
-    for multipart in (True, False) if single else (True,):
-        for syntax in (stored, *(other for other in syntaxes if other != stored)):
-            offers.append(
-                Representation(DICOM, syntax, multipart, default=syntax == as_default, stored=syntax == stored)
-            )
-    return tuple(offers)
+    return tuple(
+        Representation(
+            DICOM,
+            syntax,
+            multipart,
+            default=syntax == as_default,
+            stored=syntax == stored,
+            recompressed=stored not in NATIVE and syntax not in NATIVE and syntax != stored,
+        )
+        for multipart in ((True, False) if single else (True,))
+        for syntax in dict.fromkeys((stored, *syntaxes))
+    )
 
 
 def of_frames(stored: str, *, decodable: bool, lossy: bool, single: bool) -> tuple[Representation, ...]:

@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from api import auth, viewer
 from api.answers import as_json, position
+from api.openapi import description
 from api.studies import Search, described, find_studies, kept, line, text
 from archive import heartbeat, probing, repository, testbed, timekeeping, work_items
 from archive.access import Action, Actor
@@ -306,7 +307,7 @@ def _clock(request: Request, simulation: Simulation) -> dict[str, Any]:
 @openapi_router.get("/api/openapi.json", include_in_schema=False)
 def openapi(request: Request, actor: Anybody) -> Response:
     """The description of this API."""
-    return as_json(request.app.openapi())
+    return as_json(description(request.app))
 
 
 def _instant(text: str | None, *, last: bool = False) -> datetime | None:

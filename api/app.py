@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import structlog
 from anyio import CapacityLimiter, move_on_after
@@ -11,6 +12,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
@@ -21,6 +24,8 @@ from api import (
     admin,
     auth,
     bulkdata,
+    capabilities,
+    changes,
     dose,
     fhir,
     frames,
@@ -38,11 +43,13 @@ from api import (
     purges,
     qido,
     rejections,
+    removal,
     rendered,
     retention,
     stow,
     viewer,
     wado,
+    wado_uri,
     work,
 )
 from archive.clock import monotonic
@@ -52,8 +59,24 @@ from archive.errors import ArchiveError, InvalidRequest, NotAllowed, NotAuthenti
 log = structlog.get_logger(__name__)
 
 INGEST_THREADS = 16
+GZIP_BYTES = 1024  # JSON and XML below are not worth it
+# Pixels do not get smaller; pages, where a search stands beside what it found, give nothing away by their length.
+_NOT_GZIPPED = ("application/dicom", "application/octet-stream", "multipart/*", "image/*", "video/*", "text/*")
+_CROSS_ORIGIN: dict[str, Any] = {  # what scripts of other origins may ask for, and read: never with our cookie
+    "allow_methods": ("GET", "HEAD", "POST", "DELETE"),
+    "allow_headers": (
+        "Accept",
+        "Authorization",
+        "Content-Type",
+        "If-None-Match",
+        "If-Range",
+        "KOS-SOPInstanceUID",
+        "Range",
+    ),
+    "expose_headers": ("Accept-Ranges", "Content-Location", "Content-Range", "ETag", "Link", "Retry-After", "Warning"),
+}
 BODY_SECONDS = 60.0  # of silence in the middle of a request's body
-_MACHINES = ("/dicom-web", "/api", "/healthz", "/readyz", "/metrics")  # answered with problems, not with pages
+_MACHINES = ("/dicom-web", "/wado", "/api", "/healthz", "/readyz", "/metrics")  # answered with problems, not with pages
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
 _HEADERS = {
     "content-security-policy": (
@@ -78,6 +101,9 @@ def create_app(archive: Archive) -> FastAPI:
     app.state.metrics = probes.Metrics(archive)
     app.state.logins = CapacityLimiter(auth.LOGINS_AT_ONCE)
     app.state.ingest_pool = ThreadPoolExecutor(INGEST_THREADS, thread_name_prefix="stow")
+    app.add_middleware(GZipMiddleware, minimum_size=GZIP_BYTES, compresslevel=1, exclude_content_types=_NOT_GZIPPED)
+    if archive.settings.api.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=archive.settings.api.cors_origins, **_CROSS_ORIGIN)
     app.add_middleware(Shell, metrics=app.state.metrics)
     app.add_exception_handler(ArchiveError, _archive_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -85,11 +111,15 @@ def create_app(archive: Archive) -> FastAPI:
 
     app.router.routes.append(Mount("/static", StaticFiles(packages=[("api", "static")]), name="static"))
     searches = (route for route in qido.router.routes if isinstance(route, Route))
-    for route in (*searches, *wado.routes, *bulkdata.routes, *frames.routes, *rendered.routes, *stow.routes):
+    retrievals = (*wado.routes, *bulkdata.routes, *frames.routes, *rendered.routes)
+    for route in (*searches, *retrievals, *stow.routes, *removal.routes, *capabilities.routes):
         app.router.add_route(f"/dicom-web{route.path}", route.endpoint, methods=sorted(route.methods or ()))
+    app.router.add_route("/dicom-web", capabilities.describe, methods=["GET", "OPTIONS"])
+    app.router.routes.extend(wado_uri.routes)
     app.include_router(admin.router)
     app.include_router(retention.router)
     app.include_router(purges.router)
+    app.include_router(changes.router)
     app.include_router(admin.openapi_router)
     app.include_router(hl7.router)
     app.include_router(patients.router)

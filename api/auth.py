@@ -55,7 +55,7 @@ def source_of(request: Request) -> str:
 def door_of(request: Request) -> Door:
     """Where the caller came in."""
     path = request.url.path
-    if path.startswith("/dicom-web"):
+    if path.startswith(("/dicom-web", "/wado")):
         return Door.DICOMWEB
     if path.startswith("/fhir"):
         return Door.FHIR
@@ -177,6 +177,12 @@ class _Attempt:
     type: str | None = None
 
 
+_CHANGES = {  # over DICOMweb
+    "POST": _Attempt(Event.INSTANCES_TRANSFERRED, "C"),
+    "DELETE": _Attempt(Event.INSTANCES_ACCESSED, "D"),
+}
+
+
 def audit_refusal(request: Request, error: NotAuthenticated | NotAllowed) -> None:
     """Commit the audit row of a refusal; the answer follows (law 4). Raises Unavailable when it cannot be written."""
     if getattr(request.state, "audited", False):
@@ -211,10 +217,9 @@ def resource_of(scope: MutableMapping[str, Any]) -> str:
 def _attempted(request: Request) -> _Attempt:
     """What a known caller was about to do, in the words of sheet 40 §2."""
     path = request.url.path.rstrip("/")
-    if path.startswith("/dicom-web"):
-        if request.method == "POST":
-            return _Attempt(Event.INSTANCES_TRANSFERRED, "C")
-        return _Attempt(Event.QUERY, "E") if _QIDO.fullmatch(path) else _Attempt(Event.INSTANCES_TRANSFERRED, "R")
+    if path.startswith(("/dicom-web", "/wado")):
+        retrieval = _Attempt(Event.QUERY, "E") if _QIDO.fullmatch(path) else _Attempt(Event.INSTANCES_TRANSFERRED, "R")
+        return _CHANGES.get(request.method, retrieval)
     if request.method == "POST" and path.startswith("/api/v1/work-items"):
         return _Attempt(Event.PATIENT_RECORD, "U")
     for prefix, (event, action) in _API_EVENTS.items():

@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from api import accept, auth, multipart
+from api import accept, auth, conditional, multipart
 from api.wado import INSTANCE, address_of, begin, demand_copy, read, selected, wish_of
 from archive.access import Action
-from archive.dicom.bulk import bulk_data, bulk_frames
+from archive.dicom.bulk import bulk_data, bulk_frames, bulk_length
 from archive.errors import InvalidRequest, NotAcceptable, NotFound, Unsupported
 from archive.outgoing import outgoing
 from archive.retrieve import Stored
@@ -33,10 +34,11 @@ def retrieve_bulk_data(request: Request) -> Response:
     if changes is not None and int(path[:8], 16) in changes.attributes:
         raise NotFound("this value was corrected: the metadata have it")  # REQ-DCM-70: at no door as it was
     stored = one.transfer_syntax_uid
+    where: Any = {"data_set_offset": one.data_set_offset, "transfer_syntax_uid": stored}
+    length = 0
     try:
-        octets: Iterator[bytes] | None = read(
-            bulk_data(one.path, path, data_set_offset=one.data_set_offset, transfer_syntax_uid=stored)
-        )
+        length = bulk_length(one.path, path, **where)
+        octets: Iterator[bytes] | None = read(bulk_data(one.path, path, **where))
         offers: tuple[accept.Representation, ...] = accept.BULK_DATA
         encoded: Iterator[bytes] = iter(())
     except Unsupported as error:
@@ -47,9 +49,21 @@ def retrieve_bulk_data(request: Request) -> Response:
     kind = accept.content_type(replace(chosen, multipart=False))
     boundary = multipart.new_boundary()
     whole = multipart.related_type(chosen.media_type, boundary) if chosen.multipart else kind
+    tag = conditional.tag_of([one], chosen, path, weak=chosen.multipart)
+    headers = {"Content-Type": whole, **conditional.headers(tag)}
+    status = 200
+    if octets is not None and not chosen.multipart:
+        asked = conditional.range_of(request, tag, length)
+        status, more = conditional.span(asked, length)
+        headers |= more
+        if asked is not None:
+            start, end = asked
+            octets = read(bulk_data(one.path, path, **where, start=start, end=end))
     if request.method == "HEAD":
-        return Response(None, 200, {"Content-Type": whole})
+        return Response(None, status, headers)
     begin(request, [one], actor)
+    if conditional.is_known(request, tag):
+        return conditional.not_modified(tag)
     address = f"{address_of(request, one)}/bulkdata/{path}"
     if octets is None:
         body = multipart.related((multipart.Part(kind, iter((frame,)), address) for frame in encoded), boundary)
@@ -57,7 +71,7 @@ def retrieve_bulk_data(request: Request) -> Response:
         body = multipart.related([multipart.Part(kind, octets, address)], boundary)
     else:
         body = octets
-    return StreamingResponse(multipart.in_threads(body), 200, {"Content-Type": whole})
+    return StreamingResponse(multipart.in_threads(body), status, headers)
 
 
 def _encoded_frames(one: Stored, path: str, why: Unsupported) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from api import auth, multipart
-from api.answers import as_json, position
+from api.answers import as_json, given_as, position
 from archive.access import Action, Actor
 from archive.core import Archive
 from archive.dicom.dose import FIGURES, Dose
@@ -42,7 +42,7 @@ def dose_of_study(request: Request, study: str, actor: MayFind) -> Response:
     return as_json({"items": [_shape(one) for one in found], "next": None})
 
 
-@router.get("/dose")
+@router.get("/dose", responses=given_as("application/json", "text/csv"))
 def doses(
     request: Request,
     actor: MayFind,

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from api import accept, auth, multipart
+from api import accept, auth, conditional, multipart
 from api.wado import INSTANCE, address_of, begin, demand_copy, selected, wish_of
 from archive.access import Action
 from archive.dicom import frames, pixels, syntaxes
@@ -38,18 +38,23 @@ def retrieve_frames(request: Request) -> Response:
         stored, decodable=pixels.can_decode(stored), lossy=stored in syntaxes.LOSSY, single=len(numbers) == 1
     )
     chosen = wish_of(request).demand(offers)
+    tag = conditional.tag_of([one], chosen, numbers, weak=chosen.multipart)
+    if conditional.is_known(request, tag):
+        begin(request, [one], actor)
+        return conditional.not_modified(tag)
     decoded = stored not in syntaxes.NATIVE and chosen.transfer_syntax == syntaxes.EXPLICIT_LE
     read = _read(one, numbers, decoded=decoded)
     first = _first(read)  # before anything is said: there may be no such frame
     kind = accept.content_type(replace(chosen, multipart=False))
     boundary = multipart.new_boundary()
     whole = multipart.related_type(chosen.media_type, boundary) if chosen.multipart else kind
+    headers = {"Content-Type": whole, **conditional.headers(tag)}
     if request.method == "HEAD":
-        return Response(None, 200, {"Content-Type": whole})
+        return Response(None, 200, headers)
     access = begin(request, [one], actor)
     access.count(one, len(first))
     if not chosen.multipart:
-        return Response(first, headers={"Content-Type": whole})
+        return Response(first, headers=headers)
     address = f"{address_of(request, one)}/frames"
     parts = (
         multipart.Part(kind, iter((frame,)), f"{address}/{number}")
@@ -57,8 +62,8 @@ def retrieve_frames(request: Request) -> Response:
     )
     body = multipart.related(parts, boundary)
     if len(numbers) == 1:
-        return Response(b"".join(body), headers={"Content-Type": whole})
-    return StreamingResponse(multipart.in_threads(body), headers={"Content-Type": whole})
+        return Response(b"".join(body), headers=headers)
+    return StreamingResponse(multipart.in_threads(body), headers=headers)
 
 
 def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:

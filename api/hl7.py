@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api import auth
-from api.answers import as_json, position
+from api.answers import as_json, given_as, position
 from archive import messages
 from archive.access import Action, Actor
 from archive.audit.record import Event, record
@@ -46,7 +46,7 @@ def hl7_messages(
     return as_json({"items": found[:limit], "next": following})
 
 
-@router.get("/messages/{message}/raw")
+@router.get("/messages/{message}/raw", responses=given_as("application/hl7-v2"))
 def hl7_message(
     request: Request, message: Annotated[int, Path(ge=1, lt=1 << 62, description="its `id`")], actor: MayFind
 ) -> Response:

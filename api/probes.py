@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from api import auth
 from archive import heartbeat, probing, repository, timekeeping
@@ -102,13 +102,13 @@ def _free_bytes(archive: Archive) -> float:
         return math.nan
 
 
-@router.get("/healthz", tags=["probes"])
+@router.get("/healthz", tags=["probes"], response_class=PlainTextResponse)
 async def healthz() -> Response:
     """The process answers."""
     return Response("ok\n", media_type="text/plain")
 
 
-@router.get("/readyz", tags=["probes"])
+@router.get("/readyz", tags=["probes"], responses={503: {"description": "not ready; the same, with the reasons"}})
 def readyz(request: Request) -> Response:
     """200 when every edge listens and the schema is right; else 503 with the reasons. What works and needs somebody's
     attention, the audit repository or the clock, is among the warnings."""
@@ -127,7 +127,7 @@ def readyz(request: Request) -> Response:
     return Response(orjson.dumps(body), 503 if reasons else 200, media_type="application/json")
 
 
-@router.get("/metrics", tags=["probes"])
+@router.get("/metrics", tags=["probes"], response_class=PlainTextResponse)
 def metrics(request: Request) -> Response:
     """Figures for Prometheus; from elsewhere than this host with a right to *system, metrics*."""
     if not _is_local(auth.source_of(request)):

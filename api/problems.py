@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from archive import errors
-from archive.errors import ArchiveError, Gone, NotAuthenticated, Unavailable
+from archive.errors import ArchiveError, Gone, NotAuthenticated, StillKept, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +38,7 @@ STATUS: dict[type[ArchiveError], int] = {
     errors.NotFound: 404,
     errors.NotAcceptable: 406,
     errors.Conflict: 409,
+    errors.StillKept: 409,
     errors.IdentifierInUse: 409,
     errors.MergedAway: 409,
     errors.InsNotQualified: 409,
@@ -91,6 +92,8 @@ def of_archive(error: ArchiveError) -> Problem:
         headers["Retry-After"] = str(RETRY_SECONDS)
     if isinstance(error, NotAuthenticated):
         headers["WWW-Authenticate"] = 'Bearer realm="minipacs"'
+    if isinstance(error, StillKept):
+        facts |= {"keep_until": error.until, "reasons": error.reasons}
     if isinstance(error, Gone) and error.alternate:
         facts["alternate"] = error.alternate
     if isinstance(error, Gone) and error.place:  # REQ-DCM-84

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api import auth
-from api.answers import as_json, position
+from api.answers import as_json, given_as, position
 from archive.access import Action, Actor
 from archive.core import Archive
 from archive.index.asked import audit_query
@@ -89,7 +89,7 @@ def one_purge(request: Request, purge: str, actor: MaySeePurges) -> Response:
     return as_json({**found.shape(), "certificate": found.certificate})
 
 
-@router.get("/purges/{purge}/certificate")
+@router.get("/purges/{purge}/certificate", responses=given_as("application/json", "application/pdf"))
 def certificate(
     request: Request, purge: str, actor: MaySeePurges, *, format: Literal["json", "pdf"] = "json"
 ) -> Response:

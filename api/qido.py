@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import orjson
 from fastapi import APIRouter
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api import accept, auth
+from api.documents import documents
 from api.wado import uid_of, wish_of
 from archive.access import Action
 from archive.audit.record import Outcome
@@ -28,9 +28,10 @@ from archive.index.computed import COMPUTED, COMPUTED_BY_TAG
 from archive.index.match import Key, is_asking
 from archive.index.query import TIMEZONE_OFFSET, Query, Row
 
-LITERAL = "The fuzzymatching parameter is not supported. Only literal matching has been performed."
+EMPTY = '""'  # what a key says that asks for no value (PS3.4 C.2.2.2.7)
 SHOWN = 20  # parameters that a warning names
 COUNTED = 1000  # further results are counted up to here
+_SWITCHES = ("fuzzymatching", "emptyvaluematching", "multiplevaluematching", "strict")
 _STUDY_UID, _SERIES_UID, _SOP_UID = "0020000D", "0020000E", "00080018"
 _PATH = {"study": 0x0020000D, "series": 0x0020000E}
 _RETRIEVE_URL = 0x00081190
@@ -72,14 +73,19 @@ _TAGS = {
 
 @dataclass(slots=True)
 class _Asked:
-    """A request, read. `ignored` are parameters that are not known here."""
+    """A request, read. `ignored` are parameters that are not known here; `further` keys ask more of an attribute with
+    several values that `keys` asks something of already."""
 
     keys: dict[int, Key] = field(default_factory=dict)
+    further: list[Key] = field(default_factory=list)
     included: set[int] = field(default_factory=set)
     everything: bool = False
     limit: int | None = None
     offset: int = 0
     strict: bool = False
+    fuzzymatching: bool = False
+    emptyvaluematching: bool = False
+    multiplevaluematching: bool = False
     warnings: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
 
@@ -114,7 +120,7 @@ for _path, _endpoint in (
 def _search(request: Request, level: Level) -> Response:
     """Runs in a worker thread. 200, 204 for no match, 400, 401, 403, 406, 503."""
     actor = auth.demand_right(request, Action.FIND)
-    wish_of(request).demand(accept.METADATA)
+    form = wish_of(request).demand(accept.METADATA)
     archive = auth.archive_of(request)
     parameters = {
         "resource": request.url.path,
@@ -127,7 +133,7 @@ def _search(request: Request, level: Level) -> Response:
         limit = min(asked.limit or most, most)
         query = Query(
             level,
-            tuple(key for key in asked.keys.values() if is_asking(key)),
+            tuple(key for key in (*asked.keys.values(), *asked.further) if is_asking(key)),
             want=frozenset(tag for tag in fields if tag in index.returnable(level)),
             limit=limit + 1,
             offset=asked.offset,
@@ -147,10 +153,7 @@ def _search(request: Request, level: Level) -> Response:
         conn.commit()  # nothing was written; after a rollback PostgreSQL's driver would prepare statements anew
     if asked.ignored:
         asked.warnings.append(f"The following parameters are not supported and were ignored: {_names(asked.ignored)}")
-    if found:
-        response = Response(orjson.dumps(found), media_type="application/dicom+json")
-    else:
-        response = Response(status_code=204)
+    response = documents(found, form) if found else Response(status_code=204)
     for warning in asked.warnings:
         response.headers.append("Warning", f'299 {service}: "{warning}"')
     return response
@@ -168,14 +171,16 @@ def _more(total: int, asked: _Asked, limit: int) -> str:
 def _read(request: Request, level: Level) -> _Asked:
     """Raises InvalidRequest or InvalidQuery (400)."""
     asked = _Asked()
-    for name, value in request.query_params.multi_items():
+    given = request.query_params.multi_items()
+    for name, value in given:  # how the others are read
+        if name in _SWITCHES:
+            setattr(asked, name, _truth(name, value))
+    for name, value in given:
         if name == "includefield":
             _include(asked, value, level)
         elif name in ("limit", "offset"):
             setattr(asked, name, _count(name, value))
-        elif name in ("fuzzymatching", "emptyvaluematching", "multiplevaluematching", "strict"):
-            _switch(asked, name, _truth(name, value))
-        elif name != "accept":
+        elif name != "accept" and name not in _SWITCHES:
             _match(asked, name, value, level)
     if asked.limit == 0:
         raise InvalidRequest("limit must be 1 or more")
@@ -188,15 +193,6 @@ def _read(request: Request, level: Level) -> _Asked:
     if asked.strict and asked.ignored:
         raise InvalidRequest(f"not supported here: {_names(asked.ignored)}")
     return asked
-
-
-def _switch(asked: _Asked, name: str, on: bool) -> None:
-    if name == "strict":
-        asked.strict = on
-    elif on and name == "fuzzymatching":
-        asked.warnings.append(LITERAL)
-    elif on:
-        asked.ignored.append(name)
 
 
 def _include(asked: _Asked, value: str, level: Level) -> None:
@@ -225,11 +221,24 @@ def _match(asked: _Asked, name: str, value: str, level: Level) -> None:
     if len(path) == 1:
         if known is not None:
             raise InvalidQuery("an attribute is given twice", tag=first)
-        if vr == "UI" or first == _MODALITIES:
-            value = value.replace(",", "\\")
-        asked.keys[first] = Key(first, vr, value)
+        asked.keys[first], *further = _keys(asked, first, vr, value)
+        asked.further += further
     else:
         asked.keys[first] = _within(known or Key(first, "SQ"), path[1:], value)
+
+
+def _keys(asked: _Asked, tag: int, vr: str, value: str) -> list[Key]:
+    """What is asked of one attribute; several keys have to be met all (PS3.4 C.2.2.2.8)."""
+    if asked.emptyvaluematching and value == EMPTY:
+        return [Key(tag, vr, value, empty=True)]
+    if asked.multiplevaluematching and index.is_multivalued(tag) and vr != "UI":
+        parts = [part for part in value.replace(",", "\\").split("\\") if part]
+        return [Key(tag, vr, part) for part in dict.fromkeys(parts)] or [Key(tag, vr)]
+    if vr == "UI" or tag == _MODALITIES:
+        value = value.replace(",", "\\")
+    if asked.fuzzymatching and vr == "PN" and not set(value) & set("*?"):
+        value = "=".join("^".join(f"{part}*" for part in group.split("^")) for group in value.split("="))
+    return [Key(tag, vr, value)]
 
 
 def _within(sequence: Key, path: list[int], value: str) -> Key:

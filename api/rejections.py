@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from api import auth, multipart
-from api.answers import as_json
+from api.answers import as_json, given_as
 from archive.access import Action, Actor
 from archive.core import Archive
 from archive.instance import Rejection
@@ -63,7 +63,7 @@ def rejections_of(request: Request, study: str, actor: MayReview) -> Response:
     return as_json({"items": [one.shape() for one in found], "next": None})
 
 
-@router.get("/rejections/{note}")
+@router.get("/rejections/{note}", responses=given_as("application/dicom"))
 def note(request: Request, note: str, actor: MayReview) -> Response:
     """A rejection note as DICOM, also one that no query shows."""
     pieces = note_file(auth.archive_of(request), note, actor=actor)

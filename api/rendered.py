@@ -1,19 +1,27 @@
-"""Pictures for people: /rendered of an instance and of a frame (PS3.18 10.4, Table 8.3.5-1)."""
+"""Pictures for people (PS3.18 10.4, Table 8.3.5-1): `/rendered` and `/thumbnail` at each level."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
+from typing import Any
+
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from api import accept, auth
-from api.wado import INSTANCE, begin, demand_copy, selected, wish_of
-from archive.access import Action
+from api import accept, auth, conditional, multipart
+from api.wado import INSTANCE, SERIES, STUDY, address_of, begin, demand_copy, selected, wish_of
+from archive.access import Action, Actor
 from archive.dicom import pixels
 from archive.dicom.render import render
-from archive.errors import InvalidRequest, NotAcceptable, NotFound, Unsupported
+from archive.errors import InvalidRequest, NotAcceptable, NotFound, UnreadableInstance, Unsupported
+from archive.retrieve import Stored
 
 MOST_PIXELS = 16384  # of a side of a viewport
+THUMBNAIL_PIXELS = 200  # of a side, unless a viewport is given
+TRIED = 16  # instances of a series that are looked at for a picture of it
 
 
 def retrieve_rendered(request: Request) -> Response:
@@ -24,25 +32,144 @@ def retrieve_rendered(request: Request) -> Response:
     actor = auth.demand_right(request, Action.SEE)
     one = selected(request)[0]
     chosen = wish_of(request).demand(accept.RENDERED)
-    demand_copy(one)
-    frame = _number(str(request.path_params.get("frame", "1")), "frame", 1, 1 << 31)
-    window, size, quality = _window(request), _viewport(request), request.query_params.get("quality", "90")
+    return picture(
+        request,
+        one,
+        actor,
+        media_type=chosen.media_type,
+        frame=_frame(request) or 1,
+        window=_window(request),
+        size=_viewport(request),
+        quality=number(request.query_params.get("quality", "90"), "quality", 1, 100),
+    )
+
+
+def retrieve_all_rendered(request: Request) -> Response:
+    """The first frame of each instance of a study or series, each a part; what has no picture is left out."""
+    actor = auth.demand_right(request, Action.SEE)
+    found = selected(request)
+    chosen = wish_of(request).demand(accept.ALL_RENDERED)
+    window, size = _window(request), _viewport(request)
+    quality = number(request.query_params.get("quality", "90"), "quality", 1, 100)
+    pictures = _pictures(found, media_type=chosen.media_type, window=window, size=size, quality=quality)
+    first = next(pictures, None)  # before anything is said: there may be none
+    if first is None:
+        raise NotAcceptable("there is no picture of this: no image that a decoder takes")
+    boundary = multipart.new_boundary()
+    headers = {"Content-Type": multipart.related_type(chosen.media_type, boundary)}
+    if request.method == "HEAD":
+        return Response(None, 200, headers)
+    access = begin(request, found, actor)
+
+    def parts() -> Iterator[multipart.Part]:
+        for one, made in chain([first], pictures):
+            access.count(one, len(made))
+            yield multipart.Part(chosen.media_type, iter((made,)), f"{address_of(request, one)}/rendered")
+
+    return StreamingResponse(multipart.in_threads(multipart.related(parts(), boundary)), 200, headers)
+
+
+def _pictures(found: Sequence[Stored], **how: Any) -> Iterator[tuple[Stored, bytes]]:
+    for one in found:
+        if one.pixel_offset is not None and one.stands():
+            with suppress(Unsupported):
+                yield one, render(one.path, **how)
+
+
+def retrieve_thumbnail(request: Request) -> Response:
+    """A small picture of a study, a series, an instance or a frame, without anything written into it (REQ-DCM-99).
+
+    A study is shown by the middle of its first series with pictures, a series by its middle image, an instance by its
+    middle frame. `viewport=width,height` says how small.
+    """
+    actor = auth.demand_right(request, Action.SEE)
+    found = selected(request)
+    chosen = wish_of(request).demand(accept.RENDERED)
+    size = _viewport(request) or (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS)
+    frame = _frame(request)
+    for one in _middle_first(found):
+        if frame is None:
+            count = frames_of(one)
+            if not count:
+                continue
+        try:
+            return picture(
+                request,
+                one,
+                actor,
+                media_type=chosen.media_type,
+                frame=frame or (count + 1) // 2,
+                window=None,
+                size=size,
+                quality=80,
+            )
+        except NotAcceptable:
+            if len(found) == 1:
+                raise
+    raise NotAcceptable("there is no picture of this: no image that a decoder takes")
+
+
+def _middle_first(found: Sequence[Stored]) -> list[Stored]:
+    """Of each series its images, from the middle on; the first series first. Those of no pixels are left out, and what
+    is far down the list: it is not all read for a thumbnail."""
+    by_series: dict[str, list[Stored]] = {}
+    for one in found:
+        if (one.pixel_offset is not None or len(found) == 1) and one.stands():
+            by_series.setdefault(one.series_instance_uid, []).append(one)
+    order: list[Stored] = []
+    for some in by_series.values():
+        middle = len(some) // 2
+        order += [some[middle], *some[middle + 1 : middle + 4], *some[:middle][-3:]]
+    if not order:
+        demand_copy(found[0])
+    return order[:TRIED]
+
+
+def frames_of(one: Stored) -> int:
+    """How many frames it has; 0 when that cannot be known."""
     try:
-        picture = render(
-            one.path,
-            frame=frame,
-            window=window,
-            size=size,
-            media_type=chosen.media_type,
-            quality=_number(quality, "quality", 1, 100),
-        )
+        return pixels.count(pixels.read_header(one.path))
+    except (Unsupported, UnreadableInstance):
+        return 0
+
+
+def picture(
+    request: Request,
+    one: Stored,
+    actor: Actor,
+    *,
+    media_type: str,
+    frame: int,
+    window: tuple[float, float] | None,
+    size: tuple[int, int] | None,
+    quality: int,
+) -> Response:
+    """A frame of an instance as a picture (`archive.dicom.render`).
+
+    Raises:
+        NotFound: there is no such frame.
+        NotAcceptable: it has no picture.
+    """
+    form = (media_type, frame, window, size, quality)
+    tag = conditional.tag_of([one], *form)
+    if conditional.is_known(request, tag):
+        begin(request, [one], actor)
+        return conditional.not_modified(tag)
+    demand_copy(one)
+    try:
+        made = render(one.path, frame=frame, window=window, size=size, media_type=media_type, quality=quality)
     except Unsupported as error:
         if frame > pixels.count(pixels.read_header(one.path)):
             raise NotFound(f"there is no frame {frame}") from error
         raise NotAcceptable(f"this instance has no rendered form: {error}") from error
     access = begin(request, [one], actor)
-    access.count(one, len(picture))
-    return Response(picture, headers={"Content-Type": chosen.media_type})
+    access.count(one, len(made))
+    return Response(made, headers={"Content-Type": media_type, **conditional.headers(tag)})
+
+
+def _frame(request: Request) -> int | None:
+    text = request.path_params.get("frame")
+    return None if text is None else number(str(text), "frame", 1, 1 << 31)
 
 
 def _window(request: Request) -> tuple[float, float] | None:
@@ -51,14 +178,20 @@ def _window(request: Request) -> tuple[float, float] | None:
         return None
     centre, _, rest = text.partition(",")
     width, _, function = rest.partition(",")
+    window = window_of(centre, width)
+    if function.lower() not in ("", "linear"):
+        raise InvalidRequest("of the window functions, linear is there")
+    return window
+
+
+def window_of(centre: str, width: str) -> tuple[float, float]:
+    """Centre and width in modality units. Raises InvalidRequest."""
     try:
         window = float(centre), float(width)
     except ValueError:
         window = 0.0, 0.0
     if not (1 <= window[1] < 1e9 and -1e9 < window[0] < 1e9):
-        raise InvalidRequest("window is centre,width[,function]; the width is 1 or more")
-    if function.lower() not in ("", "linear"):
-        raise InvalidRequest("of the window functions, linear is there")
+        raise InvalidRequest("a window is centre,width[,function]; the width is 1 or more")
     return window
 
 
@@ -68,16 +201,20 @@ def _viewport(request: Request) -> tuple[int, int] | None:
     if text is None:
         return None
     width, _, height = text.partition(",")
-    return _number(height, "viewport", 1, MOST_PIXELS), _number(width, "viewport", 1, MOST_PIXELS)
+    return number(height, "viewport", 1, MOST_PIXELS), number(width, "viewport", 1, MOST_PIXELS)
 
 
-def _number(text: str, name: str, least: int, most: int) -> int:
+def number(text: str, name: str, least: int, most: int) -> int:
+    """A parameter that is a number within bounds. Raises InvalidRequest."""
     if not (text.isascii() and text.isdigit() and len(text) <= 10 and least <= int(text) <= most):
         raise InvalidRequest(f"{name} is not a number from {least} to {most}")
     return int(text)
 
 
 routes = [
+    *(Route(f"{path}/rendered", retrieve_all_rendered) for path in (STUDY, SERIES)),
     Route(f"{INSTANCE}/rendered", retrieve_rendered),
     Route(f"{INSTANCE}/frames/{{frame}}/rendered", retrieve_rendered),
+    *(Route(f"{path}/thumbnail", retrieve_thumbnail) for path in (STUDY, SERIES, INSTANCE)),
+    Route(f"{INSTANCE}/frames/{{frame}}/thumbnail", retrieve_thumbnail),
 ]

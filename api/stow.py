@@ -21,10 +21,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api import accept, auth, multipart, problems
+from api.described import Described
 from api.wado import address_of, study_address, uid_of, wish_of
 from archive import errors
 from archive.access import Action, Actor
 from archive.core import Archive
+from archive.dicom import xml
 from archive.dicom.header import read_header
 from archive.errors import ArchiveError, Rejected, Unavailable
 from archive.ingest import ingest
@@ -140,6 +142,13 @@ class _Intake:
             self._settle()
         self._waiting.append((item, self._pool.submit(ingest, self._archive, incoming, actor=self._actor)))
 
+    def refuse(self, error: Rejected, sop_class_uid: str, sop_instance_uid: str) -> None:
+        """The instance that has begun, and that these name, cannot be had."""
+        self.abandon()
+        item = self.items[-1]
+        item.sop_class_uid, item.sop_instance_uid = sop_class_uid[:64], sop_instance_uid[:64]
+        item.fail(error)
+
     def finish(self) -> None:
         """Wait until every instance has its outcome."""
         while self._waiting:
@@ -186,24 +195,35 @@ async def store(request: Request) -> Response:
     study = uid_of(request, "study") if "study" in request.path_params else None
     content_type = request.headers.get("content-type", "")
     kind, parameters = multipart.media_type(content_type)
-    wish_of(request).demand(accept.METADATA)
+    wish_of(request).demand(accept.STORED)
     intake = _Intake(archive, actor, study, request.app.state.ingest_pool)
+    described: Described | None = None
     feed: Callable[[bytes], None]
     end: Callable[[], None]
+    root_type = parameters.get("type", accept.DICOM).strip().lower()
     if kind == accept.RELATED:
-        reader = multipart.Reader(multipart.boundary_of(parameters, accept.DICOM), intake)
+        if root_type in (accept.JSON, accept.XML):
+            described = Described(root_type, intake, archive.hot)
+        else:
+            root_type = accept.DICOM
+        reader = multipart.Reader(multipart.boundary_of(parameters, root_type), described or intake)
         feed, end = reader.feed, reader.finish
     elif kind == accept.DICOM:
         intake.begin({"content-type": content_type})
         feed, end = intake.data, intake.end
     else:
         raise errors.Unsupported(
-            f'"{kind[:80]}" is not taken in; send multipart/related; type="application/dicom", or application/dicom'
+            f'"{kind[:80]}" is not taken in; send multipart/related of application/dicom, application/dicom+json or '
+            "application/dicom+xml, or application/dicom"
         )
     try:
         await _pour(request, lambda data: run_in_threadpool(feed, data))
         await run_in_threadpool(end)
+        if described is not None:
+            await run_in_threadpool(described.assemble)
     finally:
+        if described is not None:
+            described.close()
         await run_in_threadpool(intake.abandon)
         await run_in_threadpool(intake.finish)
     return await run_in_threadpool(_answer, request, archive, intake.items, study)
@@ -242,7 +262,9 @@ def _answer(request: Request, archive: Archive, items: list[_Item], study: str |
     warned = any(item.outcome in WARNINGS for item in items)
     status = 409 if len(failed) == len(items) else 202 if failed or warned else 200
     body = _report(request, archive, items, study)
-    return Response(orjson.dumps(body), status, media_type="application/dicom+json")
+    form = wish_of(request).demand(accept.STORED).media_type
+    content = xml.written(body) if form == accept.XML else orjson.dumps(body)
+    return Response(content, status, headers={"Content-Type": form})
 
 
 def _report(request: Request, archive: Archive, items: Iterable[_Item], study: str | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 import orjson
 import structlog
@@ -16,12 +17,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from api import accept, auth, multipart
+from api import accept, auth, conditional, multipart
+from api.documents import parts
 from api.manifests import named_by
 from archive.access import Action, Actor
 from archive.core import Archive
 from archive.dicom.syntaxes import EXPLICIT_BE, EXPLICIT_LE, LOSSY
-from archive.dicom.transcode import targets
+from archive.dicom.transcode import alternatives
 from archive.errors import Gone, InvalidRequest, NotAcceptable, NotFound, StorageFailed, UnreadableInstance
 from archive.outgoing import outgoing
 from archive.retrieve import Access, Stored, open_access, select, why_gone
@@ -40,24 +42,27 @@ def uid_of(request: Request, name: str) -> str:
 
 
 def selected(request: Request) -> list[Stored]:
-    """The current instances that the address means.
+    """The current instances that the address means; errors as of `current`."""
+    levels = ("study", "series", "instance")
+    return current(request, {name: uid_of(request, name) for name in levels if name in request.path_params})
+
+
+def current(request: Request, given: Mapping[str, str]) -> list[Stored]:
+    """The current instances of a study, a series or an instance, by the UIDs of each level down to it.
 
     Raises:
         Gone: it was replaced, and by what; or purged, or rejected (REQ-DCM-84, 92).
         NotFound: there is none.
     """
-    given: dict[str, str] = {
-        name: uid_of(request, name) for name in ("study", "series", "instance") if name in request.path_params
-    }
     archive = auth.archive_of(request)
     quality = Action.QUALITY in request.state.actor.may
     found = _select(archive, given, quality=quality)
     # one that does not stand was moved to the other tier, or replaced, since the index was read
     if any(not one.replaced and not one.stands() for one in found):
         found = _select(archive, given, quality=quality)
-    current = [one for one in found if not one.replaced]
-    if current:
-        return current
+    standing = [one for one in found if not one.replaced]
+    if standing:
+        return standing
     if found:
         raise _replaced(found)
     why = why_gone(
@@ -126,7 +131,7 @@ def retrieve(request: Request) -> Response:
         if not one.stands():
             missing.append(one)
             continue
-        offers = _offers(one, single=single)
+        offers = _offers(one.transfer_syntax_uid, single=single)
         chosen = wish.choose(offers)
         if chosen is not None:
             plan.append((one, chosen))
@@ -136,12 +141,17 @@ def retrieve(request: Request) -> Response:
         raise accept.not_acceptable(offers)
     if missing:
         log.error("copies are missing", study=found[0].study_instance_uid, instances=len(missing))
-    multiple = plan[0][1].multipart
+    if not plan[0][1].multipart:
+        return alone(request, plan[0][0], actor, wish)
+    tag = conditional.tag_of(found, *(chosen.transfer_syntax for _, chosen in plan), len(missing), weak=True)
+    if conditional.is_known(request, tag):
+        begin(request, [one for one, _ in plan], actor)
+        return conditional.not_modified(tag)
     boundary = multipart.new_boundary()
     syntaxes = {chosen.transfer_syntax for _, chosen in plan}
     common = f"; transfer-syntax={syntaxes.pop()}" if len(syntaxes) == 1 else ""
     kind = multipart.related_type(accept.DICOM, boundary) + common
-    headers = {"Content-Type": kind if multiple else accept.content_type(plan[0][1])}
+    headers = {"Content-Type": kind, **conditional.headers(tag)}
     status = 200 if len(plan) == len(found) else 206
     if request.method == "HEAD":
         return Response(None, status, headers)
@@ -151,39 +161,37 @@ def retrieve(request: Request) -> Response:
     access = begin(request, [*(one for one, _ in plan), *missing], actor)
     for one in missing:
         access.failed(one)
-    if multiple:
-        body = multipart.related((form.part(access) for form in forms), boundary)
-    else:
-        form = next(forms)
-        headers["Content-Type"] = form.content_type
-        body = form.counted(access)
+    body = multipart.related((form.part(access) for form in forms), boundary)
     return StreamingResponse(multipart.in_threads(body), status, headers)
 
 
 class _Form:
     """One instance in the form that was chosen for it, begun: what cannot be made is known from the first piece.
 
-    What cannot be transcoded after all (too long for a native syntax, pixels that no decoder takes) comes as it is
-    stored, where that is accepted (PS3.18 8.7.3.1). Raises NotAcceptable where it is not.
+    What cannot be transcoded after all (too long for a native syntax, pixels that a codec does not take) comes in the
+    next form that is accepted, as it is stored where nothing else can be made of it (PS3.18 8.7.3.1). Raises
+    NotAcceptable where there is none.
     """
 
     def __init__(self, request: Request, one: Stored, chosen: accept.Representation, wish: accept.Wish) -> None:
         self._one = one
         self._address = address_of(request, one)
-        leaving = outgoing(auth.archive_of(request), one)
-        syntax = chosen.transfer_syntax or ""
-        try:
-            self._pieces = leaving.file(syntax)
-            self._first = next(self._pieces)
-        except (NotAcceptable, UnreadableInstance) as error:
-            stored = one.transfer_syntax_uid
-            alone = accept.of_objects(stored, (stored,), as_default=stored, single=not chosen.multipart)
-            again = wish.choose(alone)
-            if stored in (syntax, EXPLICIT_BE) or again is None or again.multipart != chosen.multipart:
-                raise NotAcceptable(f"an instance can be given only as it is stored: {error}") from error
-            syntax = stored
-            self._pieces = leaving.file(stored)
-            self._first = next(self._pieces)
+        self.leaving = leaving = outgoing(auth.archive_of(request), one)
+        impossible: set[str] = set()
+        while True:
+            syntax = chosen.transfer_syntax or ""
+            try:
+                self._pieces = leaving.file(syntax)
+                self._first = next(self._pieces)
+                break
+            except (NotAcceptable, UnreadableInstance) as error:
+                impossible.add(syntax)
+                offers = _offers(one.transfer_syntax_uid, single=not chosen.multipart, without=frozenset(impossible))
+                again = wish.choose([offer for offer in offers if offer.multipart == chosen.multipart])
+                if again is None:
+                    raise NotAcceptable(f"an instance can be given only as it is stored: {error}") from error
+                chosen = again
+        self.transfer_syntax_uid = syntax
         self.content_type = accept.content_type(accept.Representation(accept.DICOM, syntax))
 
     def counted(self, access: Access) -> Iterator[bytes]:
@@ -220,30 +228,63 @@ def _no_copy() -> StorageFailed:
     return StorageFailed("no good copy is left of what was asked for: see «minipacs verify»")
 
 
-def _offers(one: Stored, *, single: bool) -> tuple[accept.Representation, ...]:
-    stored = one.transfer_syntax_uid
+@lru_cache(maxsize=256)
+def _offers(kept_in: str, *, single: bool, without: frozenset[str] = frozenset()) -> tuple[accept.Representation, ...]:
+    """Forms of an instance that is kept in this syntax, but those that turned out to be impossible."""
+    stored = kept_in
     if stored == EXPLICIT_BE:  # retired: never served, its objects leave as little endian (sheet 10 §2.2)
         stored = EXPLICIT_LE
-    syntaxes = (stored, *(syntax for syntax in targets(one.transfer_syntax_uid) if syntax != stored))
-    as_default = EXPLICIT_LE
-    if EXPLICIT_LE not in syntaxes or stored in LOSSY:
-        as_default = stored
-    return accept.of_objects(stored, syntaxes, as_default=as_default, single=single)
+    syntaxes = {stored, *alternatives(kept_in)} - without
+    as_default = EXPLICIT_LE if EXPLICIT_LE in syntaxes and stored not in LOSSY else stored
+    offers = accept.of_objects(stored, alternatives(kept_in), as_default=as_default, single=single)
+    return tuple(offer for offer in offers if offer.transfer_syntax in syntaxes)
+
+
+def alone(request: Request, one: Stored, actor: Actor, wish: accept.Wish) -> Response:
+    """One instance as the body itself, in a syntax that is accepted; ranges of what leaves as it lies.
+
+    Raises:
+        NotAcceptable: it cannot be given so (406).
+        HTTPException: the range that is asked for is outside (416).
+    """
+    demand_copy(one)
+    offers = [offer for offer in _offers(one.transfer_syntax_uid, single=True) if not offer.multipart]
+    form = _Form(request, one, wish.demand(offers), wish)
+    intact = form.leaving.intact(form.transfer_syntax_uid)
+    tag = conditional.tag_of([one], form.content_type, weak=not intact)
+    headers = {"Content-Type": form.content_type, **conditional.headers(tag)}
+    status, asked = 200, None
+    if intact:
+        asked = conditional.range_of(request, tag, one.file_bytes)
+        status, length = conditional.span(asked, one.file_bytes)
+        headers |= length
+    if request.method == "HEAD":
+        return Response(None, status, headers)
+    access = begin(request, [one], actor)
+    if conditional.is_known(request, tag):
+        return conditional.not_modified(tag)
+    body = form.counted(access) if asked is None else form.leaving.stretch(*asked)
+    return StreamingResponse(multipart.in_threads(body), status, headers)
 
 
 def retrieve_metadata(request: Request) -> Response:
-    """Everything but bulk data, as DICOM JSON (PS3.18 Annex F)."""
+    """Everything but bulk data, as DICOM JSON (PS3.18 Annex F), or as XML (PS3.19 Annex A.1), a part for each."""
     actor = auth.demand_right(request, Action.SEE)
     found = selected(request)
     chosen = wish_of(request).demand(accept.METADATA)
-    headers = {"Content-Type": chosen.media_type}
+    boundary = multipart.new_boundary()
+    as_xml = chosen.media_type == accept.XML
+    headers = {"Content-Type": multipart.related_type(accept.XML, boundary) if as_xml else chosen.media_type}
     if request.method == "HEAD":
         return Response(None, 200, headers)
     missing = [one for one in found if not one.stands()]
     if len(missing) == len(found):
         raise _no_copy()
     begin(request, found, actor)
-    pieces = _metadata(request, found)
+    if as_xml:
+        pieces = parts((_metadata_of(request, one) for one in found if one.stands()), boundary)
+    else:
+        pieces = _metadata(request, found)
     return StreamingResponse(multipart.in_threads(pieces), 206 if missing else 200, headers)
 
 

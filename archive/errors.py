@@ -78,6 +78,16 @@ class Conflict(Rejected):
     """The act contradicts the present state, for example a name that is already taken."""
 
 
+class StillKept(Conflict):
+    """Images are not removed before their time: `until` is the first day on which nothing keeps them (ISO; None: not
+    by itself), `reasons` what does, as `archive.policy.Reason.shape` says it."""
+
+    def __init__(self, detail: str, *, until: str | None, reasons: list[dict[str, str | None]]) -> None:
+        super().__init__(detail)
+        self.until = until
+        self.reasons = reasons
+
+
 class IdentifierInUse(Conflict):
     """An identifier that one thing has and another asks for; `what` it is of: patient, order or study."""
 

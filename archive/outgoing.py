@@ -70,6 +70,10 @@ class Outgoing:
         first = next(data_set, b"")  # what cannot be made is known before a head is
         return chain((self._file_head(transfer_syntax_uid) + first,), data_set)
 
+    def stretch(self, start: int, end: int) -> Iterator[bytes]:
+        """Bytes of its file from one position to another, in pieces. Of what leaves `intact` alone."""
+        return self._reading(self._range(start, end))
+
     def metadata(self, bulk_uri: json.BulkUri) -> dict[str, object]:
         """Its metadata as it leaves (`archive.dicom.json.metadata`).
 

@@ -19,13 +19,15 @@ from archive.audit.record import Event, refused
 from archive.core import Archive
 from archive.dicom.equipment import equipment_of
 from archive.dicom.rejection_note import TITLES, Rejected, rejection_note
-from archive.errors import Conflict, Gone, InvalidRequest, NotAllowed, NotFound
+from archive.errors import Conflict, Gone, InvalidRequest, NotAllowed, NotFound, StillKept
 from archive.index.asked import audit_query
 from archive.index.rejections import notes_among, of_note, revoke
 from archive.ingest import ingest
 from archive.instance import TAKEN_IN, Rejection
+from archive.lifecycle.compute import explain
 from archive.lifecycle.suspension import demanded_reason
 from archive.outgoing import outgoing
+from archive.policy import local_day
 from archive.schema import instance, rejection
 from archive.schema.types import AnyRow
 from archive.storage.part10 import Part10
@@ -120,6 +122,36 @@ def reject(
         raise Conflict("the rejection note contradicts the record of the study, and was held back")
     with archive.reading() as conn:
         return _note(list(of_note(conn, made.sop_instance_uid)))
+
+
+def dismiss(
+    archive: Archive,
+    study: str,
+    *,
+    code: str,
+    reason: str,
+    series: Collection[str] = (),
+    instances: Collection[str] = (),
+    actor: Actor,
+) -> Note:
+    """Reject what nothing keeps any more: what a DELETE means here. Files go at a purge, never by this.
+
+    Raises:
+        StillKept: the time of the study has not come; it is audited. `reject` takes images out of sight before.
+        and as `reject`.
+    """
+    _demand(archive, actor, study)
+    _chosen(archive, study, series, instances, quality=code != Rejection.QUALITY)
+    kept = explain(archive, study)
+    if kept["date"] is None or kept["date"] > local_day(archive.clock()).isoformat():
+        why = "its time of keeping is not over"
+        refused(archive.commit, actor, Event.INSTANCES_ACCESSED, "D", reason=why, study=study[:64])
+        raise StillKept(
+            f"{why}: nothing of it is deleted; what is not to be seen is rejected with a reason",
+            until=kept["date"],
+            reasons=kept["reasons"],
+        )
+    return reject(archive, study, code=code, reason=reason, series=series, instances=instances, actor=actor)
 
 
 def _chosen(

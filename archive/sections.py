@@ -18,6 +18,7 @@ class Section(BaseModel):
 
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x20-\x7e]*[\x21-\x7e][\x20-\x7e]*$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
+Origin = Annotated[str, Field(pattern=r"^https?://[a-z0-9.\[\]:-]+$", max_length=255)]
 Service = Literal["store", "query", "retrieve", "commit", "worklist", "mpps", "quality"]
 Fingerprint = Annotated[
     str,
@@ -366,6 +367,9 @@ class Api(Section):
     port: Port = Field(8080, description="port to listen on; 0 lets the system choose")
     insecure: bool = Field(False, description="needed to listen beyond loopback; TLS belongs to a reverse proxy today")
     workers: int = Field(1, ge=1, le=64, description="processes that share the port")
+    cors_origins: tuple[Origin, ...] = Field(
+        (), description="origins of other web applications whose scripts may call DICOMweb and the API with a token"
+    )
     session_idle_seconds: int = Field(900, ge=60, description="a session of the desk ends after this silence")
     viewer: Path | None = Field(
         None, description="folder of the viewer, as `make viewer` makes it; default: where `make viewer` puts it"

@@ -67,6 +67,7 @@ OF_ERROR: dict[type[ArchiveError], Status] = {
     errors.NotAllowed: Status.NOT_AUTHORISED,
     errors.InvalidRequest: Status.DOES_NOT_MATCH_CLASS,
     errors.Conflict: Status.REFUSED_BY_SITE,
+    errors.StillKept: Status.REFUSED_BY_SITE,
     errors.IdentifierInUse: Status.REFUSED_BY_SITE,
     errors.MergedAway: Status.REFUSED_BY_SITE,
     errors.InsNotQualified: Status.REFUSED_BY_SITE,

@@ -63,6 +63,7 @@ OF_ERROR: dict[type[ArchiveError], tuple[str, int]] = {
     errors.NotAllowed: ("AE", 207),
     errors.InvalidRequest: ("AE", 102),
     errors.Conflict: ("AE", 205),
+    errors.StillKept: ("AE", 207),
     errors.IdentifierInUse: ("AE", 205),
     errors.MergedAway: ("AE", 204),
     errors.InsNotQualified: ("AE", 204),

@@ -13,10 +13,13 @@ from archive.dicom.tree import Element, parse
 from archive.errors import NotFound, Unsupported
 
 PIECE_BYTES = 1 << 20
+_WHOLE = 8  # bytes of the longest number
 
 
-def bulk_data(path: str, tag_path: str, *, data_set_offset: int, transfer_syntax_uid: str) -> Iterator[bytes]:
-    """The value of one element in pieces, little endian, as octets.
+def bulk_data(
+    path: str, tag_path: str, *, data_set_offset: int, transfer_syntax_uid: str, start: int = 0, end: int | None = None
+) -> Iterator[bytes]:
+    """The value of one element in pieces, little endian, as octets; of it the bytes from `start` up to `end`.
 
     `tag_path` is what `metadata` gave to its `bulk_uri`: `7FE00010`, or `SEQUENCE/ITEM/TAG` with items from 1. The
     element is looked up before the first piece. Encapsulated pixels are frames, each in its own part: they are not
@@ -27,9 +30,16 @@ def bulk_data(path: str, tag_path: str, *, data_set_offset: int, transfer_syntax
         Unsupported: encapsulated pixel data.
         UnreadableInstance, OSError: the file cannot be followed, or read.
     """
-    pieces = _pieces(path, tag_path, data_set_offset, transfer_syntax_uid)
+    pieces = _pieces(path, tag_path, data_set_offset, transfer_syntax_uid, span=(start, end))
     next(pieces)
     return pieces
+
+
+def bulk_length(path: str, tag_path: str, *, data_set_offset: int, transfer_syntax_uid: str) -> int:
+    """How many bytes `bulk_data` gives; arguments and errors as there."""
+    where = data_set_offset
+    with elements.opened(path, data_set_offset=where, transfer_syntax_uid=transfer_syntax_uid) as (source, encoding):
+        return _value(source, encoding, tag_path)[0].length
 
 
 def bulk_frames(path: str, tag_path: str, *, data_set_offset: int, transfer_syntax_uid: str) -> Iterator[bytes]:
@@ -56,17 +66,26 @@ def _frames(path: str, tag_path: str, data_set_offset: int, transfer_syntax_uid:
             yield frames.read(number)
 
 
-def _pieces(path: str, tag_path: str, data_set_offset: int, transfer_syntax_uid: str) -> Iterator[bytes]:
-    where = data_set_offset
+def _pieces(
+    path: str, tag_path: str, data_set_offset: int, transfer_syntax_uid: str, *, span: tuple[int, int | None]
+) -> Iterator[bytes]:
+    where, (start, end) = data_set_offset, span
     with elements.opened(path, data_set_offset=where, transfer_syntax_uid=transfer_syntax_uid) as (source, encoding):
-        element, _, signed = _find(source, encoding, tag_path)
-        vr = ambiguous(element, signed)
-        if element.undefined:
-            raise Unsupported("encapsulated: its frames are given, each in its own part")
+        element, vr = _value(source, encoding, tag_path)
         yield b""  # found
-        for position in range(element.value, element.end, PIECE_BYTES):
+        first = element.value + start - start % _WHOLE  # no number is cut in two before it is turned round
+        last = element.end if end is None else min(element.end, element.value + end)
+        for position in range(first, last, PIECE_BYTES):
             raw = source.read(position, min(PIECE_BYTES, element.end - position))
-            yield values.little_endian(raw, vr, little=element.encoding.little)
+            turned = values.little_endian(raw, vr, little=element.encoding.little)
+            yield turned[max(0, element.value + start - position) : last - position]
+
+
+def _value(source: Source, encoding: Encoding, tag_path: str) -> tuple[Element, str]:
+    element, _, signed = _find(source, encoding, tag_path)
+    if element.undefined:
+        raise Unsupported("encapsulated: its frames are given, each in its own part")
+    return element, ambiguous(element, signed)
 
 
 def _find(source: Source, encoding: Encoding, tag_path: str) -> tuple[Element, list[Element], int]:

@@ -85,6 +85,12 @@ def matchable(level: Level) -> frozenset[int]:
     return frozenset(own | set(_ON_STUDY) if level is not Level.PATIENT else own)
 
 
+def is_multivalued(tag: int) -> bool:
+    """Whether several keys for this attribute are met each by another of its values."""
+    attribute = BY_TAG.get(tag)
+    return tag in _ON_STUDY or (attribute is not None and attribute.column is None and attribute.vr != "SQ")
+
+
 @dataclass(slots=True)
 class _Plan:
     form: Form

@@ -2,6 +2,7 @@
 
 from archive.schema.accounts import account, session, token
 from archive.schema.audit import audit, audit_chain
+from archive.schema.changes import change
 from archive.schema.commitment import commitment, commitment_request
 from archive.schema.documents import dose, reference, rejection
 from archive.schema.identity import (
@@ -31,7 +32,7 @@ from archive.schema.performed import performed_for, performed_step
 from archive.schema.types import METADATA
 from archive.schema.work import job, pulled_study, quarantined, sending, work_item
 
-REVISION = "0012"  # what `migrations` brings the schema to
+REVISION = "0013"  # what `migrations` brings the schema to
 
 __all__ = [
     "METADATA",
@@ -40,6 +41,7 @@ __all__ = [
     "audit",
     "audit_chain",
     "audit_sent",
+    "change",
     "clock_check",
     "commitment",
     "commitment_request",

@@ -1,4 +1,4 @@
-"""`minipacs statement`: what the running configuration does, as a conformance statement (PS3.2, IHE)."""
+"""`minipacs statement dicom|dicomweb|ihe`: what the running configuration does, as a conformance statement (PS3.2, IHE)."""
 
 from __future__ import annotations
 
@@ -57,3 +57,12 @@ def ihe(
         say_json(statement(settings, on=today))
     else:
         say("# IHE integration statement\n\n" + markdown(list(parts(settings, on=today))))
+
+
+@app.command("dicomweb")
+def dicomweb(config: Config = None) -> None:
+    """Print the DICOMweb conformance statement. Needs neither the database nor a running server."""
+    from api.statement import statement
+    from archive.config import load
+
+    say("# DICOMweb conformance statement\n\n" + statement(load(config)))

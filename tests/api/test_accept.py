@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.accept import (
+    CAPABILITIES,
     METADATA,
     RENDERED,
     Representation,
@@ -20,6 +21,7 @@ from api.accept import (
     wish,
 )
 from archive.dicom.syntaxes import EXPLICIT_LE
+from archive.dicom.transcode import alternatives
 from archive.errors import InvalidRequest, NotAcceptable
 
 IMPLICIT = "1.2.840.10008.1.2"
@@ -32,9 +34,9 @@ HTJ2K = "1.2.840.10008.1.2.4.201"
 MPEG4 = "1.2.840.10008.1.2.4.102"
 
 # What is stored, and in which syntaxes it can be given; the first is what nobody has to name.
-NATIVE = {"stored": EXPLICIT_LE, "syntaxes": (EXPLICIT_LE, IMPLICIT), "as_default": EXPLICIT_LE}
-LOSSLESS = {"stored": JLS, "syntaxes": (JLS, EXPLICIT_LE, IMPLICIT), "as_default": EXPLICIT_LE}
-LOSSY = {"stored": BASELINE, "syntaxes": (BASELINE,), "as_default": BASELINE}
+NATIVE = {"stored": EXPLICIT_LE, "syntaxes": alternatives(EXPLICIT_LE), "as_default": EXPLICIT_LE}
+LOSSLESS = {"stored": JLS, "syntaxes": alternatives(JLS), "as_default": EXPLICIT_LE}
+LOSSY = {"stored": BASELINE, "syntaxes": (), "as_default": BASELINE}
 
 LOSSLESS_WISH = ",".join(
     f'multipart/related; type="application/dicom";transfer-syntax=1.2.840.10008.1.2{syntax};q={q};boundary=**'
@@ -83,6 +85,9 @@ OBJECTS = [
     (f'multipart/related; type="application/dicom"; transfer-syntax={EXPLICIT_LE}', LOSSLESS, EXPLICIT_LE),
     (f'multipart/related; type="application/dicom"; transfer-syntax="{IMPLICIT}"', LOSSLESS, IMPLICIT),
     (f'multipart/related; type="application/dicom"; transfer-syntax={JLS}', LOSSLESS, JLS),
+    (f'multipart/related; type="application/dicom"; transfer-syntax={J2K}', LOSSLESS, J2K),
+    (f'multipart/related; type="application/dicom"; transfer-syntax={RLE}', NATIVE, RLE),
+    (f'multipart/related; type="application/dicom"; transfer-syntax={HTJ2K}', NATIVE, None),  # no encoder
     (f'multipart/related; type="application/dicom"; transfer-syntax={BASELINE}', LOSSLESS, None),
     (f'multipart/related; type="application/dicom"; transfer-syntax={EXPLICIT_LE}', LOSSY, None),
     # several, q
@@ -119,12 +124,12 @@ OBJECTS = [
     ("image/jpeg", NATIVE, None),
     ("application/dicom", NATIVE, None),  # one object, but a study was asked for (PS3.18 10.4.4)
     # the requests of a DRIMbox (sheet 50 §4)
-    (LOSSLESS_WISH, NATIVE, EXPLICIT_LE),
-    (LOSSLESS_WISH, LOSSLESS, JLS),
+    (LOSSLESS_WISH, NATIVE, SV1),  # the highest q that can be had without loss
+    (LOSSLESS_WISH, LOSSLESS, JLS),  # accepted as it is stored: not compressed anew for a higher q
     (LOSSLESS_WISH, LOSSY, BASELINE),
     (LOSSY_WISH, LOSSLESS, JLS),  # never a new loss
     (LOSSY_WISH, LOSSY, BASELINE),
-    (LOSSY_WISH, NATIVE, EXPLICIT_LE),
+    (LOSSY_WISH, NATIVE, SV1),
 ]
 
 
@@ -220,9 +225,12 @@ def test_one_frame_may_come_without_multipart() -> None:
         ("application/json", METADATA, "application/dicom+json"),
         ("application/dicom+json", METADATA, "application/dicom+json"),
         ("application/*; q=0.2", METADATA, "application/dicom+json"),
-        ('multipart/related; type="application/dicom+xml"', METADATA, None),
-        ('multipart/related; type="application/dicom+xml", application/dicom+json; q=0.1', METADATA,
+        ('multipart/related; type="application/dicom+xml"', METADATA, "application/dicom+xml"),
+        ('multipart/related; type="application/dicom+xml"; q=0.1, application/dicom+json; q=0.2', METADATA,
          "application/dicom+json"),
+        ("application/dicom+xml", METADATA, None),  # each instance is a part
+        ("application/json", CAPABILITIES, "application/json"),
+        ("*/*", CAPABILITIES, "application/vnd.sun.wadl+xml"),
         (None, RENDERED, "image/jpeg"),
         ("image/*", RENDERED, "image/jpeg"),
         ("image/png", RENDERED, "image/png"),

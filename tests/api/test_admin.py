@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 
 from api.multipart import Part, related
 from archive.audit.read import list_rows
@@ -180,7 +181,12 @@ def test_a_bug_is_500_and_tells_nothing(client: httpx.Client, monkeypatch: Any) 
         raise RuntimeError("DUPONT^Anne")
 
     monkeypatch.setattr(api.admin, "find_studies", broken)
-    answer = client.get("/api/v1/studies")
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[plain])  # as `minipacs.logs`: local variables take half a minute to print
+    try:
+        answer = client.get("/api/v1/studies")
+    finally:
+        structlog.reset_defaults()
     assert answer.status_code == 500
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["x-content-type-options"] == "nosniff"

@@ -199,3 +199,24 @@ def test_an_item_that_holds_bytes_back_is_settled_by_what_becomes_of_them(
     told = {row["detail"]["as"]: row for row in rows(archive, user="ida", event="110103", outcome=0)}
     assert set(told) == {"keep", "accept"}
     assert (told["accept"]["action"], told["accept"]["detail"]["instances"]) == ("U", 1)
+
+
+@pytest.mark.req("REQ-DRIM-07", "REQ-DCM-73")
+def test_a_usable_ins_is_in_what_is_found_and_given_over_dicomweb(archive: Archive, client: httpx.Client) -> None:
+    ds = ct_slice(PatientID="R1001", IssuerOfPatientID=ISSUER)
+    sent = client.post("/dicom-web/studies", content=part10(ds), headers={"Content-Type": "application/dicom"})
+    assert sent.status_code in (200, 202)
+    fields = {"p3": ins(INS), "p7": "19700101", "p8": "F", "p11": "^^^^^FRA^BDL^^35999", "p32": "VALI"}
+    say(archive, "A28", pid("R1001", "DUPONT^ANNE^ANNE^^^^L", **fields), "ZFA|ACTIF||||||||INO||IC")
+
+    def told(answer: httpx.Response) -> list[str]:
+        (row,) = answer.json()
+        return [item["00100020"]["Value"][0] for item in row["00101002"]["Value"]]
+
+    search = {"includefield": "OtherPatientIDsSequence"}
+    assert INS in told(client.get("/dicom-web/studies", params=search))
+    assert len(client.get("/dicom-web/studies", params={"OtherPatientIDsSequence.PatientID": INS}).json()) == 1
+    address = f"/dicom-web/studies/{ds.StudyInstanceUID}"
+    assert INS in told(client.get(f"{address}/metadata"))
+    object_address = f"{address}/series/{ds.SeriesInstanceUID}/instances/{ds.SOPInstanceUID}"
+    assert INS.encode() in client.get(object_address, headers={"Accept": "application/dicom"}).content

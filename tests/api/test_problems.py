@@ -16,6 +16,7 @@ from archive.errors import (
     MergedAway,
     NotAuthenticated,
     RejectedBefore,
+    StillKept,
     StorageFull,
     UidMismatch,
     Unavailable,
@@ -32,6 +33,7 @@ FACTS: dict[type[ArchiveError], dict[str, object]] = {
     UidMismatch: {"tag": 0x00080018},
     AttributeRefused: {"tag": 0x00400252, "fault": "missing"},
     RejectedBefore: {"code": "113037"},
+    StillKept: {"until": "2031-01-05", "reasons": [{"rule": "floor", "text": "durée légale"}]},
     IdentifierInUse: {"what": "patient"},
     MergedAway: {"old": "1", "survivor": "2"},
 }

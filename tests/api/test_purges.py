@@ -122,6 +122,8 @@ def test_a_purge_its_certificate_and_who_looked_at_them(archive: Archive, may: C
     listed = auditor.get("/api/v1/retention/purges", params={"study": UID}).json()
     (item,) = listed["items"]
     assert (item["study"], item["patient"], item["state"]) == (UID, "IPP1", "done")
+    (told,) = quality.get("/api/v1/changes").json()["changes"][-1:]
+    assert (told["kind"], told["study"]) == ("purged", UID)
     address = f"/api/v1/retention/purges/{item['id']}"
     whole = auditor.get(address).json()
     assert whole["certificate"] == auditor.get(f"{address}/certificate").json()
