@@ -1,4 +1,4 @@
-"""`minipacs statement dicom|dicomweb|ihe`: what the running configuration does, as a conformance statement (PS3.2, IHE)."""
+"""`minipacs statement dicom|dicomweb|ihe`: what the running configuration does, as a conformance statement."""
 
 from __future__ import annotations
 
