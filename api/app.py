@@ -27,6 +27,7 @@ from api import (
     keeping,
     key_images,
     layout,
+    metadata,
     pages,
     patients,
     peers,
@@ -81,7 +82,8 @@ def create_app(archive: Archive) -> FastAPI:
 
     app.router.routes.append(Mount("/static", StaticFiles(packages=[("api", "static")]), name="static"))
     searches = (route for route in qido.router.routes if isinstance(route, Route))
-    for route in (*searches, *wado.routes, *bulkdata.routes, *frames.routes, *rendered.routes, *stow.routes):
+    modules = (wado, metadata, bulkdata, frames, rendered, stow)
+    for route in (*searches, *(route for module in modules for route in module.routes)):
         app.router.add_route(f"/dicom-web{route.path}", route.endpoint, methods=sorted(route.methods or ()))
     app.include_router(admin.router)
     app.include_router(retention.router)

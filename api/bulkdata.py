@@ -24,7 +24,7 @@ _BULK_PATH = re.compile(r"[0-9A-Fa-f]{8}(/[0-9]{1,9}/[0-9A-Fa-f]{8}){0,32}", re.
 def retrieve_bulk_data(request: Request) -> Response:
     """One value that the metadata only point at, as octets in little endian (PS3.18 10.4.1.1.5)."""
     actor = auth.demand_right(request, Action.SEE)
-    one = selected(request)[0]
+    one = selected(request)
     path = str(request.path_params["path"]).upper()
     if not _BULK_PATH.fullmatch(path):
         raise InvalidRequest("the address names no element")

@@ -23,7 +23,7 @@ _LIST = re.compile(r"[0-9]{1,9}(,[0-9]{1,9}){0,99999}", re.ASCII)
 def retrieve_frames(request: Request) -> Response:
     """The frames of the address, in its order: each one part, or alone if one was asked for."""
     actor = auth.demand_right(request, Action.SEE)
-    one = selected(request)[0]
+    one = selected(request)
     text = str(request.path_params["frames"])
     if not _LIST.fullmatch(text):
         raise InvalidRequest("frames are numbers from 1, separated by commas")
@@ -48,8 +48,9 @@ def retrieve_frames(request: Request) -> Response:
         return Response(None, 200, {"Content-Type": whole})
     access = begin(request, [one], actor)
     access.count(one, len(first))
+    headers = {"Content-Type": whole}
     if not chosen.multipart:
-        return Response(first, headers={"Content-Type": whole})
+        return Response(first, headers=headers)
     address = f"{address_of(request, one)}/frames"
     parts = (
         multipart.Part(kind, iter((frame,)), f"{address}/{number}")
@@ -57,8 +58,8 @@ def retrieve_frames(request: Request) -> Response:
     )
     body = multipart.related(parts, boundary)
     if len(numbers) == 1:
-        return Response(b"".join(body), headers={"Content-Type": whole})
-    return StreamingResponse(multipart.in_threads(body), headers={"Content-Type": whole})
+        return multipart.Pieces(body, headers)
+    return StreamingResponse(multipart.in_threads(body), headers=headers)
 
 
 def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:

@@ -22,7 +22,7 @@ def retrieve_rendered(request: Request) -> Response:
     `window=centre,width[,function]`, `viewport=width,height` (never enlarged) and `quality=1…100` are understood.
     """
     actor = auth.demand_right(request, Action.SEE)
-    one = selected(request)[0]
+    one = selected(request)
     chosen = wish_of(request).demand(accept.RENDERED)
     demand_copy(one)
     frame = _number(str(request.path_params.get("frame", "1")), "frame", 1, 1 << 31)

@@ -1,4 +1,5 @@
-"""The retention process: a tick now and then, and what other processes ask of it (`retention.*` jobs)."""
+"""The retention process: a tick now and then, what other processes ask of it (`retention.*` jobs), and metadata that
+are made ready."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import socket
 import threading
 
 from archive.core import Archive
+from retention.preparing import Preparing
 from retention.schedule import Schedule
 
 
@@ -15,4 +17,10 @@ def serve(archive: Archive, sock: socket.socket | None, stopping: threading.Even
     There is nothing to listen on: `sock` is None. The first tick runs at once, the others every
     `retention.tick_seconds` of real time.
     """
-    Schedule(archive, stopping).run()
+    preparing = Preparing(archive, stopping)
+    preparing.start()
+    try:
+        Schedule(archive, stopping).run()
+    finally:
+        stopping.set()
+        preparing.join()

@@ -5,7 +5,7 @@ from archive.schema.audit import audit, audit_chain
 from archive.schema.commitment import commitment, commitment_request
 from archive.schema.documents import dose, reference, rejection
 from archive.schema.identity import imaging_order, patient_revision
-from archive.schema.index import instance, location, patient, series, study
+from archive.schema.index import instance, location, patient, series, series_metadata, study
 from archive.schema.life import hold, last_tick, life_failure, purge, purge_approval, suspension, tombstone
 from archive.schema.messages import hl7_answer, hl7_message
 from archive.schema.operations import fact, lease, process, simulated_clock
@@ -13,7 +13,7 @@ from archive.schema.performed import performed_for, performed_step
 from archive.schema.types import METADATA
 from archive.schema.work import job, pulled_study, quarantined, sending, work_item
 
-REVISION = "0007"  # what `migrations` brings the schema to
+REVISION = "0008"  # what `migrations` brings the schema to
 
 __all__ = [
     "METADATA",
@@ -48,6 +48,7 @@ __all__ = [
     "rejection",
     "sending",
     "series",
+    "series_metadata",
     "session",
     "simulated_clock",
     "study",
