@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import unquote
 
 from archive.dicom.syntaxes import EXPLICIT_LE, JPEG, NATIVE, RLE
@@ -71,6 +72,7 @@ _PARAMETER = re.compile(r';\s*([!#$%&\'*+.^_`|~\w-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[
 _MEDIA_TYPE = re.compile(r"([!#$%&'*+.^_`|~\w-]+)/([!#$%&'*+.^_`|~\w-]+)", re.ASCII)
 
 
+@lru_cache(maxsize=256)  # clients ask for the same again and again
 def parse(header: str | None) -> tuple[Range, ...]:
     """The ranges of an Accept header; none, or an empty one, means `*/*` (RFC 9110 12.5.1).
 

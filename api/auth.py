@@ -51,7 +51,7 @@ def source_of(request: Request) -> str:
 
 def door_of(request: Request) -> Door:
     """Where the caller came in."""
-    path = request.url.path
+    path: str = request.scope["path"]
     if path.startswith("/dicom-web"):
         return Door.DICOMWEB
     return Door.API if path.startswith("/api") else Door.DESK

@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from api import accept, auth, multipart
-from api.wado import INSTANCE, address_of, begin, demand_copy, read, selected, wish_of
+from api.wado import INSTANCE, address_of, begin, read, selected, wish_of
 from archive.access import Action
 from archive.dicom.bulk import bulk_data, bulk_frames
 from archive.errors import InvalidRequest, NotAcceptable, NotFound, Unsupported
@@ -28,7 +28,6 @@ def retrieve_bulk_data(request: Request) -> Response:
     path = str(request.path_params["path"]).upper()
     if not _BULK_PATH.fullmatch(path):
         raise InvalidRequest("the address names no element")
-    demand_copy(one)
     changes = outgoing(auth.archive_of(request), one).changes
     if changes is not None and int(path[:8], 16) in changes.attributes:
         raise NotFound("this value was corrected: the metadata have it")  # REQ-DCM-70: at no door as it was

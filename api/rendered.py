@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api import accept, auth
-from api.wado import INSTANCE, begin, demand_copy, selected, wish_of
+from api.wado import INSTANCE, begin, selected, wish_of
 from archive.access import Action
 from archive.dicom import pixels
 from archive.dicom.render import render
@@ -24,7 +24,6 @@ def retrieve_rendered(request: Request) -> Response:
     actor = auth.demand_right(request, Action.SEE)
     one = selected(request)
     chosen = wish_of(request).demand(accept.RENDERED)
-    demand_copy(one)
     frame = _number(str(request.path_params.get("frame", "1")), "frame", 1, 1 << 31)
     window, size, quality = _window(request), _viewport(request), request.query_params.get("quality", "90")
     try:

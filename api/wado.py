@@ -38,9 +38,16 @@ def uid_of(request: Request, name: str) -> str:
 
 
 def selected(request: Request) -> Stored:
-    """The current instance that the address means. Raises Gone or NotFound, as `chosen`."""
-    standing, missing = chosen(request)
-    return (*standing, *missing)[0]
+    """The current instance that the address means.
+
+    Raises:
+        Gone, NotFound: as `chosen`.
+        StorageFailed: its copy does not stand.
+    """
+    standing, _ = chosen(request)
+    if not standing:
+        raise no_copy()
+    return standing[0]
 
 
 def chosen(request: Request) -> tuple[list[Stored], list[Stored]]:
@@ -106,7 +113,7 @@ def _replaced(found: Sequence[Stored]) -> Gone:
 
 def wish_of(request: Request) -> accept.Wish:
     """What the request accepts."""
-    return accept.wish(",".join(request.headers.getlist("accept")), request.url.query)
+    return accept.wish(",".join(request.headers.getlist("accept")), request.scope["query_string"].decode("latin-1"))
 
 
 def address_of(request: Request, one: Stored) -> str:
@@ -159,10 +166,10 @@ def retrieve(request: Request) -> Response:
     kind = multipart.related_type(accept.DICOM, boundary) + common
     headers = {"Content-Type": kind if multiple else accept.content_type(plan[0][1])}
     status = 200 if len(plan) == len(standing) + len(missing) else 206
-    if request.method == "HEAD":
-        return Response(None, status, headers)
     if multiple and (size := _length_as_it_lies(request, plan, boundary)) is not None:
         headers["Content-Length"] = str(size)
+    if request.method == "HEAD":
+        return Response(None, status, headers)
     forms: Iterator[_Form] = (_Form(request, one, form, wish) for one, form in plan)
     if len(plan) == 1:
         forms = iter([next(forms)])  # opened before anything is said: it may not be possible
@@ -251,12 +258,6 @@ def read(pieces: Iterator[bytes]) -> Iterator[bytes]:
         yield from pieces
     except OSError as error:
         raise StorageFailed(f"the copy cannot be read: {error.strerror}") from error
-
-
-def demand_copy(one: Stored) -> None:
-    """Raise StorageFailed unless a good copy is there."""
-    if not one.stands():
-        raise no_copy()
 
 
 def no_copy() -> StorageFailed:
