@@ -67,12 +67,12 @@ class Representation:
     open_type: bool = True
 
 
+_REMEMBERED_BYTES = 512
 _PART = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*"?)+')
 _PARAMETER = re.compile(r';\s*([!#$%&\'*+.^_`|~\w-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;"]*)\s*')
 _MEDIA_TYPE = re.compile(r"([!#$%&'*+.^_`|~\w-]+)/([!#$%&'*+.^_`|~\w-]+)", re.ASCII)
 
 
-@lru_cache(maxsize=256)  # clients ask for the same again and again
 def parse(header: str | None) -> tuple[Range, ...]:
     """The ranges of an Accept header; none, or an empty one, means `*/*` (RFC 9110 12.5.1).
 
@@ -82,9 +82,16 @@ def parse(header: str | None) -> tuple[Range, ...]:
     Raises:
         InvalidRequest: an element is no media range, or its q is no number from 0 to 1.
     """
-    elements = [element.strip() for element in _PART.findall(header or "")]
+    return (_remembered if len(header or "") <= _REMEMBERED_BYTES else _parsed)(header or "")
+
+
+def _parsed(header: str) -> tuple[Range, ...]:
+    elements = [element.strip() for element in _PART.findall(header)]
     ranges = tuple(_range(element) for element in elements if element)
     return ranges or (Range("*/*", None, None, 1.0),)
+
+
+_remembered = lru_cache(maxsize=256)(_parsed)  # clients ask for the same again and again
 
 
 def _range(text: str) -> Range:

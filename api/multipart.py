@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -98,19 +99,19 @@ async def in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
     """
     coming = _next(pieces)
     try:
-        while batch := await coming:
+        while batch := await asyncio.shield(coming):  # a thread within the iterator is waited for, not left alone
             coming = _next(pieces)
             for piece in batch:
                 yield piece
     finally:
-        coming.cancel()  # which waits for a thread that is within the iterator
         coming.add_done_callback(lambda _: _close(pieces))
 
 
 def _close(pieces: Iterator[bytes]) -> None:
     close = getattr(pieces, "close", None)
     if close is not None:
-        close()
+        with suppress(ValueError):  # the loop ends before the thread does
+            close()
 
 
 def _next(pieces: Iterator[bytes]) -> asyncio.Task[list[bytes]]:

@@ -30,7 +30,7 @@ from archive.storage import marker
 from archive.storage.filesystem import Tier
 
 READERS = 16  # idle connections to read with that are kept
-READER_CACHE_KIB = 2048  # of SQLite, for each; behind it is the system's
+READER_CACHE_KIB = 1024  # of SQLite, for each; behind it is the system's
 BUSY_SECONDS = 30  # patience for another process that writes to the same SQLite file
 
 

@@ -8,6 +8,7 @@ ready when somebody asks for it.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 
 import structlog
@@ -66,7 +67,8 @@ class Preparing:
             log.exception("the metadata of a series are not ready", series=series_pk)
 
     def _run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # of this thread alone, on Linux
+        if sys.platform == "linux":  # where it is the priority of this thread alone
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while not self._stopping.is_set():
             try:
                 self.look()
