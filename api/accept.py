@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import unquote
 
 from archive.dicom.syntaxes import EXPLICIT_LE, JPEG, NATIVE, RLE
@@ -72,6 +73,7 @@ class Representation:
     recompressed: bool = False
 
 
+_REMEMBERED_BYTES = 512
 _PART = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*"?)+')
 _PARAMETER = re.compile(r';\s*([!#$%&\'*+.^_`|~\w-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;"]*)\s*')
 _MEDIA_TYPE = re.compile(r"([!#$%&'*+.^_`|~\w-]+)/([!#$%&'*+.^_`|~\w-]+)", re.ASCII)
@@ -86,9 +88,16 @@ def parse(header: str | None) -> tuple[Range, ...]:
     Raises:
         InvalidRequest: an element is no media range, or its q is no number from 0 to 1.
     """
-    elements = [element.strip() for element in _PART.findall(header or "")]
+    return (_remembered if len(header or "") <= _REMEMBERED_BYTES else _parsed)(header or "")
+
+
+def _parsed(header: str) -> tuple[Range, ...]:
+    elements = [element.strip() for element in _PART.findall(header)]
     ranges = tuple(_range(element) for element in elements if element)
     return ranges or (Range("*/*", None, None, 1.0),)
+
+
+_remembered = lru_cache(maxsize=256)(_parsed)  # clients ask for the same again and again
 
 
 def _range(text: str) -> Range:

@@ -35,6 +35,7 @@ from api import (
     layout,
     lookup,
     manifests,
+    metadata,
     pages,
     patients,
     peers,
@@ -111,8 +112,8 @@ def create_app(archive: Archive) -> FastAPI:
 
     app.router.routes.append(Mount("/static", StaticFiles(packages=[("api", "static")]), name="static"))
     searches = (route for route in qido.router.routes if isinstance(route, Route))
-    retrievals = (*wado.routes, *bulkdata.routes, *frames.routes, *rendered.routes)
-    for route in (*searches, *retrievals, *stow.routes, *removal.routes, *capabilities.routes):
+    modules = (wado, metadata, bulkdata, frames, rendered, stow, removal, capabilities)
+    for route in (*searches, *(route for module in modules for route in module.routes)):
         app.router.add_route(f"/dicom-web{route.path}", route.endpoint, methods=sorted(route.methods or ()))
     app.router.add_route("/dicom-web", capabilities.describe, methods=["GET", "OPTIONS"])
     app.router.routes.extend(wado_uri.routes)

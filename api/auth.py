@@ -54,7 +54,7 @@ def source_of(request: Request) -> str:
 
 def door_of(request: Request) -> Door:
     """Where the caller came in."""
-    path = request.url.path
+    path: str = request.scope["path"]
     if path.startswith(("/dicom-web", "/wado")):
         return Door.DICOMWEB
     if path.startswith("/fhir"):

@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from api import accept, auth, conditional, multipart
-from api.wado import INSTANCE, address_of, begin, demand_copy, read, selected, wish_of
+from api.wado import INSTANCE, address_of, begin, read, selected, wish_of
 from archive.access import Action
 from archive.dicom.bulk import bulk_data, bulk_frames, bulk_length
 from archive.errors import InvalidRequest, NotAcceptable, NotFound, Unsupported
@@ -25,11 +25,10 @@ _BULK_PATH = re.compile(r"[0-9A-Fa-f]{8}(/[0-9]{1,9}/[0-9A-Fa-f]{8}){0,32}", re.
 def retrieve_bulk_data(request: Request) -> Response:
     """One value that the metadata only point at, as octets in little endian (PS3.18 10.4.1.1.5)."""
     actor = auth.demand_right(request, Action.SEE)
-    one = selected(request)[0]
+    one = selected(request)
     path = str(request.path_params["path"]).upper()
     if not _BULK_PATH.fullmatch(path):
         raise InvalidRequest("the address names no element")
-    demand_copy(one)
     changes = outgoing(auth.archive_of(request), one).changes
     if changes is not None and int(path[:8], 16) in changes.attributes:
         raise NotFound("this value was corrected: the metadata have it")  # REQ-DCM-70: at no door as it was

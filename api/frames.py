@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from api import accept, auth, conditional, multipart
-from api.wado import INSTANCE, address_of, begin, demand_copy, selected, wish_of
+from api.wado import INSTANCE, address_of, begin, selected, wish_of
 from archive.access import Action
-from archive.dicom import frames, pixels, syntaxes
+from archive.dicom import frame_index, pixels, syntaxes
+from archive.dicom.frames import Frames
 from archive.errors import InvalidRequest, NotAcceptable, NotFound, StorageFailed, UnreadableInstance, Unsupported
 from archive.retrieve import Stored
 
@@ -23,12 +25,11 @@ _LIST = re.compile(r"[0-9]{1,9}(,[0-9]{1,9}){0,99999}", re.ASCII)
 def retrieve_frames(request: Request) -> Response:
     """The frames of the address, in its order: each one part, or alone if one was asked for."""
     actor = auth.demand_right(request, Action.SEE)
-    one = selected(request)[0]
+    one = selected(request)
     text = str(request.path_params["frames"])
     if not _LIST.fullmatch(text):
         raise InvalidRequest("frames are numbers from 1, separated by commas")
     numbers = [int(number) for number in text.split(",")]
-    demand_copy(one)
     if (
         one.pixel_offset is None and one.transfer_syntax_uid != syntaxes.DEFLATED_LE
     ):  # whose offsets are not in the file
@@ -43,8 +44,8 @@ def retrieve_frames(request: Request) -> Response:
         begin(request, [one], actor)
         return conditional.not_modified(tag)
     decoded = stored not in syntaxes.NATIVE and chosen.transfer_syntax == syntaxes.EXPLICIT_LE
-    read = _read(one, numbers, decoded=decoded)
-    first = _first(read)  # before anything is said: there may be no such frame
+    frames = _read(one, numbers, decoded=decoded)
+    size, first = _first(frames)  # before anything is said: there may be no such frame
     kind = accept.content_type(replace(chosen, multipart=False))
     boundary = multipart.new_boundary()
     whole = multipart.related_type(chosen.media_type, boundary) if chosen.multipart else kind
@@ -52,47 +53,60 @@ def retrieve_frames(request: Request) -> Response:
     if request.method == "HEAD":
         return Response(None, 200, headers)
     access = begin(request, [one], actor)
-    access.count(one, len(first))
-    if not chosen.multipart:
-        return Response(first, headers=headers)
+    access.count(one, size)
     address = f"{address_of(request, one)}/frames"
     parts = (
-        multipart.Part(kind, iter((frame,)), f"{address}/{number}")
-        for number, frame in zip(numbers, _chain(first, read), strict=True)
+        multipart.Part(kind, pieces, f"{address}/{number}", size)
+        for number, (size, pieces) in zip(numbers, chain(((size, first),), frames), strict=True)
     )
-    body = multipart.related(parts, boundary)
-    if len(numbers) == 1:
-        return Response(b"".join(body), headers=headers)
-    return StreamingResponse(multipart.in_threads(body), headers=headers)
+    body = multipart.related(parts, boundary) if chosen.multipart else first
+    if len(numbers) > 1:
+        return StreamingResponse(multipart.in_threads(body), headers=headers)
+    if size <= multipart.PIECE_BYTES:
+        return multipart.Pieces(body, headers)
+    if chosen.multipart:
+        size += multipart.length([multipart.Part(kind, iter(()), f"{address}/{numbers[0]}", 0)], boundary) or 0
+    headers["Content-Length"] = str(size)
+    return StreamingResponse(multipart.in_threads(_kept_open(body, frames)), headers=headers)
 
 
-def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
+Frame = tuple[int, Iterator[bytes]]  # its length, its bytes
 
 
-def _first(read: Iterator[bytes]) -> bytes:
+def _kept_open(body: Iterator[bytes], frames: Iterator[Frame]) -> Iterator[bytes]:
+    """The body; the file that it is read from is open as long as `frames` is not forgotten."""
+    yield from body
+    del frames
+
+
+def _first(frames: Iterator[Frame]) -> Frame:
+    """The first frame, of which the first bytes are read."""
     try:
-        return next(read)
+        size, pieces = next(frames)
+        return size, chain((next(pieces, b""),), pieces)
     except OSError as error:
         raise StorageFailed(f"the copy cannot be read: {error.strerror}") from error
     except (Unsupported, UnreadableInstance) as error:
         raise NotAcceptable(f"these frames cannot be given: {error}") from error
 
 
-def _read(one: Stored, numbers: list[int], *, decoded: bool) -> Iterator[bytes]:
-    """The bytes of each frame: encoded as they lie, native ones in little endian; or decoded."""
-    with frames.opened(
+def _read(one: Stored, numbers: list[int], *, decoded: bool) -> Iterator[Frame]:
+    """The frames: encoded as they lie, native ones in little endian; or decoded. The file is open meanwhile."""
+    with frame_index.opened(
         one.path, data_set_offset=one.data_set_offset, transfer_syntax_uid=one.transfer_syntax_uid
     ) as found:
         missing = [number for number in numbers if not 1 <= number <= len(found)]
         if missing:
             raise NotFound(f"there is no frame {missing[0]}: the instance has {len(found)}")
         for number in numbers:
-            yield _pixels(found, number) if decoded else found.read(number)
+            if found.as_they_lie and not decoded:
+                yield found.length(number), found.pieces(number)
+            else:
+                frame = _pixels(found, number) if decoded else found.read(number)
+                yield len(frame), iter((frame,))
 
 
-def _pixels(found: frames.Frames, number: int) -> bytes:
+def _pixels(found: Frames, number: int) -> bytes:
     """A frame's pixels in little endian, laid out as its Planar Configuration says."""
     values = pixels.decode(found, number).values
     if found.image.planar == 1 and values.ndim == 3:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 from anyio import to_thread
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from archive.errors import InvalidRequest, Unsupported
 
@@ -25,11 +28,17 @@ HEADER_BYTES = 8 << 10  # of one header line of a part
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part to write: its Content-Type, where it can be had alone, and its bytes."""
+    """One part to write: Content-Type, bytes, where it can be had alone, and its length in bytes, if it is known."""
 
     content_type: str
     body: Iterator[bytes]
     location: str = ""
+    size: int | None = None
+
+    def head(self) -> bytes:
+        """Its header lines."""
+        location = f"Content-Location: {self.location}\r\n" if self.location else ""
+        return f"Content-Type: {self.content_type}\r\n{location}\r\n".encode("latin-1")
 
 
 def new_boundary() -> str:
@@ -44,29 +53,77 @@ def related_type(media_type: str, boundary: str) -> str:
 
 def related(parts: Iterable[Part], boundary: str) -> Iterator[bytes]:
     """The body of a multipart/related message, in pieces as the parts give them."""
-    opening = f"--{boundary}\r\n"
+    opening = f"--{boundary}\r\n".encode("latin-1")
     for part in parts:
-        location = f"Content-Location: {part.location}\r\n" if part.location else ""
-        yield f"{opening}Content-Type: {part.content_type}\r\n{location}\r\n".encode("latin-1")
+        yield opening + part.head()
         yield from part.body
-        opening = f"\r\n--{boundary}\r\n"
-    yield f"\r\n--{boundary}--\r\n".encode("latin-1")
+        opening = f"\r\n--{boundary}\r\n".encode("latin-1")
+    yield _end(boundary)
+
+
+def length(parts: Iterable[Part], boundary: str) -> int | None:
+    """How many bytes `related` gives for these parts, whose bodies are not looked at; None: that is not known."""
+    total, opening = len(_end(boundary)), len(boundary) + 4
+    for part in parts:
+        if part.size is None:
+            return None
+        total += opening + len(part.head()) + part.size
+        opening = len(boundary) + 6
+    return total
+
+
+def _end(boundary: str) -> bytes:
+    return f"\r\n--{boundary}--\r\n".encode("latin-1")
+
+
+class Pieces(Response):
+    """An answer that lies in memory in pieces, which are sent as they are: to join large ones costs more than to send
+    them."""
+
+    def __init__(self, pieces: Iterable[bytes], headers: Mapping[str, str]) -> None:
+        self._pieces = tuple(pieces)
+        super().__init__(None, headers={**headers, "Content-Length": str(sum(map(len, self._pieces)))})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for piece in self._pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body"})
 
 
 async def in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Pull `pieces`, which may block, in worker threads; about a mebibyte for each visit to one.
+    """Pull `pieces`, which may block, in worker threads; about a mebibyte for each visit to one, the next of them while
+    the one before is sent.
 
     Whoever stops listening closes the iterator: a cancelled download stops work.
     """
+    coming = _next(pieces)
     try:
-        while batch := await to_thread.run_sync(partial(_batch, pieces)):
+        while batch := await asyncio.shield(coming):  # a thread within the iterator is waited for, not left alone
+            coming = _next(pieces)
             for piece in batch:
                 yield piece
     finally:
-        close = getattr(pieces, "close", None)
-        if close is not None:
-            with suppress(ValueError):  # a thread is within it: it ends by itself, with the last reference
-                close()
+        coming.add_done_callback(lambda _: _close(pieces))
+
+
+def _close(pieces: Iterator[bytes]) -> None:
+    close = getattr(pieces, "close", None)
+    if close is not None:
+        with suppress(ValueError):  # the loop ends before the thread does
+            close()
+
+
+def _next(pieces: Iterator[bytes]) -> asyncio.Task[list[bytes]]:
+    task = asyncio.ensure_future(to_thread.run_sync(partial(_batch, pieces)))
+    task.add_done_callback(_seen)
+    return task
+
+
+def _seen(task: asyncio.Task[list[bytes]]) -> None:
+    """What failed after nobody listened any more is no news."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _batch(pieces: Iterator[bytes]) -> list[bytes]:

@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from api import accept, auth, conditional, multipart
-from api.wado import INSTANCE, SERIES, STUDY, address_of, begin, demand_copy, selected, wish_of
+from api.wado import INSTANCE, SERIES, STUDY, address_of, begin, chosen, no_copy, selected, wish_of
 from archive.access import Action, Actor
 from archive.dicom import pixels
 from archive.dicom.render import render
@@ -30,13 +30,12 @@ def retrieve_rendered(request: Request) -> Response:
     `window=centre,width[,function]`, `viewport=width,height` (never enlarged) and `quality=1…100` are understood.
     """
     actor = auth.demand_right(request, Action.SEE)
-    one = selected(request)[0]
-    chosen = wish_of(request).demand(accept.RENDERED)
+    one = selected(request)
     return picture(
         request,
         one,
         actor,
-        media_type=chosen.media_type,
+        media_type=wish_of(request).demand(accept.RENDERED).media_type,
         frame=_frame(request) or 1,
         window=_window(request),
         size=_viewport(request),
@@ -47,31 +46,33 @@ def retrieve_rendered(request: Request) -> Response:
 def retrieve_all_rendered(request: Request) -> Response:
     """The first frame of each instance of a study or series, each a part; what has no picture is left out."""
     actor = auth.demand_right(request, Action.SEE)
-    found = selected(request)
-    chosen = wish_of(request).demand(accept.ALL_RENDERED)
+    found, missing = chosen(request)
+    media_type = wish_of(request).demand(accept.ALL_RENDERED).media_type
     window, size = _window(request), _viewport(request)
     quality = number(request.query_params.get("quality", "90"), "quality", 1, 100)
-    pictures = _pictures(found, media_type=chosen.media_type, window=window, size=size, quality=quality)
+    pictures = _pictures(found, media_type=media_type, window=window, size=size, quality=quality)
     first = next(pictures, None)  # before anything is said: there may be none
+    if not found:
+        raise no_copy()
     if first is None:
         raise NotAcceptable("there is no picture of this: no image that a decoder takes")
     boundary = multipart.new_boundary()
-    headers = {"Content-Type": multipart.related_type(chosen.media_type, boundary)}
+    headers = {"Content-Type": multipart.related_type(media_type, boundary)}
     if request.method == "HEAD":
         return Response(None, 200, headers)
-    access = begin(request, found, actor)
+    access = begin(request, [*found, *missing], actor)
 
     def parts() -> Iterator[multipart.Part]:
         for one, made in chain([first], pictures):
             access.count(one, len(made))
-            yield multipart.Part(chosen.media_type, iter((made,)), f"{address_of(request, one)}/rendered")
+            yield multipart.Part(media_type, iter((made,)), f"{address_of(request, one)}/rendered")
 
     return StreamingResponse(multipart.in_threads(multipart.related(parts(), boundary)), 200, headers)
 
 
 def _pictures(found: Sequence[Stored], **how: Any) -> Iterator[tuple[Stored, bytes]]:
     for one in found:
-        if one.pixel_offset is not None and one.stands():
+        if one.pixel_offset is not None:
             with suppress(Unsupported):
                 yield one, render(one.path, **how)
 
@@ -83,8 +84,10 @@ def retrieve_thumbnail(request: Request) -> Response:
     middle frame. `viewport=width,height` says how small.
     """
     actor = auth.demand_right(request, Action.SEE)
-    found = selected(request)
-    chosen = wish_of(request).demand(accept.RENDERED)
+    found, _ = chosen(request)
+    if not found:
+        raise no_copy()
+    media_type = wish_of(request).demand(accept.RENDERED).media_type
     size = _viewport(request) or (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS)
     frame = _frame(request)
     for one in _middle_first(found):
@@ -97,7 +100,7 @@ def retrieve_thumbnail(request: Request) -> Response:
                 request,
                 one,
                 actor,
-                media_type=chosen.media_type,
+                media_type=media_type,
                 frame=frame or (count + 1) // 2,
                 window=None,
                 size=size,
@@ -114,14 +117,12 @@ def _middle_first(found: Sequence[Stored]) -> list[Stored]:
     is far down the list: it is not all read for a thumbnail."""
     by_series: dict[str, list[Stored]] = {}
     for one in found:
-        if (one.pixel_offset is not None or len(found) == 1) and one.stands():
+        if one.pixel_offset is not None or len(found) == 1:
             by_series.setdefault(one.series_instance_uid, []).append(one)
     order: list[Stored] = []
     for some in by_series.values():
         middle = len(some) // 2
         order += [some[middle], *some[middle + 1 : middle + 4], *some[:middle][-3:]]
-    if not order:
-        demand_copy(found[0])
     return order[:TRIED]
 
 
@@ -155,7 +156,6 @@ def picture(
     if conditional.is_known(request, tag):
         begin(request, [one], actor)
         return conditional.not_modified(tag)
-    demand_copy(one)
     try:
         made = render(one.path, frame=frame, window=window, size=size, media_type=media_type, quality=quality)
     except Unsupported as error:

@@ -1,4 +1,4 @@
-"""WADO-RS: studies, series and instances, and their metadata (PS3.18 10.4, REQ-DCM-90).
+"""WADO-RS: studies, series and instances (PS3.18 10.4, REQ-DCM-90).
 
 What can be given as it lies is streamed as it lies, a mebibyte at a time; what was corrected leaves corrected
 (REQ-DCM-70). Nothing leaves before the opening row of the access is committed (law 4); nothing is ever given with a new
@@ -11,14 +11,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
-import orjson
 import structlog
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from api import accept, auth, conditional, multipart
-from api.documents import parts
 from api.manifests import named_by
 from archive.access import Action, Actor
 from archive.core import Archive
@@ -26,7 +24,7 @@ from archive.dicom.syntaxes import EXPLICIT_BE, EXPLICIT_LE, LOSSY
 from archive.dicom.transcode import alternatives
 from archive.errors import Gone, InvalidRequest, NotAcceptable, NotFound, StorageFailed, UnreadableInstance
 from archive.outgoing import outgoing
-from archive.retrieve import Access, Stored, open_access, select, why_gone
+from archive.retrieve import Access, Stored, named, open_access, select, why_gone
 
 log = structlog.get_logger(__name__)
 
@@ -41,14 +39,32 @@ def uid_of(request: Request, name: str) -> str:
     return uid
 
 
-def selected(request: Request) -> list[Stored]:
-    """The current instances that the address means; errors as of `current`."""
-    levels = ("study", "series", "instance")
-    return current(request, {name: uid_of(request, name) for name in levels if name in request.path_params})
+def place_of(request: Request) -> dict[str, str]:
+    """The UIDs of the address, of each level down to what it means."""
+    return {name: uid_of(request, name) for name in ("study", "series", "instance") if name in request.path_params}
 
 
-def current(request: Request, given: Mapping[str, str]) -> list[Stored]:
-    """The current instances of a study, a series or an instance, by the UIDs of each level down to it.
+def chosen(request: Request) -> tuple[list[Stored], list[Stored]]:
+    """The current instances that the address means, as `current` gives them."""
+    return current(request, place_of(request))
+
+
+def selected(request: Request, given: Mapping[str, str] | None = None) -> Stored:
+    """The current instance that is meant, by the address unless its UIDs are given.
+
+    Raises:
+        Gone, NotFound: as `current`.
+        StorageFailed: its copy does not stand.
+    """
+    standing, _ = current(request, given or place_of(request))
+    if not standing:
+        raise no_copy()
+    return standing[0]
+
+
+def current(request: Request, given: Mapping[str, str]) -> tuple[list[Stored], list[Stored]]:
+    """The current instances of a study, a series or an instance, by the UIDs of each level down to it: those whose copy
+    stands, in order, and those whose does not.
 
     Raises:
         Gone: it was replaced, and by what; or purged, or rejected (REQ-DCM-84, 92).
@@ -56,13 +72,13 @@ def current(request: Request, given: Mapping[str, str]) -> list[Stored]:
     """
     archive = auth.archive_of(request)
     quality = Action.QUALITY in request.state.actor.may
-    found = _select(archive, given, quality=quality)
-    # one that does not stand was moved to the other tier, or replaced, since the index was read
-    if any(not one.replaced and not one.stands() for one in found):
+    found = named(archive, *given.values(), quality=quality)
+    standing, missing = _standing(found)
+    if missing or not found:  # moved to the other tier, or replaced: before, or since the index was read
         found = _select(archive, given, quality=quality)
-    standing = [one for one in found if not one.replaced]
-    if standing:
-        return standing
+        standing, missing = _standing([one for one in found if not one.replaced])
+    if standing or missing:
+        return standing, missing
     if found:
         raise _replaced(found)
     why = why_gone(
@@ -74,6 +90,14 @@ def current(request: Request, given: Mapping[str, str]) -> list[Stored]:
     if why:
         raise Gone(f"this {list(given)[-1]} {why}")
     raise NotFound(f"no such {list(given)[-1]}")
+
+
+def _standing(found: Sequence[Stored]) -> tuple[list[Stored], list[Stored]]:
+    standing: list[Stored] = []
+    missing: list[Stored] = []
+    for one in found:
+        (standing if one.stands() else missing).append(one)
+    return standing, missing
 
 
 def _select(archive: Archive, given: Mapping[str, str], *, quality: bool) -> list[Stored]:
@@ -99,7 +123,7 @@ def _replaced(found: Sequence[Stored]) -> Gone:
 
 def wish_of(request: Request) -> accept.Wish:
     """What the request accepts."""
-    return accept.wish(",".join(request.headers.getlist("accept")), request.url.query)
+    return accept.wish(",".join(request.headers.getlist("accept")), request.scope["query_string"].decode("latin-1"))
 
 
 def address_of(request: Request, one: Stored) -> str:
@@ -110,7 +134,12 @@ def address_of(request: Request, one: Stored) -> str:
 
 def study_address(request: Request, study: str) -> str:
     """The address of a study, absolute."""
-    return f"{request.base_url}dicom-web/studies/{study}"
+    return f"{service_address(request)}/studies/{study}"
+
+
+def service_address(request: Request) -> str:
+    """The address of DICOMweb, absolute."""
+    return f"{request.base_url}dicom-web"
 
 
 def begin(request: Request, stored: Sequence[Stored], actor: Actor) -> Access:
@@ -121,41 +150,42 @@ def begin(request: Request, stored: Sequence[Stored], actor: Actor) -> Access:
 def retrieve(request: Request) -> Response:
     """The instances of a study, of a series, or one: application/dicom in a syntax that is accepted."""
     actor = auth.demand_right(request, Action.SEE)
-    found = selected(request)
+    standing, missing = chosen(request)
     wish = wish_of(request)
     single = "instance" in request.path_params
     plan: list[tuple[Stored, accept.Representation]] = []
     offers: tuple[accept.Representation, ...] = ()
-    missing: list[Stored] = []
-    for one in found:
-        if not one.stands():
-            missing.append(one)
-            continue
-        offers = _offers(one.transfer_syntax_uid, single=single)
-        chosen = wish.choose(offers)
-        if chosen is not None:
-            plan.append((one, chosen))
-    if not plan and len(missing) == len(found):
-        raise _no_copy()
+    choices: dict[str, accept.Representation | None] = {}
+    for one in standing:
+        syntax = one.transfer_syntax_uid
+        if syntax not in choices:
+            offers = _offers(syntax, single=single)
+            choices[syntax] = wish.choose(offers)
+        if (best := choices[syntax]) is not None:
+            plan.append((one, best))
+    if not standing:
+        raise no_copy()
     if not plan:
         raise accept.not_acceptable(offers)
     if missing:
-        log.error("copies are missing", study=found[0].study_instance_uid, instances=len(missing))
+        log.error("copies are missing", study=missing[0].study_instance_uid, instances=len(missing))
     if not plan[0][1].multipart:
         return alone(request, plan[0][0], actor, wish)
-    tag = conditional.tag_of(found, *(chosen.transfer_syntax for _, chosen in plan), len(missing), weak=True)
+    tag = conditional.tag_of(standing, *(form.transfer_syntax for _, form in plan), len(missing), weak=True)
     if conditional.is_known(request, tag):
         begin(request, [one for one, _ in plan], actor)
         return conditional.not_modified(tag)
     boundary = multipart.new_boundary()
-    syntaxes = {chosen.transfer_syntax for _, chosen in plan}
+    syntaxes = {form.transfer_syntax for _, form in plan}
     common = f"; transfer-syntax={syntaxes.pop()}" if len(syntaxes) == 1 else ""
     kind = multipart.related_type(accept.DICOM, boundary) + common
     headers = {"Content-Type": kind, **conditional.headers(tag)}
-    status = 200 if len(plan) == len(found) else 206
+    status = 200 if len(plan) == len(standing) + len(missing) else 206
+    if (size := _length_as_it_lies(request, plan, boundary)) is not None:
+        headers["Content-Length"] = str(size)
     if request.method == "HEAD":
         return Response(None, status, headers)
-    forms: Iterator[_Form] = (_Form(request, one, chosen, wish) for one, chosen in plan)
+    forms: Iterator[_Form] = (_Form(request, one, form, wish) for one, form in plan)
     if len(plan) == 1:
         forms = iter([next(forms)])  # opened before anything is said: it may not be possible
     access = begin(request, [*(one for one, _ in plan), *missing], actor)
@@ -163,6 +193,31 @@ def retrieve(request: Request) -> Response:
         access.failed(one)
     body = multipart.related((form.part(access) for form in forms), boundary)
     return StreamingResponse(multipart.in_threads(body), status, headers)
+
+
+def _length_as_it_lies(
+    request: Request, plan: Sequence[tuple[Stored, accept.Representation]], boundary: str
+) -> int | None:
+    """How long the answer is when every file leaves as it lies; None: something is made on the way.
+
+    A length that is known spares the server to cut the answer into chunks, and tells a viewer how much is to come.
+    """
+    archive = auth.archive_of(request)
+    parts: list[multipart.Part] = []
+    for one, form in plan:
+        syntax = form.transfer_syntax or ""
+        try:
+            if not outgoing(archive, one).intact(syntax):
+                return None
+        except UnreadableInstance:
+            return None
+        parts.append(multipart.Part(_kind(syntax), iter(()), address_of(request, one), one.file_bytes))
+    return multipart.length(parts, boundary)
+
+
+def _kind(syntax: str) -> str:
+    """The Content-Type of one instance in this transfer syntax."""
+    return accept.content_type(accept.Representation(accept.DICOM, syntax))
 
 
 class _Form:
@@ -192,7 +247,7 @@ class _Form:
                     raise NotAcceptable(f"an instance can be given only as it is stored: {error}") from error
                 chosen = again
         self.transfer_syntax_uid = syntax
-        self.content_type = accept.content_type(accept.Representation(accept.DICOM, syntax))
+        self.content_type = _kind(syntax)
 
     def counted(self, access: Access) -> Iterator[bytes]:
         """Its bytes; at the end they are counted."""
@@ -218,13 +273,8 @@ def read(pieces: Iterator[bytes]) -> Iterator[bytes]:
         raise StorageFailed(f"the copy cannot be read: {error.strerror}") from error
 
 
-def demand_copy(one: Stored) -> None:
-    """Raise StorageFailed unless a good copy is there."""
-    if not one.stands():
-        raise _no_copy()
-
-
-def _no_copy() -> StorageFailed:
+def no_copy() -> StorageFailed:
+    """Why nothing can be given of what is there."""
     return StorageFailed("no good copy is left of what was asked for: see «minipacs verify»")
 
 
@@ -241,13 +291,12 @@ def _offers(kept_in: str, *, single: bool, without: frozenset[str] = frozenset()
 
 
 def alone(request: Request, one: Stored, actor: Actor, wish: accept.Wish) -> Response:
-    """One instance as the body itself, in a syntax that is accepted; ranges of what leaves as it lies.
+    """One instance whose copy stands as the body itself, in a syntax that is accepted; ranges of what is not changed.
 
     Raises:
         NotAcceptable: it cannot be given so (406).
         HTTPException: the range that is asked for is outside (416).
     """
-    demand_copy(one)
     offers = [offer for offer in _offers(one.transfer_syntax_uid, single=True) if not offer.multipart]
     form = _Form(request, one, wish.demand(offers), wish)
     intact = form.leaving.intact(form.transfer_syntax_uid)
@@ -267,56 +316,7 @@ def alone(request: Request, one: Stored, actor: Actor, wish: accept.Wish) -> Res
     return StreamingResponse(multipart.in_threads(body), status, headers)
 
 
-def retrieve_metadata(request: Request) -> Response:
-    """Everything but bulk data, as DICOM JSON (PS3.18 Annex F), or as XML (PS3.19 Annex A.1), a part for each."""
-    actor = auth.demand_right(request, Action.SEE)
-    found = selected(request)
-    chosen = wish_of(request).demand(accept.METADATA)
-    boundary = multipart.new_boundary()
-    as_xml = chosen.media_type == accept.XML
-    headers = {"Content-Type": multipart.related_type(accept.XML, boundary) if as_xml else chosen.media_type}
-    if request.method == "HEAD":
-        return Response(None, 200, headers)
-    missing = [one for one in found if not one.stands()]
-    if len(missing) == len(found):
-        raise _no_copy()
-    begin(request, found, actor)
-    if as_xml:
-        pieces = parts((_metadata_of(request, one) for one in found if one.stands()), boundary)
-    else:
-        pieces = _metadata(request, found)
-    return StreamingResponse(multipart.in_threads(pieces), 206 if missing else 200, headers)
-
-
-def _metadata(request: Request, found: Sequence[Stored]) -> Iterator[bytes]:
-    separator = b"["
-    for one in found:
-        if one.stands():
-            yield separator + orjson.dumps(_metadata_of(request, one))
-            separator = b","
-    yield b"]"
-
-
-def _metadata_of(request: Request, one: Stored) -> dict[str, object]:
-    address = address_of(request, one)
-    leaving = outgoing(auth.archive_of(request), one)
-    try:
-        return leaving.metadata(lambda path: f"{address}/bulkdata/{path}")
-    except UnreadableInstance:  # it is there and can be had; of its elements only these are known
-        log.warning("the metadata of an instance cannot be read", sop_instance_uid=one.sop_instance_uid)
-        known = {
-            "00080016": one.sop_class_uid,
-            "00080018": one.sop_instance_uid,
-            "0020000D": one.study_instance_uid,
-            "0020000E": one.series_instance_uid,
-        }
-        return {key: {"vr": "UI", "Value": [uid]} for key, uid in known.items()}
-
-
 STUDY = "/studies/{study}"
 SERIES = f"{STUDY}/series/{{series}}"
 INSTANCE = f"{SERIES}/instances/{{instance}}"
-routes = [
-    *(Route(path, retrieve) for path in (STUDY, SERIES, INSTANCE)),
-    *(Route(f"{path}/metadata", retrieve_metadata) for path in (STUDY, SERIES, INSTANCE)),
-]
+routes = [Route(path, retrieve) for path in (STUDY, SERIES, INSTANCE)]

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api import accept, auth, rendered
-from api.wado import alone, current, demand_copy
+from api.wado import alone, selected
 from archive.access import Action
 from archive.errors import InvalidRequest
 from archive.retrieve import Stored
@@ -30,8 +30,7 @@ def retrieve_object(request: Request) -> Response:
     """
     actor = auth.demand_right(request, Action.SEE)
     asked = _parameters(request)
-    one = current(request, _place(asked))[0]
-    demand_copy(one)
+    one = selected(request, _place(asked))
     kind = _kind(asked, one)
     if kind in (choice.media_type for choice in accept.RENDERED):
         if "transferSyntax" in asked:

@@ -30,6 +30,7 @@ from archive.storage import marker
 from archive.storage.filesystem import Tier
 
 READERS = 16  # idle connections to read with that are kept
+READER_CACHE_KIB = 1024  # of SQLite, for each; behind it is the system's
 BUSY_SECONDS = 30  # patience for another process that writes to the same SQLite file
 LONGEST_LOOK_SECONDS = 0.005  # between two looks whether it has ended
 
@@ -81,6 +82,7 @@ class Archive:
             conn = self._readers.pop()
         except IndexError:
             conn = self.engine.connect()
+            conn.connection.cursor().execute(f"PRAGMA cache_size=-{READER_CACHE_KIB}")
         try:
             yield conn
             conn.rollback()

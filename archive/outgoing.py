@@ -80,9 +80,17 @@ class Outgoing:
         Raises:
             UnreadableInstance: its elements cannot be followed.
         """
+        return self.corrected(self.stored_metadata(bulk_uri))
+
+    def stored_metadata(self, bulk_uri: json.BulkUri) -> dict[str, object]:
+        """The same as it is stored, whatever anybody has said since.
+
+        Raises:
+            UnreadableInstance: its elements cannot be followed.
+        """
         stored = self.stored
         try:
-            found = json.metadata(
+            return json.metadata(
                 stored.path,
                 data_set_offset=stored.data_set_offset,
                 transfer_syntax_uid=stored.transfer_syntax_uid,
@@ -90,9 +98,16 @@ class Outgoing:
             )
         except OSError as error:
             raise _unreadable(error) from error
+
+    def corrected(self, found: dict[str, object], *, source: str | None = None) -> dict[str, object]:
+        """Its stored metadata as they leave; `source`: the AE title that sent it, where that is known already.
+
+        Raises:
+            UnreadableInstance: its header cannot be followed.
+        """
         if self.changes is None:
             return found
-        return corrections.overlaid(found, self.changes, source=self._source)
+        return corrections.overlaid(found, self.changes, source=self.source if source is None else source)
 
     def _data_set(self, transfer_syntax_uid: str, *, bulk: bool) -> Iterator[bytes]:
         stored, changes = self.stored, self.changes
@@ -102,7 +117,7 @@ class Outgoing:
         if changes is not None or not bulk:
             return coerce.pieces(
                 stored.path,
-                coerce.Coercion(changes, self._source, self._charset) if changes is not None else None,
+                coerce.Coercion(changes, self.source, self._charset) if changes is not None else None,
                 data_set_offset=stored.data_set_offset,
                 source_syntax=stored.transfer_syntax_uid,
                 target_syntax=transfer_syntax_uid,
@@ -123,7 +138,7 @@ class Outgoing:
         return file_head(FileMeta(stored.sop_class_uid, stored.sop_instance_uid, transfer_syntax_uid))
 
     @cached_property
-    def _source(self) -> str:
+    def source(self) -> str:
         """The AE title that sent it, from group 0002; "" when it is not known."""
         try:
             return read_meta(b"".join(self._reading(self._range(0, self.stored.data_set_offset))))[0].source_ae

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sql
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, func, or_
 
 from archive.access import Actor
 from archive.audit.accesses import Access as StudyAccess
@@ -16,9 +17,11 @@ from archive.audit.record import Event
 from archive.core import Archive
 from archive.dicom.patient_id import cx
 from archive.errors import Gone, StorageFailed
+from archive.index.conditions import constant, current
 from archive.index.held import held_back
 from archive.instance import CURRENT, HIDDEN, JUDGED, CopyState, State
 from archive.schema import instance, location, patient, series, study, tombstone
+from archive.schema.prepared import Prepared
 from archive.schema.types import AnyRow
 
 
@@ -86,11 +89,12 @@ class Stored:
         return fd
 
 
+_LAST = constant(1 << 30)
 _ORDER = (
     study.c.pk,
-    func.coalesce(series.c.series_number, 1 << 30),
+    func.coalesce(series.c.series_number, _LAST),
     series.c.pk,
-    func.coalesce(instance.c.instance_number, 1 << 30),
+    func.coalesce(instance.c.instance_number, _LAST),
     instance.c.pk,
 )
 _NAMES = (
@@ -103,7 +107,8 @@ _NAMES = (
     patient.c.patient_id,
     patient.c.issuer,
 )
-# The tree first, the copies outer: an instance without a good copy is still one that was asked for.
+# The tree first, the copies outer: an instance without a good copy is still one that was asked for. The state of a copy
+# is in the text: as a parameter it might be the one of a partial index, and SQLite would plan anew each time.
 _SELECT: Select[Any] = (
     sql.select(
         *_NAMES,
@@ -121,7 +126,10 @@ _SELECT: Select[Any] = (
         patient.join(study)
         .join(series)
         .join(instance)
-        .outerjoin(location, and_(location.c.instance_pk == instance.c.pk, location.c.state == CopyState.OK))
+        .outerjoin(
+            location,
+            and_(location.c.instance_pk == instance.c.pk, location.c.state == constant(str(CopyState.OK))),
+        )
     )
     .order_by(
         *_ORDER,
@@ -143,7 +151,7 @@ _REPLACED: Select[Any] = (
         .outerjoin(_copy, and_(_copy.c.derived_from_pk == instance.c.pk, _copy.c.state.in_(sorted(CURRENT))))
         .outerjoin(_copy_series, _copy_series.c.pk == _copy.c.series_pk)
     )
-    .where(instance.c.state == State.REPLACED)
+    .where(instance.c.state == constant(str(State.REPLACED)))
     .order_by(*_ORDER, _copy.c.pk)
 )
 _PURGED = sql.select(tombstone.c.pk)
@@ -153,6 +161,38 @@ _REJECTED = (
     .where(instance.c.state.in_(sorted(HIDDEN)), ~held_back())
 )
 _AT_ONCE = 5000  # UIDs in one statement
+_UIDS = (
+    study.c.study_instance_uid == bindparam("study"),
+    series.c.series_instance_uid == bindparam("series"),
+    instance.c.sop_instance_uid == bindparam("instance"),
+)
+
+
+@lru_cache
+def _named(depth: int, quality: bool) -> Prepared:
+    return Prepared(_SELECT.where(*_UIDS[:depth], current(quality=quality)))
+
+
+def named(
+    archive: Archive, study_uid: str, series_uid: str = "", instance_uid: str = "", *, quality: bool = False
+) -> list[Stored]:
+    """Every current instance of one study, of one series, or one: what `select` gives for these UIDs, in a fraction of
+    its time.
+
+    Raises:
+        IndexUnavailable: the database cannot be read.
+    """
+    given = {"study": study_uid, "series": series_uid, "instance": instance_uid}
+    asked = {name: uid for name, uid in given.items() if uid}
+    found: list[Stored] = []
+    last = None
+    with archive.reading() as conn:
+        for row in _named(len(asked), quality).all(conn, asked):
+            if row[0] != last:
+                found.append(_of_columns(archive, *row))
+            last = row[0]
+        conn.commit()  # nothing was written; after a rollback PostgreSQL's driver would prepare statements anew
+    return found
 
 
 def select(
@@ -258,28 +298,31 @@ def _rows(archive: Archive, conn: Connection, statement: Select[Any]) -> list[St
     last = None
     for row in conn.execute(statement):
         if row.pk != last:
-            found.append(_stored(archive, row) if "path" in row._fields else _replaced(row))
+            found.append(_of_columns(archive, *row) if "path" in row._fields else _replaced(row))
         last = row.pk
     return found
 
 
-def _stored(archive: Archive, row: AnyRow) -> Stored:
+def _of_columns(archive: Archive, *columns: Any) -> Stored:
+    """A row of `_SELECT`."""
+    _pk, study_uid, series_uid, uid, sop_class_uid, digest, patient_id, issuer, syntax, tier, path, *more = columns
+    file_bytes, data_set_offset, pixel_offset, identity, patient_corrections, study_corrections = more
     return Stored(
-        study_instance_uid=row.study_instance_uid,
-        series_instance_uid=row.series_instance_uid,
-        sop_instance_uid=row.sop_instance_uid,
-        sop_class_uid=row.sop_class_uid,
-        transfer_syntax_uid=row.transfer_syntax_uid or "",
-        path=archive.tier(row.tier).path(row.path) if row.path else "",
-        file_bytes=row.file_bytes or 0,
-        data_set_offset=row.data_set_offset or 0,
-        pixel_offset=row.pixel_offset,
-        digest=row.digest,
-        patient=cx(row.patient_id, row.issuer),
-        tier=row.tier or "",
-        identity=row.identity or "",
-        patient_corrections=row.patient_corrections or "",
-        study_corrections=row.study_corrections or "",
+        study_uid,
+        series_uid,
+        uid,
+        sop_class_uid,
+        syntax or "",
+        archive.tier(tier).path(path) if path else "",
+        file_bytes or 0,
+        data_set_offset or 0,
+        pixel_offset,
+        digest,
+        cx(patient_id, issuer),
+        tier or "",
+        identity or "",
+        patient_corrections or "",
+        study_corrections or "",
     )
 
 

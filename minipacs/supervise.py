@@ -162,7 +162,9 @@ def _start(worker: Worker, *, config: Path | None, form: Form) -> None:
     command += ["--parent", str(os.getpid()), *_config_option(config)]
     if worker.sweeps:
         command.append("--sweep")
-    worker.process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL)  # noqa: S603
+    # glibc keeps memory for each of many threads apart, which read images and forget them
+    env = {"MALLOC_ARENA_MAX": "2", **os.environ}
+    worker.process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, env=env)  # noqa: S603
     worker.started = monotonic()
     log.info("edge started", edge=worker.edge, pid=worker.process.pid)
 

@@ -1,5 +1,5 @@
-"""The retention process: a tick now and then, what other processes ask of it (`retention.*` jobs), and what is owed to
-the network (`retention.network`)."""
+"""The retention process: a tick now and then, what other processes ask of it (`retention.*` jobs), what is owed to the
+network (`retention.network`), and metadata that are made ready."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 
 from archive.core import Archive
 from retention.network import at_work
+from retention.preparing import Preparing
 from retention.schedule import Schedule
 
 
@@ -17,5 +18,11 @@ def serve(archive: Archive, sock: socket.socket | None, stopping: threading.Even
     There is nothing to listen on: `sock` is None. The first tick runs at once, the others every
     `retention.tick_seconds` of real time.
     """
-    with at_work(archive, stopping):
-        Schedule(archive, stopping).run()
+    preparing = Preparing(archive, stopping)
+    preparing.start()
+    try:
+        with at_work(archive, stopping):
+            Schedule(archive, stopping).run()
+    finally:
+        stopping.set()
+        preparing.join()

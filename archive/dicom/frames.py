@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from archive.dicom import elements, syntaxes
+from archive.dicom import syntaxes
 from archive.dicom.elements import (
     IMPLICIT_LE,
     ITEM,
@@ -33,6 +32,7 @@ _TAGS: Final = {
     0x7FE00001: "offsets", 0x7FE00002: "lengths",
 }  # fmt: skip
 _MAX_TABLE_BYTES = 1 << 24
+_PIECE_BYTES = 1 << 20
 _SCANNER = Scanner(_TAGS, max_bytes=_MAX_TABLE_BYTES)
 
 
@@ -228,11 +228,14 @@ def _begins(source: Source, position: int, length: int) -> bool:
 class Frames:
     """The frames of an open file. Numbers count from 1."""
 
-    def __init__(self, source: Source, image: Image, transfer_syntax_uid: str) -> None:
+    def __init__(
+        self, source: Source, image: Image, transfer_syntax_uid: str, *, places: list[Ranges] | None = None
+    ) -> None:
+        """`places`: what `ranges` gave for this image before."""
         self.image = image
         self.transfer_syntax_uid = transfer_syntax_uid
         self._source = source
-        self._ranges = ranges(source, image, transfer_syntax_uid)
+        self._ranges = ranges(source, image, transfer_syntax_uid) if places is None else places
         self._shared_bytes = not image.encapsulated and image.frames > 1 and image.frame_bits % 8 > 0
 
     def __len__(self) -> int:
@@ -268,7 +271,7 @@ class Frames:
             bits = image.frame_bits
             value = int.from_bytes(raw, "little") >> ((number - 1) * bits % 8)
             return (value & ((1 << bits) - 1)).to_bytes((bits + 7) // 8, "little")
-        if image.encoding.little or image.encapsulated or image.vr != "OW":
+        if self.as_they_lie:
             return raw
         if image.bits_allocated > 16 or len(raw) % 2:
             raise Unsupported("big endian pixels that are not words of 16 bits")
@@ -276,34 +279,19 @@ class Frames:
         turned[0::2], turned[1::2] = raw[1::2], raw[0::2]
         return bytes(turned)
 
+    @property
+    def as_they_lie(self) -> bool:
+        """Whether the bytes of frames are those of the file, none turned or shifted."""
+        image = self.image
+        return not self._shared_bytes and (image.encoding.little or image.encapsulated or image.vr != "OW")
+
+    def pieces(self, number: int) -> Iterator[bytes]:
+        """The bytes of a frame that are `as_they_lie`, a mebibyte at a time. Raises NotFound, with the first piece."""
+        for position, length in self._of(number):
+            for start in range(position, position + length, _PIECE_BYTES):
+                yield self._source.read(start, min(_PIECE_BYTES, position + length - start))
+
     def _of(self, number: int) -> Ranges:
         if not 1 <= number <= len(self._ranges):
             raise NotFound(f"there is no frame {number}: the instance has {len(self._ranges)}")
         return self._ranges[number - 1]
-
-
-@contextmanager
-def opened(path: str, *, data_set_offset: int, transfer_syntax_uid: str) -> Iterator[Frames]:
-    """The frames of a stored file, which is open meanwhile.
-
-    Raises:
-        Unsupported: it has no pixels, or frames that cannot be told apart.
-        UnreadableInstance: the pixels cannot be followed.
-        OSError: the file cannot be read.
-    """
-    where = data_set_offset
-    with elements.opened(path, data_set_offset=where, transfer_syntax_uid=transfer_syntax_uid) as (source, encoding):
-        image = image_of(source, encoding)
-        if image is None:
-            raise Unsupported("this instance has no pixels")
-        yield Frames(source, image, transfer_syntax_uid)
-
-
-def frame_ranges(path: str, *, data_set_offset: int, transfer_syntax_uid: str) -> list[Ranges]:
-    """Where each frame lies in a stored file: a list with the pieces of each, offsets from the start of the file.
-
-    Raises:
-        Unsupported, UnreadableInstance, OSError: as `opened` and `Frames.ranges`.
-    """
-    with opened(path, data_set_offset=data_set_offset, transfer_syntax_uid=transfer_syntax_uid) as frames:
-        return [frames.ranges(number) for number in range(1, len(frames) + 1)]

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from archive.dicom.file_meta import data_set_offset
-from archive.dicom.frames import Frames, Image, opened
+from archive.dicom.frame_index import opened
+from archive.dicom.frames import Frames, Image
 from archive.dicom.syntaxes import JPEG, NATIVE, RLE
 from archive.errors import NotFound, UnreadableInstance, Unsupported
 
@@ -170,7 +171,7 @@ def _shown(values: np.ndarray[Any, Any], image: Image) -> np.ndarray[Any, Any]:
 
 
 def opened_file(path: str, transfer_syntax_uid: str) -> AbstractContextManager[Frames]:
-    """The frames of a stored PS3.10 file, see `archive.dicom.frames.opened`."""
+    """The frames of a stored PS3.10 file, see `archive.dicom.frame_index.opened`."""
     return opened(path, data_set_offset=data_set_offset(path), transfer_syntax_uid=transfer_syntax_uid)
 
 

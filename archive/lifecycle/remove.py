@@ -19,7 +19,7 @@ from archive.core import Archive
 from archive.errors import StorageFailed
 from archive.index.conditions import constant
 from archive.instance import CopyState, State
-from archive.schema import dose, instance, location, reference, sending, series
+from archive.schema import dose, instance, location, reference, sending, series, series_metadata
 from archive.schema.types import AnyRow
 from archive.storage import marker
 
@@ -75,6 +75,9 @@ _DROP_SAID = tuple(  # what documents said that are gone
         ~exists().where(instance.c.pk == table.c.instance_pk),
     )
     for table in (reference, dose)
+)
+_DROP_METADATA = delete(series_metadata).where(  # they are made again, without what is gone
+    series_metadata.c.series_pk.in_(bindparam("pks", expanding=True))
 )
 _DROP_SERIES = delete(series).where(
     series.c.pk.in_(bindparam("pks", expanding=True)), ~exists().where(instance.c.series_pk == series.c.pk)
@@ -180,6 +183,7 @@ def _drop_instances(conn: Connection, *, pks: Sequence[int], series_pks: Collect
     conn.execute(_DROP_INSTANCES, {"pks": pks})
     for statement in _DROP_SAID:
         conn.execute(statement, {"pks": pks})
+    conn.execute(_DROP_METADATA, {"pks": sorted(series_pks)})
     conn.execute(_DROP_SERIES, {"pks": sorted(series_pks)})
 
 

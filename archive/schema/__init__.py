@@ -14,7 +14,7 @@ from archive.schema.identity import (
     query_pointer,
     visit,
 )
-from archive.schema.index import instance, location, patient, series, study
+from archive.schema.index import instance, location, patient, series, series_metadata, study
 from archive.schema.life import hold, last_tick, life_failure, purge, purge_approval, suspension, tombstone
 from archive.schema.manifests import manifest
 from archive.schema.messages import hl7_answer, hl7_message
@@ -32,7 +32,7 @@ from archive.schema.performed import performed_for, performed_step
 from archive.schema.types import METADATA
 from archive.schema.work import job, pulled_study, quarantined, sending, work_item
 
-REVISION = "0013"  # what `migrations` brings the schema to
+REVISION = "0014"  # what `migrations` brings the schema to
 
 __all__ = [
     "METADATA",
@@ -77,6 +77,7 @@ __all__ = [
     "repository_state",
     "sending",
     "series",
+    "series_metadata",
     "session",
     "simulated_clock",
     "study",

@@ -8,7 +8,19 @@ first image, and `corrections` what every way out applies (docs/identity.md).
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, String, Table, Text, UniqueConstraint, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
 
 from archive.schema.types import METADATA, Key, Text_C, UtcDateTime
 
@@ -131,6 +143,17 @@ location = Table(
     Column("verified_at", UtcDateTime),
     UniqueConstraint("tier", "path"),
     Index("ix_location_purging", "pk", sqlite_where=_PURGING, postgresql_where=_PURGING),
+)
+
+# The metadata of a series, ready to be told; made anew from the files whenever a line is missing
+# (archive.series_metadata).
+series_metadata = Table(
+    "series_metadata",
+    METADATA,
+    Column("series_pk", ForeignKey("series.pk", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("form", String(32), nullable=False),  # which program wrote the lines
+    Column("sources", LargeBinary, nullable=False),  # zlib, JSON: for each line the file that says so, and its sender
+    Column("lines", LargeBinary, nullable=False),  # zlib, a line of DICOM JSON for each file
 )
 
 for _name, _columns in SPARSE.items():

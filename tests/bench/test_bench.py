@@ -32,5 +32,21 @@ def test_a_small_index_is_measured_at_every_size(capsys: pytest.CaptureFixture[s
     assert index.main(["--studies", "20", "40", "--queries", "3"]) == 0
     rows = [line.split("|")[1:3] for line in capsys.readouterr().out.splitlines()[2:]]
     assert [(int(studies), key.strip()) for studies, key in rows] == [
-        (studies, kind) for studies in (20, 40) for kind in index.KINDS
+        (studies, f"{door} {kind}") for studies in (20, 40) for door in index.DOORS for kind in index.KINDS
     ]
+
+
+@pytest.mark.req("REQ-DCM-90")
+def test_people_look_while_a_modality_stores() -> None:
+    """Nothing fails, everything comes back whole; a download that is given up ends."""
+    need("storescu")
+    sizes = ["--viewers", "5", "--slices", "8", "--rounds", "2", "--series", "40", "--size", "64", "--object-mib", "12"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.viewers", *sizes, "--ready", "0", "--most-mib", "200"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| viewers · first images · stored meanwhile | 5 · 10 · " in done.stdout

@@ -14,7 +14,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from archive.dicom.bulk import bulk_data
 from archive.dicom.compare import Copy, same_meaning
-from archive.dicom.frames import opened
+from archive.dicom.frame_index import opened
 from archive.dicom.json import metadata
 from archive.dicom.syntaxes import EXPLICIT_LE as EXPLICIT
 from archive.dicom.syntaxes import IMPLICIT_LE as IMPLICIT

@@ -22,7 +22,7 @@ from archive.dicom.codecs import jpeg2000
 from archive.dicom.derive import Assessed, Derived, Kept, assess
 from archive.dicom.eligible import Reason
 from archive.dicom.file_meta import data_set_offset
-from archive.dicom.frames import opened
+from archive.dicom.frame_index import opened
 from archive.dicom.quality import measure
 from archive.errors import StorageFull, Unsupported
 from archive.sections import QUALITY, Quality

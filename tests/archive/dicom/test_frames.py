@@ -11,7 +11,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from archive.dicom.frames import frame_ranges, opened
+from archive.dicom import frame_index
+from archive.dicom.frame_index import frame_ranges, opened
+from archive.dicom.frames import image_of
 from archive.errors import NotFound, UnreadableInstance, Unsupported
 from tests.archive.dicom.reading import meta_of, read, real_files
 from tests.builders import ct_slice, part10
@@ -156,3 +158,38 @@ def test_frames_of_real_files_are_those_that_pydicom_finds() -> None:
             assert more <= 1 or path.name in ("badVR.dcm", "MR_small_padded.dcm"), path
         seen += 1
     assert seen > 300 and encapsulated > 40
+
+
+def test_where_frames_lie_is_remembered_as_long_as_the_file_is_the_same(where, monkeypatch) -> None:
+    looked: list[object] = []
+
+    def look(*words):
+        looked.append(words)
+        return image_of(*words)
+
+    monkeypatch.setattr(frame_index, "image_of", look)
+    monkeypatch.setattr(frame_index, "_places", frame_index._Places())
+    for frames in (3, 2):
+        ds = ct_slice(NumberOfFrames=frames)
+        ds.PixelData = np.arange(frames * 16 * 16, dtype="<u2").tobytes()
+        path, how = where(part10(ds))
+        for _ in range(3):
+            with frame_index.opened(path, **how) as found:
+                assert len(found) == frames
+                assert [b"".join(found.pieces(number)) for number in (1, frames)] == [found.read(1), found.read(frames)]
+    assert len(looked) == 2
+    with pytest.raises(UnreadableInstance):  # cut short since
+        path, how = where(Path(path).read_bytes()[:-100])
+        with frame_index.opened(path, **how):
+            pass
+
+
+def test_no_more_frames_are_remembered_than_fit(where, monkeypatch) -> None:
+    places = frame_index._Places()
+    monkeypatch.setattr(frame_index, "MOST_FRAMES", 30)
+    key = frame_index._Key("", 0, "", 0, 0, 0)
+    for number in range(5):
+        places.keep(key._replace(inode=number), None, [()] * 3)
+    assert [number for number in range(5) if places.get(key._replace(inode=number))] == [3, 4]
+    places.keep(key._replace(inode=9), None, [()] * 16)  # would push out all others
+    assert places.get(key._replace(inode=9)) is None
