@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import APIRouter
-from pydicom.datadict import dictionary_VR, tag_for_keyword
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,6 +18,7 @@ from api.wado import uid_of, wish_of
 from archive.access import Action
 from archive.audit.record import Outcome
 from archive.dicom.attributes import BY_KEYWORD, BY_TAG, Level
+from archive.dicom.dictionary import public_vr, tag_of
 from archive.dicom.json import CHARACTER_SET
 from archive.errors import InvalidQuery, InvalidRequest, Rejected
 from archive.index import query as index
@@ -262,17 +262,17 @@ def _tag(name: str) -> int | None:
         return _TAGS[name]
     if re.fullmatch(r"[0-9A-Fa-f]{8}", name):
         return int(name, 16)
-    return tag_for_keyword(name)
+    return tag_of(name)
 
 
 def _vr(tag: int) -> str:
     known = BY_TAG.get(tag)
     if known is not None:
         return known.vr
-    try:
-        return str(dictionary_VR(tag)).split(" or ", maxsplit=1)[0]
-    except KeyError:
-        raise InvalidQuery("no such attribute", tag=tag) from None
+    vr = public_vr(tag)
+    if vr == "UN":
+        raise InvalidQuery("no such attribute", tag=tag)
+    return vr.split(" or ", maxsplit=1)[0]
 
 
 def _count(name: str, value: str) -> int:

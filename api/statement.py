@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from pydicom.uid import UID
-
 from api import accept, described, rendered, stow
 from api.capabilities import RESOURCES
 from archive.config import Settings
 from archive.dicom import lossless, syntaxes
 from archive.dicom.attributes import ATTRIBUTES, Level
+from archive.dicom.dictionary import name_of_uid
 from archive.index.computed import COMPUTED
 from archive.index.query import matchable
 
@@ -58,7 +57,7 @@ def _lines(settings: Settings) -> Iterator[str]:
     )
     yield "### Transfer syntaxes given over DICOMweb"
     yield ""
-    compressed = ", ".join(f"{UID(uid).name} ({uid})" for uid in lossless.SYNTAXES)
+    compressed = ", ".join(f"{name_of_uid(uid)} ({uid})" for uid in lossless.SYNTAXES)
     yield (
         f"As stored (`transfer-syntax=*`); Explicit VR Little Endian when none is named, as stored where pixels are "
         f"lossy or no decoder takes them; by name also Implicit VR Little Endian, {compressed}. Never with a new loss, "

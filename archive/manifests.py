@@ -33,7 +33,6 @@ from archive.schema.types import AnyRow
 from archive.schema.upsert import insert
 from archive.sites import site_of
 from archive.studies import Study, describe
-from archive.workflow.item import OF_REQUEST, item_of
 
 _OPPOSED = "IO"  # ZFA-9: the patient does not want documents to be shared
 
@@ -157,6 +156,8 @@ def _patient(owner: AnyRow) -> dict[str, Any]:
 
 def _request(conn: Connection, found: Study, owner: AnyRow) -> dict[str, Any]:
     """The order of the study as a worklist item has it; without one, what the images say."""
+    from archive.workflow.item import OF_REQUEST, item_of  # loads pydicom's dictionary (archive.dicom.dictionary)
+
     accession = found.attributes.get("00080050", {}).get("Value") or [""]
     mine = (imaging_order.c.study_instance_uid == found.study_instance_uid) | (
         (imaging_order.c.accession_number == str(accession[0])) & (imaging_order.c.accession_number != "")

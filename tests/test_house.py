@@ -135,8 +135,8 @@ def test_log_lines_are_constant_words_and_fields_without_patient_data(module: Pa
                     assert not re.search(r"patient|birth|identifier|data_set$", part.attr), f"{where}: {part.attr}"
 
 
-@pytest.mark.parametrize("edge", ["hl7_listener", "retention"])
-def test_an_edge_without_images_loads_no_library_of_images(edge: str) -> None:
+@pytest.mark.parametrize("edge", ["hl7_listener", "retention", "api"])
+def test_an_edge_loads_no_library_of_images_before_it_meets_one(edge: str) -> None:
     heavy = {"pydicom", "numpy", "gdcm", "PIL"}
     code = f"import sys, minipacs.edge, {edge}.serve; print(*sorted({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -40,6 +40,13 @@ def tag_of(keyword: str) -> int | None:
     return tag_for_keyword(keyword)
 
 
+def keyword_of(tag: int) -> str:
+    """The keyword of a standard element; "" when the dictionary does not know it."""
+    from pydicom.datadict import keyword_for_tag
+
+    return keyword_for_tag(tag)
+
+
 def name_of_uid(uid: str) -> str:
     """What PS3.6 calls a registered UID; the UID itself when it is not registered."""
     from pydicom.uid import UID

@@ -13,8 +13,7 @@ from typing import Any
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
-from pydicom.datadict import keyword_for_tag
-
+from archive.dicom.dictionary import keyword_of
 from archive.dicom.values import BINARY, NUMBERS
 from archive.errors import UnreadableInstance
 
@@ -51,7 +50,7 @@ def _data_set(found: Json) -> Iterator[str]:
         creator = creators.get(f"{key[:4]}00{key[4:6]}") if int(key[:4], 16) % 2 else None
         if creator is not None:
             tag, private = f"{key[:4]}00{key[6:]}", f" privateCreator={_attribute(creator)}"
-        keyword = keyword_for_tag(int(key, 16)) if creator is None else ""
+        keyword = keyword_of(int(key, 16)) if creator is None else ""
         named = f' keyword="{keyword}"' if keyword else ""
         yield f'<DicomAttribute tag="{tag}" vr="{element["vr"]}"{named}{private}>'
         yield from _content(element)
