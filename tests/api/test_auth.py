@@ -15,7 +15,8 @@ from archive.audit.read import list_rows
 from archive.core import Archive
 from tests.api.conftest import PASSWORD, on_both_databases
 
-OPEN = {"/healthz", "/readyz", "/metrics", "/connexion", "/static", "/dicom-web", "/dicom-web/"}
+VIEWER = "/viewer/{release:str}/{name:path}"  # free software
+OPEN = {"/healthz", "/readyz", "/metrics", "/connexion", "/static", "/dicom-web", "/dicom-web/", VIEWER}
 SOME_UID = "1.2.3"
 
 
