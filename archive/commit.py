@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -190,7 +191,7 @@ class GroupCommit:
             self._fail(batch, error)
             return
         except Exception as error:
-            if len(batch) == 1 and not _may_heal(error):
+            if _never_began(error) or (len(batch) == 1 and not _may_heal(error)):
                 self._fail(batch, error)
                 return
             for write in batch:
@@ -250,6 +251,7 @@ class GroupCommit:
                 self._undo(conn)
                 if _disk_full(error):
                     raise
+                self._disconnect()  # a connection that was made anew behind our back would know neither of the two
                 if self._journal is not None:
                     self._journal.doubt()
                 raise CommitInDoubt("the result of COMMIT is unknown") from error
@@ -287,16 +289,17 @@ class GroupCommit:
         self._ledger.settle(committed=False)
         if self._journal is not None:
             self._journal.forget()
+        begun = conn.in_transaction()
         try:
             conn.rollback()
         except SQLAlchemyError:
+            self._disconnect()
+        if not begun:  # SQLAlchemy believes for ever that a BEGIN which failed is still under way, and begins no other
             self._disconnect()
 
     def _disconnect(self) -> None:
         conn, self._conn = self._conn, None
         if conn is not None:
-            conn.info.pop("ledger", None)
-            conn.info.pop("journal", None)
             with contextlib.suppress(SQLAlchemyError):
                 conn.close()
 
@@ -304,6 +307,12 @@ class GroupCommit:
 def _may_heal(error: Exception) -> bool:
     """A lost race (somebody else inserted the same study), a deadlock, a lost connection."""
     return isinstance(error, IntegrityError | DBAPIError | IndexUnavailable)
+
+
+def _never_began(error: Exception) -> bool:
+    """Whether another process held SQLite's one writer for as long as patience lasts: it does for the others too."""
+    code = getattr(error.orig, "sqlite_errorcode", 0) if isinstance(error, DBAPIError) else 0
+    return bool(code & 0xFF == sqlite3.SQLITE_BUSY)
 
 
 def _disk_full(error: Exception) -> bool:

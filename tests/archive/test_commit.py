@@ -10,15 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
-from sqlalchemy import Connection, event, func, select, update
+from sqlalchemy import Connection, event, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from archive import core
+from archive.access import Actor
+from archive.audit.record import Event, record
 from archive.clock import Clock
 from archive.commit import LATER_BATCH
 from archive.config import Settings
 from archive.core import Archive, open_archive
-from archive.errors import Busy, IndexUnavailable, NotFound
+from archive.errors import Busy, CommitInDoubt, IndexUnavailable, NotFound
 from archive.schema import account
 
 NOW = Clock().real()
@@ -256,4 +258,34 @@ def test_a_writer_whose_turn_never_comes_says_so(settings: Settings, monkeypatch
                 other.commit.run(add("n"))
             gate.set()
             held.result()
+
+        def breaks(conn: Connection) -> None:
+            add("half")(conn)
+            raise NotFound("the rest of it")
+
+        with pytest.raises(NotFound):
+            other.commit.run(breaks)
         assert other.commit.run(add("n")) == "n"
+        assert names(other) == ["n"], "what failed left nothing, also after a BEGIN that failed"
+
+
+@pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
+def test_after_a_connection_that_was_lost_at_its_commit_everything_can_be_written_again(
+    archive: Archive, actor: Actor
+) -> None:
+    def lost(conn: Connection) -> None:
+        add("lost")(conn)
+        pid = conn.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        with archive.engine.connect() as another:
+            another.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+            another.commit()
+        time.sleep(0.2)
+
+    def audited(conn: Connection) -> None:
+        add("kept")(conn)
+        record(conn, actor, Event.QUERY, "E")
+
+    with pytest.raises(CommitInDoubt):
+        archive.commit.run(lost)
+    archive.commit.run(audited)
+    assert names(archive) == ["kept"]
