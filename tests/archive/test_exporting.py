@@ -116,7 +116,7 @@ def test_who_may_not_and_what_is_not_there_leave_no_folder(
     with pytest.raises(StorageFailed):
         export(archive, [study], to, actor=actor)
     assert not to.exists()
-    assert not to.with_name(".cd.partial").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     to.mkdir()
     (to / "mine").touch()
     with pytest.raises(InvalidRequest, match="exists already"):
@@ -125,10 +125,46 @@ def test_who_may_not_and_what_is_not_there_leave_no_folder(
     def full(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting, "_write", full)
+    monkeypatch.setattr(exporting, "_copied", full)
     with pytest.raises(StorageFailed):
         export(archive, [study], tmp_path / "other", actor=actor)
     assert not (tmp_path / "other").exists()
+    archive.accesses.close()
+    with archive.engine.connect() as conn:
+        rows = conn.execute(select(audit).where(audit.c.event == "110106", audit.c.outcome > 0)).all()
+    assert '"instances":0' in rows[-1].detail, "what never stood anywhere did not leave"
+
+
+def only_series(archive: Archive, actor: Actor, folder: Path, **attributes: object) -> str:
+    ds = ct_slice(StudyInstanceUID=new_uid(), SeriesInstanceUID=new_uid(), **attributes)
+    (folder / f"{ds.SOPInstanceUID}.dcm").write_bytes(part10(ds))
+    assert import_paths(archive, [folder / f"{ds.SOPInstanceUID}.dcm"], actor=actor).clean
+    return str(ds.StudyInstanceUID)
+
+
+@pytest.mark.req("REQ-DCM-56")
+def test_patients_are_told_apart_also_without_an_identifier(archive: Archive, actor: Actor, tmp_path: Path) -> None:
+    names = ("DUPONT^ANNE", "MARTIN^JEAN")
+    uids = [only_series(archive, actor, tmp_path, PatientID="", PatientName=name) for name in names]
+    export(archive, uids, tmp_path / "cd", actor=actor)
+    files = FileSet(tmp_path / "cd" / "DICOMDIR")
+    assert {(str(one.PatientName), dcmread(one.path).StudyInstanceUID) for one in files} == set(
+        zip(names, uids, strict=True)
+    )
+    assert len({str(one.PatientID) for one in files}) == 2
+    same = [only_series(archive, actor, tmp_path, PatientID="7", IssuerOfPatientID=of) for of in ("A", "B")]
+    with pytest.raises(InvalidRequest, match="apart"):
+        export(archive, same, tmp_path / "other", actor=actor)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.req("REQ-DCM-56")
+def test_an_empty_medium_is_written_to_its_root(archive: Archive, actor: Actor, study: str, tmp_path: Path) -> None:
+    (tmp_path / "key").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "key")
+    export(archive, [study], tmp_path / "link", actor=actor)
+    assert len(FileSet(tmp_path / "key" / "DICOMDIR")) == 4
+    assert sorted(path.name for path in (tmp_path / "key").iterdir()) == ["DICOMDIR", "PT000000"]
 
 
 @pytest.mark.req("REQ-DCM-56")
