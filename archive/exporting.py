@@ -177,7 +177,7 @@ def _owner(one: Stored) -> str:
 
 
 def _identifiers(found: Iterable[Stored]) -> dict[str, str]:
-    """The Patient ID of each owner in the DICOMDIR, where it is not the one of the header: a medium tells patients apart
+    """The Patient ID of each owner in the DICOMDIR, where it is not that of the header: a medium tells patients apart
     by it alone, so whoever has none is given one there.
 
     Raises:
