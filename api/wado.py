@@ -17,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from api import accept, auth, conditional, multipart
-from api.manifests import named_by
+from api.manifests import HEADER, named_by
 from archive.access import Action, Actor
 from archive.core import Archive
 from archive.dicom.syntaxes import EXPLICIT_BE, EXPLICIT_LE, LOSSY
@@ -202,6 +202,8 @@ def _length_as_it_lies(
 
     A length that is known spares the server to cut the answer into chunks, and tells a viewer how much is to come.
     """
+    if HEADER in request.headers:
+        return None  # a DRIMbox is answered in chunks (DRIM-M, sheet 50 §4)
     archive = auth.archive_of(request)
     parts: list[multipart.Part] = []
     for one, form in plan:
