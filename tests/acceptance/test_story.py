@@ -189,10 +189,9 @@ class Story:
         return found
 
 
-@pytest.fixture(params=[LIBERAL, HOSPITAL], ids=lambda calendar: calendar.profile)
-def story(request: pytest.FixtureRequest, tmp_path: Path, database_url: str) -> Iterator[Story]:
+@pytest.fixture
+def story(calendar: Calendar, tmp_path: Path, database_url: str) -> Iterator[Story]:
     need("storescu", "getscu")
-    calendar: Calendar = request.param
     variables = environment(CONFIG) | {"MINIPACS_SITE__PROFILE": calendar.profile}
     server = Server(tmp_path / "server", database_url, variables)
     server.start()
@@ -209,6 +208,14 @@ def story(request: pytest.FixtureRequest, tmp_path: Path, database_url: str) -> 
     *("REQ-CDC-03", "REQ-CDC-04", "REQ-CDC-06", "REQ-CDC-10", "REQ-CDC-13", "REQ-CDC-76"),
     *("REQ-DCM-37", "REQ-DCM-70", "REQ-DCM-71", "REQ-DCM-80", "REQ-DCM-81", "REQ-DCM-83", "REQ-DCM-84", "REQ-DCM-92"),
     *("REQ-HL7-40", "REQ-HL7-73", "REQ-HL7-95"),
+)
+@pytest.mark.parametrize(  # a minute and a half each: both profiles, both databases, not each with each
+    ("calendar", "database_url"),
+    [
+        pytest.param(LIBERAL, "sqlite", id="liberal-sqlite"),
+        pytest.param(HOSPITAL, "postgresql", id="hospital-postgresql"),
+    ],
+    indirect=["database_url"],
 )
 def test_the_whole_journey(story: Story) -> None:
     an_exam_is_ordered_and_stored(story)
