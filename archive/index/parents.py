@@ -102,6 +102,8 @@ def _new_series(conn: Connection, arrival: Arrival) -> Parents:
     another study or another patient: what stands is read, not assumed."""
     uid, owner = {"uid": arrival.header.study_instance_uid}, None
     filed = _STUDY.first(conn, uid)
+    if filed is None and conn.dialect.name != "sqlite":
+        filed = _STUDY.first(conn, uid)  # PostgreSQL lets go a row whose patient changed while its lock was awaited
     if filed is None:
         owner = patient_of(conn, arrival.claim)
         _add_study(conn, arrival, owner.pk)
