@@ -51,19 +51,10 @@ def retrieve_metadata(request: Request) -> Response:
         pieces = iter((b"[", told_of(archive, standing[0], service), b"]"))
     else:
         pieces = told(archive, standing, service)
-    if takes_gzip(request):
+    if accept.takes_gzip(request.headers.get("accept-encoding", "")):
         headers["Content-Encoding"] = "gzip"
         pieces = _compressed(pieces)
     return StreamingResponse(multipart.in_threads(pieces), 206 if missing else 200, headers)
-
-
-def takes_gzip(request: Request) -> bool:
-    """Whether the asker accepts gzip (RFC 9110 12.5.3)."""
-    for coding in ",".join(request.headers.getlist("accept-encoding")).lower().split(","):
-        name, _, weight = coding.replace(" ", "").partition(";q=")
-        if name in ("gzip", "x-gzip", "*"):
-            return weight.strip("0.") != "" or not weight
-    return False
 
 
 def _compressed(pieces: Iterator[bytes]) -> Iterator[bytes]:

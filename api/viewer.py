@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from api import auth
+from api import accept, auth
 from api.french import ENVIRONMENT, VIEWER_VERSION
 from api.layout import page_of
 from archive.access import Action
@@ -106,7 +106,7 @@ def viewer_file(request: Request) -> Response:
     kind = Path(name).suffix if "." in name else ""
     headers = {**_BUNDLE, "cache-control": "public, max-age=31536000, immutable", "vary": "accept-encoding"}
     compressed = path.with_name(f"{path.name}.gz")
-    if kind in COMPRESSED and "gzip" in request.headers.get("accept-encoding", ""):
+    if kind in COMPRESSED and accept.takes_gzip(request.headers.get("accept-encoding", "")):
         headers["content-encoding"] = "gzip"
         path = compressed
     return FileResponse(path, headers=headers, media_type=_TYPES[kind])

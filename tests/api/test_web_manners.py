@@ -160,6 +160,8 @@ def test_json_is_gzipped_and_pixels_are_not(client: httpx.Client, keep: Callable
         plain = client.get(path, headers={"Accept-Encoding": "identity"})
         assert "content-encoding" not in plain.headers
         assert plain.json() == answer.json()
+        refused = client.get(path, headers={"Accept-Encoding": "gzip;q=0, identity"})
+        assert "content-encoding" not in refused.headers
     for path in (address(ds), address(ds, "/frames/1"), address(ds, "/rendered"), series):
         assert "content-encoding" not in client.get(path, headers={"Accept-Encoding": "gzip"}).headers
 
