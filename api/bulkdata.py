@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from api import accept, auth, conditional, multipart
-from api.wado import INSTANCE, address_of, begin, read, selected, wish_of
+from api.wado import INSTANCE, address_of, begin, head, read, selected, wish_of
 from archive.access import Action
 from archive.dicom.bulk import bulk_data, bulk_frames, bulk_length
 from archive.errors import InvalidRequest, NotAcceptable, NotFound, Unsupported
@@ -59,7 +59,7 @@ def retrieve_bulk_data(request: Request) -> Response:
             start, end = asked
             octets = read(bulk_data(one.path, path, **where, start=start, end=end))
     if request.method == "HEAD":
-        return Response(None, status, headers)
+        return head(status, headers)
     begin(request, [one], actor)
     if conditional.is_known(request, tag):
         return conditional.not_modified(tag)

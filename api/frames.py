@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from api import accept, auth, conditional, multipart
-from api.wado import INSTANCE, address_of, begin, selected, wish_of
+from api.wado import INSTANCE, address_of, begin, head, selected, wish_of
 from archive.access import Action
 from archive.dicom import frame_index, pixels, syntaxes
 from archive.dicom.frames import Frames
@@ -51,7 +51,7 @@ def retrieve_frames(request: Request) -> Response:
     whole = multipart.related_type(chosen.media_type, boundary) if chosen.multipart else kind
     headers = {"Content-Type": whole, **conditional.headers(tag)}
     if request.method == "HEAD":
-        return Response(None, 200, headers)
+        return head(200, headers)
     access = begin(request, [one], actor)
     access.count(one, size)
     address = f"{address_of(request, one)}/frames"

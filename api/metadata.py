@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from api import accept, auth, conditional, multipart
 from api.documents import parts
-from api.wado import INSTANCE, SERIES, STUDY, begin, chosen, no_copy, service_address, wish_of
+from api.wado import INSTANCE, SERIES, STUDY, begin, chosen, head, no_copy, service_address, wish_of
 from archive.access import Action
 from archive.series_metadata import tag, told, told_of
 
@@ -38,13 +38,15 @@ def retrieve_metadata(request: Request) -> Response:
         # weak: compressed or not, it is the same
         headers |= conditional.headers(f'W/"{tag(archive, standing, service)}{"-xml" * as_xml}"')
     headers["Vary"] = "Accept, Accept-Encoding, Authorization, Cookie"
-    if request.method == "HEAD":
-        return Response(None, 200, headers)
     if not standing:
         raise no_copy()
-    begin(request, [*standing, *missing], actor)
     if "ETag" in headers and conditional.is_known(request, headers["ETag"]):
+        begin(request, standing, actor)
         return Response(None, 304, headers)
+    status = 206 if missing else 200
+    if request.method == "HEAD":
+        return head(status, headers)
+    begin(request, [*standing, *missing], actor)
     if as_xml:
         pieces = parts((orjson.loads(told_of(archive, one, service)) for one in standing), boundary)
     elif "instance" in request.path_params:
@@ -54,7 +56,7 @@ def retrieve_metadata(request: Request) -> Response:
     if accept.takes_gzip(request.headers.get("accept-encoding", "")):
         headers["Content-Encoding"] = "gzip"
         pieces = _compressed(pieces)
-    return StreamingResponse(multipart.in_threads(pieces), 206 if missing else 200, headers)
+    return StreamingResponse(multipart.in_threads(pieces), status, headers)
 
 
 def _compressed(pieces: Iterator[bytes]) -> Iterator[bytes]:

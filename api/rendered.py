@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from api import accept, auth, conditional, multipart
-from api.wado import INSTANCE, SERIES, STUDY, address_of, begin, chosen, no_copy, selected, wish_of
+from api.wado import INSTANCE, SERIES, STUDY, address_of, begin, chosen, head, no_copy, selected, wish_of
 from archive.access import Action, Actor
 from archive.dicom import pixels
 from archive.dicom.render import render
@@ -59,7 +59,7 @@ def retrieve_all_rendered(request: Request) -> Response:
     boundary = multipart.new_boundary()
     headers = {"Content-Type": multipart.related_type(media_type, boundary)}
     if request.method == "HEAD":
-        return Response(None, 200, headers)
+        return head(200, headers)
     access = begin(request, [*found, *missing], actor)
 
     def parts() -> Iterator[multipart.Part]:

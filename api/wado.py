@@ -44,19 +44,26 @@ def place_of(request: Request) -> dict[str, str]:
     return {name: uid_of(request, name) for name in ("study", "series", "instance") if name in request.path_params}
 
 
-def chosen(request: Request) -> tuple[list[Stored], list[Stored]]:
-    """The current instances that the address means, as `current` gives them."""
-    return current(request, place_of(request))
+def chosen(request: Request, given: Mapping[str, str] | None = None) -> tuple[list[Stored], list[Stored]]:
+    """The current instances that are to be retrieved, by the address unless their UIDs are given, as `current` gives
+    them. Whatever the method and whatever comes of it: a manifest that the request names has to list them.
+
+    Raises:
+        InvalidRequest, NotFound: as `named_by`.
+    """
+    standing, missing = current(request, given or place_of(request))
+    request.state.scope = named_by(request, [*standing, *missing])
+    return standing, missing
 
 
 def selected(request: Request, given: Mapping[str, str] | None = None) -> Stored:
     """The current instance that is meant, by the address unless its UIDs are given.
 
     Raises:
-        Gone, NotFound: as `current`.
+        Gone, NotFound, InvalidRequest: as `chosen`.
         StorageFailed: its copy does not stand.
     """
-    standing, _ = current(request, given or place_of(request))
+    standing, _ = chosen(request, given)
     if not standing:
         raise no_copy()
     return standing[0]
@@ -143,8 +150,16 @@ def service_address(request: Request) -> str:
 
 
 def begin(request: Request, stored: Sequence[Stored], actor: Actor) -> Access:
-    """Commit that these instances are handed over, and by which manifest; then bytes may leave."""
-    return open_access(auth.archive_of(request), stored, actor=actor, scope=named_by(request, stored))
+    """Commit that what was `chosen` is handed over, or a part of it, and by which manifest; then bytes may leave."""
+    return open_access(auth.archive_of(request), stored, actor=actor, scope=request.state.scope)
+
+
+def head(status: int, headers: Mapping[str, str]) -> Response:
+    """The answer to HEAD: what GET would say, of which no byte leaves. A length that is not known is not said."""
+    answer = Response(None, status, headers)
+    if "Content-Length" not in headers:
+        del answer.headers["content-length"]
+    return answer
 
 
 def retrieve(request: Request) -> Response:
@@ -184,7 +199,7 @@ def retrieve(request: Request) -> Response:
     if (size := _length_as_it_lies(request, plan, boundary)) is not None:
         headers["Content-Length"] = str(size)
     if request.method == "HEAD":
-        return Response(None, status, headers)
+        return head(status, headers)
     forms: Iterator[_Form] = (_Form(request, one, form, wish) for one, form in plan)
     if len(plan) == 1:
         forms = iter([next(forms)])  # opened before anything is said: it may not be possible
@@ -308,7 +323,7 @@ def alone(request: Request, one: Stored, actor: Actor, wish: accept.Wish) -> Res
         status, length = conditional.span(asked, one.file_bytes)
         headers |= length
     if request.method == "HEAD":
-        return Response(None, status, headers)
+        return head(status, headers)
     access = begin(request, [one], actor)
     if conditional.is_known(request, tag):
         return conditional.not_modified(tag)
