@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from api import accept, auth, conditional, multipart
 from api.documents import parts
-from api.wado import INSTANCE, SERIES, STUDY, begin, chosen, head, no_copy, service_address, wish_of
+from api.wado import INSTANCE, SERIES, STUDY, begin, chosen, counted, head, no_copy, service_address, wish_of
 from archive.access import Action
 from archive.series_metadata import tag, told, told_of
 
@@ -46,7 +46,9 @@ def retrieve_metadata(request: Request) -> Response:
     status = 206 if missing else 200
     if request.method == "HEAD":
         return head(status, headers)
-    begin(request, [*standing, *missing], actor)
+    access = begin(request, [*standing, *missing], actor)
+    for one in missing:
+        access.failed(one)
     if as_xml:
         pieces = parts((orjson.loads(told_of(archive, one, service)) for one in standing), boundary)
     elif "instance" in request.path_params:
@@ -56,6 +58,7 @@ def retrieve_metadata(request: Request) -> Response:
     if accept.takes_gzip(request.headers.get("accept-encoding", "")):
         headers["Content-Encoding"] = "gzip"
         pieces = _compressed(pieces)
+    pieces = counted(pieces, access, *standing)
     return StreamingResponse(multipart.in_threads(pieces), status, headers)
 
 
