@@ -163,7 +163,7 @@ def picture(
     try:
         made = render(one.path, frame=frame, window=window, size=size, media_type=media_type, quality=quality)
     except Unsupported as error:
-        if frame > pixels.count(pixels.read_header(one.path)):
+        if 0 < frames_of(one) < frame:
             raise NotFound(f"there is no frame {frame}") from error
         raise NotAcceptable(f"this instance has no rendered form: {error}") from error
     access = begin(request, [one], actor)

@@ -393,6 +393,23 @@ def closed(archive: Archive) -> dict[str, object]:
     return {name: row[name] for name in ("instances", "bytes", "failed") if name in row}
 
 
+@pytest.mark.req("REQ-DCM-90")
+def test_what_cannot_be_made_a_picture_is_not_acceptable(
+    archive: Archive, client: httpx.Client, keep: Callable[..., Outcome]
+) -> None:
+    wide, torn = ct_slice(rows=1, columns=65501), ct_slice(number=2)
+    keep(wide, torn)
+    assert client.get(address(wide, "/rendered")).status_code == 406
+    assert client.get(address(wide, "/rendered"), headers={"Accept": "image/png"}).status_code == 200
+    copy = Path(named(archive, torn.StudyInstanceUID)[1].path)
+    copy.chmod(0o600)
+    with copy.open("r+b") as file:
+        file.write(b"\0" * 200)  # as long as it was, and no DICOM file any more
+    for more in ("/rendered", "/thumbnail", "/frames/7/rendered"):
+        assert client.get(address(torn, more)).status_code == 406, more
+    assert client.get(f"/dicom-web/studies/{wide.StudyInstanceUID}/rendered").status_code == 406
+
+
 @pytest.mark.req("REQ-DCM-99")
 def test_the_thumbnail_of_a_study_passes_over_what_has_no_picture(
     client: httpx.Client, keep: Callable[..., Outcome]
