@@ -282,14 +282,29 @@ def test_files_are_compressed_kept_for_ever_and_none_but_those_of_the_viewer(
     assert stranger.get("/viewer/ohif-0.0.0-1/app.bundle.0a.js").status_code == 404
 
 
+def test_another_viewer_in_its_place_needs_no_restart(log_in: Callable[[str], httpx.Client], folder: Path) -> None:
+    viewer.make(packed(), folder)
+    client = log_in("anne")
+    root = f"/viewer/{viewer.RELEASE}"
+    assert f"{root}/app.bundle.0a.js" in client.get("/viewer/").text
+    viewer.make(packed("1b"), folder)
+    assert f"{root}/app.bundle.1b.js" in client.get("/viewer/").text
+    assert client.get(f"{root}/app.bundle.1b.js").status_code == 200
+    assert client.get(f"{root}/app.bundle.0a.js").status_code == 404
+    (folder / "app.bundle.1b.js.gz").unlink()
+    for coding, status in (("gzip", 404), ("identity", 200)):
+        asked = client.get(f"{root}/app.bundle.1b.js", headers={"Accept-Encoding": coding})
+        assert asked.status_code == status
+
+
 # -- making it ready ----------------------------------------------------------------------------------------------
 
 
-def packed() -> bytes:
+def packed(build: str = "0a") -> bytes:
     """An archive as npm's registry has it, small."""
-    index = '<script defer src="/app.bundle.0a.js"></script>'
+    index = f'<script defer src="/app.bundle.{build}.js"></script>'
     files = {
-        "index.html": index, "app.bundle.0a.js": '__webpack_require__.p = "/";', "sw.js": "", "google.js": "",
+        "index.html": index, f"app.bundle.{build}.js": '__webpack_require__.p = "/";', "sw.js": "", "google.js": "",
         "app.bundle.css": "a{src:url(/f.woff2)}", "f.woff2": "font", "ort/big.wasm": "", "x.js.map": "{}",
         "../../secret": "outside",
     }  # fmt: skip
