@@ -7,7 +7,6 @@ loss (REQ-DCM-41).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -22,6 +21,7 @@ from api import accept, auth, conditional, multipart
 from api.manifests import named_by
 from archive.access import Action, Actor
 from archive.core import Archive
+from archive.dicom.header import is_legal_uid
 from archive.dicom.syntaxes import EXPLICIT_BE, EXPLICIT_LE, LOSSY
 from archive.dicom.transcode import alternatives
 from archive.errors import Gone, InvalidRequest, NotAcceptable, NotFound, StorageFailed, UnreadableInstance
@@ -30,13 +30,11 @@ from archive.retrieve import Access, Stored, named, open_access, select, why_gon
 
 log = structlog.get_logger(__name__)
 
-_UID = re.compile(r"[0-9.]{1,64}", re.ASCII)
-
 
 def uid_of(request: Request, name: str) -> str:
     """A UID of the address. Raises InvalidRequest when it is none (400)."""
     uid = str(request.path_params[name])
-    if not _UID.fullmatch(uid):
+    if not is_legal_uid(uid):
         raise InvalidRequest(f"the {name} of the address is not a UID")
     return uid
 

@@ -220,6 +220,8 @@ def test_a_series_of_several_syntaxes_tells_each_in_its_part(
         ("/dicom-web/studies/{study}/series/{series}/instances/1.2.5/frames/1", 404),
         ("/dicom-web/studies/1.2.x", 400),
         ("/dicom-web/studies/" + "1" * 65, 400),
+        ("/dicom-web/studies/1..2", 400),
+        ("/dicom-web/studies/%D9%A1.2", 400),
         ("{instance}/frames/2", 404),
         ("{instance}/frames/1,7", 404),
         ("{instance}/frames/0", 404),
