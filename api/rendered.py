@@ -166,9 +166,12 @@ def picture(
         if 0 < frames_of(one) < frame:
             raise NotFound(f"there is no frame {frame}") from error
         raise NotAcceptable(f"this instance has no rendered form: {error}") from error
+    headers = {"Content-Type": media_type, "Content-Length": str(len(made)), **conditional.headers(tag)}
+    if request.method == "HEAD":
+        return head(200, headers)
     access = begin(request, [one], actor)
     access.count(one, len(made))
-    return Response(made, headers={"Content-Type": media_type, **conditional.headers(tag)})
+    return Response(made, headers=headers)
 
 
 def _frame(request: Request) -> int | None:

@@ -341,13 +341,13 @@ def alone(request: Request, one: Stored, actor: Actor, wish: accept.Wish) -> Res
     if request.method == "HEAD":
         return head(status, headers)
     if asked is not None:
-        access = begin(request, [one], actor)
-        body = counted(leaving.stretch(*asked), access, one)
+        pieces = leaving.stretch(*asked)
+        first = next(pieces)  # before anything is said: it may not be readable
+        body = counted(chain((first,), pieces), begin(request, [one], actor), one)
     else:
         form = _Form(request, one, chosen, wish)
         headers["Content-Type"] = form.content_type
-        access = begin(request, [one], actor)
-        body = form.counted(access)
+        body = form.counted(begin(request, [one], actor))
     return StreamingResponse(multipart.in_threads(body), status, headers)
 
 

@@ -383,6 +383,26 @@ def test_all_frames_of_a_list_are_counted_and_all_of_an_encapsulated_value(
     assert closed(archive) == {"instances": 2, "bytes": sum(map(len, given))}
 
 
+@pytest.mark.req("REQ-SEC-20")
+def test_head_hands_over_nothing_and_says_the_same(
+    archive: Archive, client: httpx.Client, keep: Callable[..., Outcome]
+) -> None:
+    ds = ct_slice()
+    keep(ds)
+    paths = [
+        address(ds, more) for more in ("", "/metadata", "/frames/1", "/rendered", "/thumbnail", "/bulkdata/7FE00010")
+    ]
+    said = [client.head(path) for path in paths]
+    with archive.reading() as conn:
+        assert list_rows(conn, event="110104", action="R").items == []
+    for path, head in zip(paths, said, strict=True):
+        answer = client.get(path)
+        kinds = [one.headers["content-type"].partition("; boundary")[0] for one in (head, answer)]
+        assert (head.status_code, kinds[0], head.headers["etag"]) == (200, kinds[1], answer.headers["etag"]), path
+        if "content-length" in head.headers:
+            assert head.headers["content-length"] == str(len(answer.content)), path
+
+
 def closed(archive: Archive) -> dict[str, object]:
     """What the closing row of the one access tells, once it is closed."""
     archive.accesses.close()
