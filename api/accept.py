@@ -214,6 +214,16 @@ def content_type(offer: Representation) -> str:
     return f"{offer.media_type}{syntax}"
 
 
+def takes_gzip(header: str) -> bool:
+    """Whether an Accept-Encoding header takes gzip (RFC 9110 12.5.3): its own weight counts before that of `*`."""
+    weights: dict[str, str] = {}
+    for coding in header.lower().replace(" ", "").replace("\t", "").split(","):
+        name, _, weight = coding.partition(";q=")
+        weights[name] = weight or "1"
+    said = weights.get("gzip") or weights.get("x-gzip") or weights.get("*") or "0"
+    return said.strip("0.") != ""
+
+
 # Tables: what each resource can be given as, the preferred first.
 
 JSON, XML = "application/dicom+json", "application/dicom+xml"

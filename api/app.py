@@ -21,6 +21,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import (
+    accept,
     admin,
     auth,
     bulkdata,
@@ -102,7 +103,7 @@ def create_app(archive: Archive) -> FastAPI:
     app.state.metrics = probes.Metrics(archive)
     app.state.logins = CapacityLimiter(auth.LOGINS_AT_ONCE)
     app.state.ingest_pool = ThreadPoolExecutor(INGEST_THREADS, thread_name_prefix="stow")
-    app.add_middleware(GZipMiddleware, minimum_size=GZIP_BYTES, compresslevel=1, exclude_content_types=_NOT_GZIPPED)
+    app.add_middleware(Gzip, minimum_size=GZIP_BYTES, compresslevel=1, exclude_content_types=_NOT_GZIPPED)
     if archive.settings.api.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=archive.settings.api.cors_origins, **_CROSS_ORIGIN)
     app.add_middleware(Shell, metrics=app.state.metrics)
@@ -208,6 +209,19 @@ def _in_time(receive: Receive) -> Receive:
         return message
 
     return receive_in_time
+
+
+class Gzip(GZipMiddleware):
+    """Starlette's looks for the word alone, `gzip;q=0` included: what `accept.takes_gzip` makes of the header stands in
+    its place from here on."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            others = [field for field in scope["headers"] if field[0] != b"accept-encoding"]
+            said = b",".join(value for name, value in scope["headers"] if name == b"accept-encoding")
+            coding = b"gzip" if accept.takes_gzip(said.decode("latin-1")) else b"identity"
+            scope["headers"] = [*others, (b"accept-encoding", coding)]
+        await super().__call__(scope, receive, send)
 
 
 class Shell:

@@ -28,16 +28,6 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _QIDO = re.compile(
     r"/dicom-web/(studies|series|instances|studies/[^/]+/(series|instances)|studies/[^/]+/series/[^/]+/instances)"
 )
-_API_EVENTS = {
-    "/api/v1/audit": (Event.AUDIT_LOG_USED, "R"),
-    "/api/v1/studies": (Event.QUERY, "E"),
-    "/api/v1/work-items": (Event.QUERY, "E"),
-    "/api/v1/patients": (Event.QUERY, "E"),
-    "/api/v1/orders": (Event.QUERY, "E"),
-    "/fhir/Patient": (Event.QUERY, "E"),
-    "/fhir/ImagingStudy": (Event.QUERY, "E"),
-    "/fhir/AuditEvent": (Event.AUDIT_LOG_USED, "R"),
-}
 
 
 def archive_of(request: Request) -> Archive:
@@ -177,6 +167,19 @@ class _Attempt:
     type: str | None = None
 
 
+_ATTEMPTS = [  # elsewhere, by method and address: the first that matches its beginning, as a success is audited
+    (re.compile(pattern), _Attempt(event, action))
+    for pattern, event, action in (
+        ("GET /api/v1/studies/[^/]+/manifest", Event.EXPORT, "R"),
+        ("POST /api/v1/studies/[^/]+/reject", Event.INSTANCES_ACCESSED, "D"),
+        ("DELETE /api/v1/rejections/", Event.INSTANCES_ACCESSED, "D"),
+        ("GET /api/v1/rejections/", Event.INSTANCES_TRANSFERRED, "R"),
+        ("POST /api/v1/work-items", Event.PATIENT_RECORD, "U"),
+        ("[A-Z]+ (/api/v1/audit|/fhir/AuditEvent)", Event.AUDIT_LOG_USED, "R"),
+        ("[A-Z]+ /api/v1/(studies|work-items|patients|orders|visits|changes|dose|probes)", Event.QUERY, "E"),
+        ("[A-Z]+ /fhir/(Patient|ImagingStudy)", Event.QUERY, "E"),
+    )
+]
 _CHANGES = {  # over DICOMweb
     "POST": _Attempt(Event.INSTANCES_TRANSFERRED, "C"),
     "DELETE": _Attempt(Event.INSTANCES_ACCESSED, "D"),
@@ -220,11 +223,9 @@ def _attempted(request: Request) -> _Attempt:
     if path.startswith(("/dicom-web", "/wado")):
         retrieval = _Attempt(Event.QUERY, "E") if _QIDO.fullmatch(path) else _Attempt(Event.INSTANCES_TRANSFERRED, "R")
         return _CHANGES.get(request.method, retrieval)
-    if request.method == "POST" and path.startswith("/api/v1/work-items"):
-        return _Attempt(Event.PATIENT_RECORD, "U")
-    for prefix, (event, action) in _API_EVENTS.items():
-        if path.startswith(prefix):
-            return _Attempt(event, action)
+    for pattern, attempt in _ATTEMPTS:
+        if pattern.match(f"{request.method} {path}"):
+            return attempt
     if door_of(request) is Door.DESK:
         return _Attempt(Event.QUERY, "E")
     return _Attempt(Event.SECURITY_ALERT, "E", EventType.RESTRICTED_FUNCTION)

@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from api import accept, auth, conditional, multipart
-from api.wado import INSTANCE, address_of, begin, read, selected, wish_of
+from api.wado import INSTANCE, address_of, begin, counted, head, read, selected, wish_of
 from archive.access import Action
 from archive.dicom.bulk import bulk_data, bulk_frames, bulk_length
 from archive.errors import InvalidRequest, NotAcceptable, NotFound, Unsupported
@@ -48,7 +48,10 @@ def retrieve_bulk_data(request: Request) -> Response:
     kind = accept.content_type(replace(chosen, multipart=False))
     boundary = multipart.new_boundary()
     whole = multipart.related_type(chosen.media_type, boundary) if chosen.multipart else kind
-    tag = conditional.tag_of([one], chosen, path, weak=chosen.multipart)
+    tag = conditional.tag_of(request, [one], chosen, path, weak=chosen.multipart)
+    if conditional.is_known(request, tag):
+        begin(request, [one], actor)
+        return conditional.not_modified(tag)
     headers = {"Content-Type": whole, **conditional.headers(tag)}
     status = 200
     if octets is not None and not chosen.multipart:
@@ -59,17 +62,16 @@ def retrieve_bulk_data(request: Request) -> Response:
             start, end = asked
             octets = read(bulk_data(one.path, path, **where, start=start, end=end))
     if request.method == "HEAD":
-        return Response(None, status, headers)
-    begin(request, [one], actor)
-    if conditional.is_known(request, tag):
-        return conditional.not_modified(tag)
+        return head(status, headers)
+    access = begin(request, [one], actor)
     address = f"{address_of(request, one)}/bulkdata/{path}"
     if octets is None:
-        body = multipart.related((multipart.Part(kind, iter((frame,)), address) for frame in encoded), boundary)
-    elif chosen.multipart:
-        body = multipart.related([multipart.Part(kind, octets, address)], boundary)
+        frames = counted(encoded, access, one)
+        body = multipart.related((multipart.Part(kind, iter((frame,)), address) for frame in frames), boundary)
     else:
-        body = octets
+        body = counted(octets, access, one)
+        if chosen.multipart:
+            body = multipart.related([multipart.Part(kind, body, address)], boundary)
     return StreamingResponse(multipart.in_threads(body), status, headers)
 
 

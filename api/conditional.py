@@ -1,8 +1,9 @@
 """Conditional requests and ranges of bytes (RFC 9110 §13 and §14, REQ-DCM-96).
 
-What an ETag stands for are the stored bytes, the corrections they leave with and the form that was chosen: the same tag
-means the same answer, without a file having been opened. Answers may be kept by the browser of the person alone, and
-have to be asked for again each time, so that every look at an image passes `archive.access` and the audit.
+What an ETag stands for are the stored bytes, the corrections they leave with, the form that was chosen and what makes
+it of them: the same tag means the same answer, without a file having been opened. Answers may be kept by the browser of
+the person alone, and have to be asked for again each time, so that every look at an image passes `archive.access` and
+the audit.
 """
 
 from __future__ import annotations
@@ -10,20 +11,25 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
+from importlib.metadata import version
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api import auth
 from archive.retrieve import Stored
 
+# Of what is made of the stored bytes: to be raised with whatever changes it, as each version of the program may.
+FORM = f"1 minipacs {version('minipacs')}"
 _RANGE = re.compile(r"bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})", re.ASCII)
 _TAG = re.compile(r'(?:W/)?"[^"]*"')
 
 
-def tag_of(stored: Iterable[Stored], *form: object, weak: bool = False) -> str:
+def tag_of(request: Request, stored: Iterable[Stored], *form: object, weak: bool = False) -> str:
     """The ETag of these instances in a form. `weak`: bytes may differ that mean nothing, boundaries of parts."""
-    digest = hashlib.sha256(repr(form).encode())
+    charset = auth.archive_of(request).settings.dicom.default_charset
+    digest = hashlib.sha256(repr((FORM, charset, form)).encode())
     for one in stored:
         facts = (one.sop_instance_uid, one.digest, one.transfer_syntax_uid, one.path)
         digest.update(repr((*facts, one.patient_corrections, one.study_corrections)).encode())
@@ -51,15 +57,15 @@ def not_modified(tag: str) -> Response:
 def range_of(request: Request, tag: str, length: int) -> tuple[int, int] | None:
     """The one range of bytes that is asked for of a body of this length: first, and the one behind the last.
 
-    None: all of it. Several ranges, other units and a range of something else that was changed since (If-Range) come
-    as all of it too (RFC 9110 §14.2).
+    None: all of it. Several ranges, other units, a range of something that was changed since (If-Range) and one with
+    another method than GET come as all of it too (RFC 9110 §14.2).
 
     Raises:
         HTTPException: 416, no byte of it is there.
     """
     asked = _RANGE.fullmatch(request.headers.get("range", "").strip())
     expected = request.headers.get("if-range", tag)
-    if asked is None or not any(asked.groups()) or expected != tag or tag.startswith("W/"):
+    if request.method != "GET" or asked is None or not any(asked.groups()) or expected != tag or tag.startswith("W/"):
         return None
     first, last = asked.groups()
     if not first:

@@ -20,6 +20,7 @@ from archive.audit.record import Outcome
 from archive.core import Archive
 from archive.dicom import keys
 from archive.dicom.attributes import Level
+from archive.dicom.header import is_legal_uid
 from archive.errors import InvalidRequest, NotFound, Rejected
 from archive.identity import demographics
 from archive.identity.acts import Connection
@@ -49,7 +50,6 @@ _OF_A_SERIES = frozenset(
 )
 _OF_AN_INSTANCE = frozenset({_SERIES, _INSTANCE, _CLASS, _IN_SERIES})
 _WILD = re.compile(r"[*?\\]")
-_UID = re.compile(r"[0-9.]{1,64}")
 MOST = 100  # studies in one answer: each has all its instances
 COUNTED = 100_000
 
@@ -82,7 +82,7 @@ def search(archive: Archive, asked: Search, *, actor: Actor, dicomweb: str) -> P
 
 def read(archive: Archive, study: str, *, actor: Actor, dicomweb: str) -> dict[str, Any]:
     """One study, with all its series and instances. Raises NotFound."""
-    uid = study if _UID.fullmatch(study) else ""
+    uid = study if is_legal_uid(study) else ""
     found: list[dict[str, Any]] = []
     with archive.reading() as conn:
         patient = owner_of(conn, uid) if uid else None
@@ -125,7 +125,7 @@ def _keys(conn: Connection, archive: Archive, asked: Search) -> tuple[Key, ...] 
         theirs = set(studies_of_patients(conn, sorted(patients)))
         uids = theirs if uids is None else uids & theirs
     if uids is not None:
-        known = sorted(uid for uid in uids if _UID.fullmatch(uid))
+        known = sorted(uid for uid in uids if is_legal_uid(uid))
         possible = possible and bool(known)
         wanted.append(Key(_STUDY, "UI", "\\".join(known)))
     modalities = asked.codes("modality")

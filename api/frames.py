@@ -12,12 +12,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from api import accept, auth, conditional, multipart
-from api.wado import INSTANCE, address_of, begin, selected, wish_of
+from api.wado import INSTANCE, address_of, begin, head, selected, wish_of
 from archive.access import Action
 from archive.dicom import frame_index, pixels, syntaxes
 from archive.dicom.frames import Frames
 from archive.errors import InvalidRequest, NotAcceptable, NotFound, StorageFailed, UnreadableInstance, Unsupported
-from archive.retrieve import Stored
+from archive.retrieve import Access, Stored
 
 _LIST = re.compile(r"[0-9]{1,9}(,[0-9]{1,9}){0,99999}", re.ASCII)
 
@@ -39,7 +39,7 @@ def retrieve_frames(request: Request) -> Response:
         stored, decodable=pixels.can_decode(stored), lossy=stored in syntaxes.LOSSY, single=len(numbers) == 1
     )
     chosen = wish_of(request).demand(offers)
-    tag = conditional.tag_of([one], chosen, numbers, weak=chosen.multipart)
+    tag = conditional.tag_of(request, [one], chosen, numbers, weak=chosen.multipart)
     if conditional.is_known(request, tag):
         begin(request, [one], actor)
         return conditional.not_modified(tag)
@@ -51,23 +51,33 @@ def retrieve_frames(request: Request) -> Response:
     whole = multipart.related_type(chosen.media_type, boundary) if chosen.multipart else kind
     headers = {"Content-Type": whole, **conditional.headers(tag)}
     if request.method == "HEAD":
-        return Response(None, 200, headers)
+        return head(200, headers)
     access = begin(request, [one], actor)
-    access.count(one, size)
     address = f"{address_of(request, one)}/frames"
     parts = (
         multipart.Part(kind, pieces, f"{address}/{number}", size)
         for number, (size, pieces) in zip(numbers, chain(((size, first),), frames), strict=True)
     )
-    body = multipart.related(parts, boundary) if chosen.multipart else first
     if len(numbers) > 1:
+        body = multipart.related(_counted(parts, access, one), boundary)
         return StreamingResponse(multipart.in_threads(body), headers=headers)
+    access.count(one, size)
+    body = multipart.related(parts, boundary) if chosen.multipart else first
     if size <= multipart.PIECE_BYTES:
         return multipart.Pieces(body, headers)
     if chosen.multipart:
         size += multipart.length([multipart.Part(kind, iter(()), f"{address}/{numbers[0]}", 0)], boundary) or 0
     headers["Content-Length"] = str(size)
     return StreamingResponse(multipart.in_threads(_kept_open(body, frames)), headers=headers)
+
+
+def _counted(parts: Iterator[multipart.Part], access: Access, one: Stored) -> Iterator[multipart.Part]:
+    """The parts, whose sizes are known; when all have left they are counted."""
+    sent = 0
+    for part in parts:
+        yield part
+        sent += part.size or 0
+    access.count(one, sent)
 
 
 Frame = tuple[int, Iterator[bytes]]  # its length, its bytes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Annotated, Final
 
@@ -13,6 +12,7 @@ from starlette.responses import Response
 from api import auth
 from archive import manifests
 from archive.access import Action, Actor
+from archive.dicom.header import is_legal_uid
 from archive.errors import InvalidRequest
 from archive.retrieve import Stored
 
@@ -20,7 +20,6 @@ router = APIRouter(prefix="/api/v1", tags=["manifests"])
 
 MaySee = Annotated[Actor, Depends(auth.Right(Action.SEE))]
 HEADER: Final = "KOS-SOPInstanceUID"
-_UID = re.compile(r"[0-9.]{1,64}", re.ASCII)
 
 
 @router.get("/studies/{study}/manifest", responses={409: {"description": "no INS that may be used, or opposition"}})
@@ -43,7 +42,7 @@ def named_by(request: Request, stored: Sequence[Stored]) -> str:
     uid = request.headers.get(HEADER, "").strip()
     if not uid:
         return ""
-    if not _UID.fullmatch(uid):
+    if not is_legal_uid(uid):
         raise InvalidRequest(f"{HEADER} is not a UID")
     archive = auth.archive_of(request)
     if archive.settings.sharing.check_manifest:

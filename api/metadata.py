@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from api import accept, auth, conditional, multipart
 from api.documents import parts
-from api.wado import INSTANCE, SERIES, STUDY, begin, chosen, no_copy, service_address, wish_of
+from api.wado import INSTANCE, SERIES, STUDY, begin, chosen, counted, head, no_copy, service_address, wish_of
 from archive.access import Action
 from archive.series_metadata import tag, told, told_of
 
@@ -38,32 +38,28 @@ def retrieve_metadata(request: Request) -> Response:
         # weak: compressed or not, it is the same
         headers |= conditional.headers(f'W/"{tag(archive, standing, service)}{"-xml" * as_xml}"')
     headers["Vary"] = "Accept, Accept-Encoding, Authorization, Cookie"
-    if request.method == "HEAD":
-        return Response(None, 200, headers)
     if not standing:
         raise no_copy()
-    begin(request, [*standing, *missing], actor)
     if "ETag" in headers and conditional.is_known(request, headers["ETag"]):
+        begin(request, standing, actor)
         return Response(None, 304, headers)
+    status = 206 if missing else 200
+    if request.method == "HEAD":
+        return head(status, headers)
+    access = begin(request, [*standing, *missing], actor)
+    for one in missing:
+        access.failed(one)
     if as_xml:
         pieces = parts((orjson.loads(told_of(archive, one, service)) for one in standing), boundary)
     elif "instance" in request.path_params:
         pieces = iter((b"[", told_of(archive, standing[0], service), b"]"))
     else:
         pieces = told(archive, standing, service)
-    if takes_gzip(request):
+    if accept.takes_gzip(request.headers.get("accept-encoding", "")):
         headers["Content-Encoding"] = "gzip"
         pieces = _compressed(pieces)
-    return StreamingResponse(multipart.in_threads(pieces), 206 if missing else 200, headers)
-
-
-def takes_gzip(request: Request) -> bool:
-    """Whether the asker accepts gzip (RFC 9110 12.5.3)."""
-    for coding in ",".join(request.headers.getlist("accept-encoding")).lower().split(","):
-        name, _, weight = coding.replace(" ", "").partition(";q=")
-        if name in ("gzip", "x-gzip", "*"):
-            return weight.strip("0.") != "" or not weight
-    return False
+    pieces = counted(pieces, access, *standing)
+    return StreamingResponse(multipart.in_threads(pieces), status, headers)
 
 
 def _compressed(pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api import auth
-from api.wado import INSTANCE, SERIES, STUDY, chosen, uid_of
+from api.wado import INSTANCE, SERIES, STUDY, current, place_of, uid_of
 from archive.access import Action
 from archive.instance import Rejection
 from archive.rejecting import dismiss
@@ -22,7 +22,7 @@ REASON = "deleted over DICOMweb"
 def delete(request: Request) -> Response:
     """204: rejected, for `code` (113001 unless said) and `reason`. 409: kept until, and why."""
     actor = auth.demand_right(request, Action.REJECT)
-    chosen(request)  # 404 and 410 as at every door
+    current(request, place_of(request))  # 404 and 410 as at every door
     parts = {name: [uid_of(request, name)] for name in ("series", "instance") if name in request.path_params}
     dismiss(
         auth.archive_of(request),

@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from api import accept, auth, conditional, multipart
-from api.wado import INSTANCE, SERIES, STUDY, address_of, begin, chosen, no_copy, selected, wish_of
+from api.wado import INSTANCE, SERIES, STUDY, address_of, begin, chosen, head, no_copy, selected, wish_of
 from archive.access import Action, Actor
 from archive.dicom import pixels
 from archive.dicom.render import render
@@ -44,7 +44,8 @@ def retrieve_rendered(request: Request) -> Response:
 
 
 def retrieve_all_rendered(request: Request) -> Response:
-    """The first frame of each instance of a study or series, each a part; what has no picture is left out."""
+    """The first frame of each instance of a study or series, each a part; what has no picture is left out.
+    206 when copies are missing."""
     actor = auth.demand_right(request, Action.SEE)
     found, missing = chosen(request)
     media_type = wish_of(request).demand(accept.ALL_RENDERED).media_type
@@ -58,16 +59,19 @@ def retrieve_all_rendered(request: Request) -> Response:
         raise NotAcceptable("there is no picture of this: no image that a decoder takes")
     boundary = multipart.new_boundary()
     headers = {"Content-Type": multipart.related_type(media_type, boundary)}
+    status = 206 if missing else 200
     if request.method == "HEAD":
-        return Response(None, 200, headers)
+        return head(status, headers)
     access = begin(request, [*found, *missing], actor)
+    for one in missing:
+        access.failed(one)
 
     def parts() -> Iterator[multipart.Part]:
         for one, made in chain([first], pictures):
             access.count(one, len(made))
             yield multipart.Part(media_type, iter((made,)), f"{address_of(request, one)}/rendered")
 
-    return StreamingResponse(multipart.in_threads(multipart.related(parts(), boundary)), 200, headers)
+    return StreamingResponse(multipart.in_threads(multipart.related(parts(), boundary)), status, headers)
 
 
 def _pictures(found: Sequence[Stored], **how: Any) -> Iterator[tuple[Stored, bytes]]:
@@ -152,19 +156,22 @@ def picture(
         NotAcceptable: it has no picture.
     """
     form = (media_type, frame, window, size, quality)
-    tag = conditional.tag_of([one], *form)
+    tag = conditional.tag_of(request, [one], *form)
     if conditional.is_known(request, tag):
         begin(request, [one], actor)
         return conditional.not_modified(tag)
     try:
         made = render(one.path, frame=frame, window=window, size=size, media_type=media_type, quality=quality)
     except Unsupported as error:
-        if frame > pixels.count(pixels.read_header(one.path)):
+        if 0 < frames_of(one) < frame:
             raise NotFound(f"there is no frame {frame}") from error
         raise NotAcceptable(f"this instance has no rendered form: {error}") from error
+    headers = {"Content-Type": media_type, "Content-Length": str(len(made)), **conditional.headers(tag)}
+    if request.method == "HEAD":
+        return head(200, headers)
     access = begin(request, [one], actor)
     access.count(one, len(made))
-    return Response(made, headers={"Content-Type": media_type, **conditional.headers(tag)})
+    return Response(made, headers=headers)
 
 
 def _frame(request: Request) -> int | None:

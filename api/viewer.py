@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from api import auth
+from api import accept, auth
 from api.french import ENVIRONMENT, VIEWER_VERSION
 from api.layout import page_of
 from archive.access import Action
@@ -105,20 +105,29 @@ def viewer_file(request: Request) -> Response:
         raise NotFound("no such file of the viewer")
     kind = Path(name).suffix if "." in name else ""
     headers = {**_BUNDLE, "cache-control": "public, max-age=31536000, immutable", "vary": "accept-encoding"}
-    compressed = path.with_name(f"{path.name}.gz")
-    if kind in COMPRESSED and "gzip" in request.headers.get("accept-encoding", ""):
+    if kind in COMPRESSED and accept.takes_gzip(request.headers.get("accept-encoding", "")):
         headers["content-encoding"] = "gzip"
-        path = compressed
-    return FileResponse(path, headers=headers, media_type=_TYPES[kind])
+        path = path.with_name(f"{path.name}.gz")
+    try:
+        found_file = path.stat()
+    except OSError as error:
+        raise NotFound("this file of the viewer is not there") from error
+    return FileResponse(path, headers=headers, media_type=_TYPES[kind], stat_result=found_file)
 
 
 def _viewer_of(request: Request) -> Viewer | None:
-    """Looked for anew while there is none: `make viewer` may come after the start."""
+    """Read anew whenever its listing is another file: `make viewer` may come after the start, and again."""
     state = request.app.state
-    known = getattr(state, "viewer", None)
-    if known is None:
-        known = state.viewer = find(auth.archive_of(request).settings.viewer_dir)
-    return known
+    folder = auth.archive_of(request).settings.viewer_dir
+    try:
+        listing = (folder / LISTING).stat()
+    except OSError:
+        return None
+    mark = (listing.st_ino, listing.st_mtime_ns, listing.st_size)
+    known: tuple[object, Viewer | None] = getattr(state, "viewer", ((), None))
+    if known[0] != mark:
+        known = state.viewer = (mark, find(folder))
+    return known[1]
 
 
 routes = [

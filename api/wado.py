@@ -7,9 +7,10 @@ loss (REQ-DCM-41).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
+from itertools import chain
 
 import structlog
 from starlette.requests import Request
@@ -20,21 +21,20 @@ from api import accept, auth, conditional, multipart
 from api.manifests import HEADER, named_by
 from archive.access import Action, Actor
 from archive.core import Archive
+from archive.dicom.header import is_legal_uid
 from archive.dicom.syntaxes import EXPLICIT_BE, EXPLICIT_LE, LOSSY
 from archive.dicom.transcode import alternatives
 from archive.errors import Gone, InvalidRequest, NotAcceptable, NotFound, StorageFailed, UnreadableInstance
-from archive.outgoing import outgoing
+from archive.outgoing import Outgoing, outgoing
 from archive.retrieve import Access, Stored, named, open_access, select, why_gone
 
 log = structlog.get_logger(__name__)
-
-_UID = re.compile(r"[0-9.]{1,64}", re.ASCII)
 
 
 def uid_of(request: Request, name: str) -> str:
     """A UID of the address. Raises InvalidRequest when it is none (400)."""
     uid = str(request.path_params[name])
-    if not _UID.fullmatch(uid):
+    if not is_legal_uid(uid):
         raise InvalidRequest(f"the {name} of the address is not a UID")
     return uid
 
@@ -44,19 +44,26 @@ def place_of(request: Request) -> dict[str, str]:
     return {name: uid_of(request, name) for name in ("study", "series", "instance") if name in request.path_params}
 
 
-def chosen(request: Request) -> tuple[list[Stored], list[Stored]]:
-    """The current instances that the address means, as `current` gives them."""
-    return current(request, place_of(request))
+def chosen(request: Request, given: Mapping[str, str] | None = None) -> tuple[list[Stored], list[Stored]]:
+    """The current instances that are to be retrieved, by the address unless their UIDs are given, as `current` gives
+    them. Whatever the method and whatever comes of it: a manifest that the request names has to list them.
+
+    Raises:
+        InvalidRequest, NotFound: as `named_by`.
+    """
+    standing, missing = current(request, given or place_of(request))
+    request.state.scope = named_by(request, [*standing, *missing])
+    return standing, missing
 
 
 def selected(request: Request, given: Mapping[str, str] | None = None) -> Stored:
     """The current instance that is meant, by the address unless its UIDs are given.
 
     Raises:
-        Gone, NotFound: as `current`.
+        Gone, NotFound, InvalidRequest: as `chosen`.
         StorageFailed: its copy does not stand.
     """
-    standing, _ = current(request, given or place_of(request))
+    standing, _ = chosen(request, given)
     if not standing:
         raise no_copy()
     return standing[0]
@@ -143,8 +150,16 @@ def service_address(request: Request) -> str:
 
 
 def begin(request: Request, stored: Sequence[Stored], actor: Actor) -> Access:
-    """Commit that these instances are handed over, and by which manifest; then bytes may leave."""
-    return open_access(auth.archive_of(request), stored, actor=actor, scope=named_by(request, stored))
+    """Commit that what was `chosen` is handed over, or a part of it, and by which manifest; then bytes may leave."""
+    return open_access(auth.archive_of(request), stored, actor=actor, scope=request.state.scope)
+
+
+def head(status: int, headers: Mapping[str, str]) -> Response:
+    """The answer to HEAD: what GET would say, of which no byte leaves. A length that is not known is not said."""
+    answer = Response(None, status, headers)
+    if "Content-Length" not in headers:
+        del answer.headers["content-length"]
+    return answer
 
 
 def retrieve(request: Request) -> Response:
@@ -171,28 +186,34 @@ def retrieve(request: Request) -> Response:
         log.error("copies are missing", study=missing[0].study_instance_uid, instances=len(missing))
     if not plan[0][1].multipart:
         return alone(request, plan[0][0], actor, wish)
-    tag = conditional.tag_of(standing, *(form.transfer_syntax for _, form in plan), len(missing), weak=True)
+    tag = conditional.tag_of(request, standing, *(form.transfer_syntax for _, form in plan), len(missing), weak=True)
     if conditional.is_known(request, tag):
         begin(request, [one for one, _ in plan], actor)
         return conditional.not_modified(tag)
     boundary = multipart.new_boundary()
     syntaxes = {form.transfer_syntax for _, form in plan}
-    common = f"; transfer-syntax={syntaxes.pop()}" if len(syntaxes) == 1 else ""
-    kind = multipart.related_type(accept.DICOM, boundary) + common
-    headers = {"Content-Type": kind, **conditional.headers(tag)}
+    as_stored = all(form.stored for _, form in plan)  # what is made may come in another syntax after all
+    kind = multipart.related_type(accept.DICOM, boundary)
+    headers = {"Content-Type": _in_syntax(kind, syntaxes if as_stored else ()), **conditional.headers(tag)}
     status = 200 if len(plan) == len(standing) + len(missing) else 206
     if (size := _length_as_it_lies(request, plan, boundary)) is not None:
         headers["Content-Length"] = str(size)
     if request.method == "HEAD":
-        return Response(None, status, headers)
-    forms: Iterator[_Form] = (_Form(request, one, form, wish) for one, form in plan)
+        return head(status, headers)
+    forms: Iterable[_Form] = (_Form(request, one, form, wish) for one, form in plan)
     if len(plan) == 1:
-        forms = iter([next(forms)])  # opened before anything is said: it may not be possible
+        forms = list(forms)  # begun before anything is said: it may not be possible
+        headers["Content-Type"] = _in_syntax(kind, [form.transfer_syntax_uid for form in forms])
     access = begin(request, [*(one for one, _ in plan), *missing], actor)
     for one in missing:
         access.failed(one)
     body = multipart.related((form.part(access) for form in forms), boundary)
     return StreamingResponse(multipart.in_threads(body), status, headers)
+
+
+def _in_syntax(kind: str, syntaxes: Collection[str | None]) -> str:
+    """The Content-Type of a multipart answer, with the transfer syntax of its parts if they have one in common."""
+    return f"{kind}; transfer-syntax={next(iter(syntaxes))}" if len(syntaxes) == 1 else kind
 
 
 def _length_as_it_lies(
@@ -207,19 +228,19 @@ def _length_as_it_lies(
     archive = auth.archive_of(request)
     parts: list[multipart.Part] = []
     for one, form in plan:
-        syntax = form.transfer_syntax or ""
-        try:
-            if not outgoing(archive, one).intact(syntax):
-                return None
-        except UnreadableInstance:
+        if not _is_intact(outgoing(archive, one), form):
             return None
-        parts.append(multipart.Part(_kind(syntax), iter(()), address_of(request, one), one.file_bytes))
+        kind = accept.content_type(replace(form, multipart=False))
+        parts.append(multipart.Part(kind, iter(()), address_of(request, one), one.file_bytes))
     return multipart.length(parts, boundary)
 
 
-def _kind(syntax: str) -> str:
-    """The Content-Type of one instance in this transfer syntax."""
-    return accept.content_type(accept.Representation(accept.DICOM, syntax))
+def _is_intact(leaving: Outgoing, form: accept.Representation) -> bool:
+    """Whether an instance leaves in this form as it lies, so that nothing has to be made, nor can fail to be."""
+    try:
+        return leaving.intact(form.transfer_syntax or "")
+    except UnreadableInstance:
+        return False
 
 
 class _Form:
@@ -233,7 +254,7 @@ class _Form:
     def __init__(self, request: Request, one: Stored, chosen: accept.Representation, wish: accept.Wish) -> None:
         self._one = one
         self._address = address_of(request, one)
-        self.leaving = leaving = outgoing(auth.archive_of(request), one)
+        leaving = outgoing(auth.archive_of(request), one)
         impossible: set[str] = set()
         while True:
             syntax = chosen.transfer_syntax or ""
@@ -249,20 +270,24 @@ class _Form:
                     raise NotAcceptable(f"an instance can be given only as it is stored: {error}") from error
                 chosen = again
         self.transfer_syntax_uid = syntax
-        self.content_type = _kind(syntax)
+        self.content_type = accept.content_type(replace(chosen, multipart=False))
 
     def counted(self, access: Access) -> Iterator[bytes]:
         """Its bytes; at the end they are counted."""
-        sent = len(self._first)
-        yield self._first
-        for piece in self._pieces:
-            sent += len(piece)
-            yield piece
-        access.count(self._one, sent)
+        return counted(chain((self._first,), self._pieces), access, self._one)
 
     def part(self, access: Access) -> multipart.Part:
         """It, as a part of a multipart message."""
         return multipart.Part(self.content_type, self.counted(access), self._address)
+
+
+def counted(pieces: Iterator[bytes], access: Access, *stored: Stored) -> Iterator[bytes]:
+    """The pieces, of instances of one study; when all have left they are counted."""
+    sent = 0
+    for piece in pieces:
+        sent += len(piece)
+        yield piece
+    access.count(stored[0], sent, instances=len(stored))
 
 
 def read(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -295,26 +320,36 @@ def _offers(kept_in: str, *, single: bool, without: frozenset[str] = frozenset()
 def alone(request: Request, one: Stored, actor: Actor, wish: accept.Wish) -> Response:
     """One instance whose copy stands as the body itself, in a syntax that is accepted; ranges of what is not changed.
 
+    Nothing is made for HEAD, nor for whoever has it already: both hear of the form that is made if it can be made.
+
     Raises:
         NotAcceptable: it cannot be given so (406).
         HTTPException: the range that is asked for is outside (416).
     """
     offers = [offer for offer in _offers(one.transfer_syntax_uid, single=True) if not offer.multipart]
-    form = _Form(request, one, wish.demand(offers), wish)
-    intact = form.leaving.intact(form.transfer_syntax_uid)
-    tag = conditional.tag_of([one], form.content_type, weak=not intact)
-    headers = {"Content-Type": form.content_type, **conditional.headers(tag)}
+    chosen = wish.demand(offers)
+    leaving = outgoing(auth.archive_of(request), one)
+    intact = _is_intact(leaving, chosen)
+    tag = conditional.tag_of(request, [one], chosen, weak=not intact)
+    if conditional.is_known(request, tag):
+        begin(request, [one], actor)
+        return conditional.not_modified(tag)
+    headers = {"Content-Type": accept.content_type(chosen), **conditional.headers(tag)}
     status, asked = 200, None
     if intact:
         asked = conditional.range_of(request, tag, one.file_bytes)
         status, length = conditional.span(asked, one.file_bytes)
         headers |= length
     if request.method == "HEAD":
-        return Response(None, status, headers)
-    access = begin(request, [one], actor)
-    if conditional.is_known(request, tag):
-        return conditional.not_modified(tag)
-    body = form.counted(access) if asked is None else form.leaving.stretch(*asked)
+        return head(status, headers)
+    if asked is not None:
+        pieces = leaving.stretch(*asked)
+        first = next(pieces)  # before anything is said: it may not be readable
+        body = counted(chain((first,), pieces), begin(request, [one], actor), one)
+    else:
+        form = _Form(request, one, chosen, wish)
+        headers["Content-Type"] = form.content_type
+        body = form.counted(begin(request, [one], actor))
     return StreamingResponse(multipart.in_threads(body), status, headers)
 
 

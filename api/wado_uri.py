@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from starlette.requests import Request
@@ -12,10 +11,10 @@ from starlette.routing import Route
 from api import accept, auth, rendered
 from api.wado import alone, selected
 from archive.access import Action
+from archive.dicom.header import is_legal_uid
 from archive.errors import InvalidRequest
 from archive.retrieve import Stored
 
-_UID = re.compile(r"[0-9.]{1,64}", re.ASCII)
 _UIDS = {"study": "studyUID", "series": "seriesUID", "instance": "objectUID"}
 _NOT_HERE = ("anonymize", "annotation", "region", "presentationUID", "presentationSeriesUID", "charset")
 _OF_PICTURES = ("frameNumber", "rows", "columns", "windowCenter", "windowWidth", "imageQuality")
@@ -71,7 +70,7 @@ def _parameters(request: Request) -> dict[str, str]:
 def _place(asked: Mapping[str, str]) -> dict[str, str]:
     place = {level: asked.get(name, "") for level, name in _UIDS.items()}
     for level, uid in place.items():
-        if not _UID.fullmatch(uid):
+        if not is_legal_uid(uid):
             raise InvalidRequest(f"{_UIDS[level]} is missing or is not a UID")
     return place
 

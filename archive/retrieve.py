@@ -352,8 +352,9 @@ class Access:
     def __init__(self, by_study: dict[str, StudyAccess]) -> None:
         self._by_study = by_study
 
-    def count(self, stored: Stored, sent_bytes: int) -> None:
-        self._by_study[stored.study_instance_uid].count(instances=1, bytes=sent_bytes)
+    def count(self, stored: Stored, sent_bytes: int, *, instances: int = 1) -> None:
+        """`instances`: of the study of `stored`, which these bytes are of."""
+        self._by_study[stored.study_instance_uid].count(instances=instances, bytes=sent_bytes)
 
     def failed(self, stored: Stored) -> None:
         self._by_study[stored.study_instance_uid].count(instances=0, failed=1)

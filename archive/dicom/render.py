@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 MAX_PIXELS = 1 << 27  # of one frame: more is a slide, and its levels are for that
+MAX_JPEG_SIDE = 65500  # pixels; what libjpeg writes at most
 
 
 def render(
@@ -35,7 +36,7 @@ def render(
     the picture has to fit in (never enlarged); `quality` of JPEG, 1 to 100.
 
     Raises:
-        Unsupported: an object without pixels, a codec or a pixel format that cannot be shown.
+        Unsupported: an object without pixels, a codec or a pixel format that cannot be shown, a side too long for JPEG.
     """
     from PIL.Image import Resampling
     from pydicom.errors import BytesLengthException
@@ -51,6 +52,8 @@ def render(
     out = io.BytesIO()
     if media_type == "image/png":
         picture.save(out, "PNG", compress_level=1)
+    elif max(picture.size) > MAX_JPEG_SIDE:
+        raise Unsupported(f"a JPEG has at most {MAX_JPEG_SIDE} pixels a side; a PNG may have more")
     else:
         picture.save(out, "JPEG", quality=quality)
     return out.getvalue()

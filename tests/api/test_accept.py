@@ -18,6 +18,7 @@ from api.accept import (
     of_frames,
     of_objects,
     parse,
+    takes_gzip,
     wish,
 )
 from archive.dicom.syntaxes import EXPLICIT_LE
@@ -282,6 +283,19 @@ def test_asking_for_exactly_an_offer_gives_that_offer(kept, single) -> None:
     offers = of_objects(**kept, single=single)
     for offer in offers:
         assert choose(parse(content_type(offer)), offers) == offer
+
+
+@pytest.mark.req("REQ-DCM-96")
+@pytest.mark.parametrize(
+    ("header", "taken"),
+    [
+        ("gzip, deflate, br", True), ("GZIP ; Q=0.001", True), ("x-gzip", True), ("*", True), ("*;q=0, gzip", True),
+        ("", False), ("br", False), ("gzip;q=0", False), ("gzip; q=0.000, *", False), ("*;q=0", False),
+        ("gzipped", False), ("identity;q=1, *;q=0", False),
+    ],
+)  # fmt: skip
+def test_gzip_is_for_whoever_takes_it(header: str, taken: bool) -> None:
+    assert takes_gzip(header) is taken
 
 
 @given(st.text(max_size=200))

@@ -137,6 +137,33 @@ def test_a_refusal_tells_who_wanted_what(archive: Archive, url: str, token: Call
     assert (stored["event"], stored["action"], stored["user"]) == ("110104", "C", "robot")
 
 
+@pytest.mark.req("REQ-SEC-20")
+def test_a_refusal_is_written_down_as_the_success_would_be(
+    archive: Archive, url: str, token: Callable[..., str]
+) -> None:
+    expected = {
+        "GET /api/v1/studies/1.2.3/manifest": ("110106", "R"),
+        "GET /api/v1/studies/1.2.3/dose": ("110112", "E"),
+        "GET /api/v1/studies/1.2.3/rejections": ("110112", "E"),
+        "POST /api/v1/studies/1.2.3/reject": ("110103", "D"),
+        "GET /api/v1/rejections/1.2.3": ("110104", "R"),
+        "DELETE /api/v1/rejections/1.2.3": ("110103", "D"),
+        "GET /api/v1/changes": ("110112", "E"),
+        "GET /api/v1/dose": ("110112", "E"),
+        "GET /api/v1/visits": ("110112", "E"),
+        "GET /api/v1/probes": ("110112", "E"),
+        "GET /api/v1/audit": ("110101", "R"),
+        "GET /api/v1/work-items": ("110112", "E"),
+        "POST /api/v1/work-items/1/settle": ("110110", "U"),
+        "GET /api/v1/system": ("110113", "E"),
+    }
+    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token('am_delegue', name='luc')}"}) as luc:
+        for address, attempt in expected.items():
+            assert luc.request(*address.split()).status_code == 403, address
+            row = rows(archive, user="luc")[0]
+            assert (row["event"], row["action"], row["outcome"]) == (*attempt, 8), address
+
+
 def test_a_revoked_token_is_refused_within_five_seconds(archive: Archive, url: str, actor: Actor) -> None:
     made = accounts.create_token(archive, "robot", ["service"], actor=actor)
     headers = {"Authorization": f"Bearer {made.secret}"}

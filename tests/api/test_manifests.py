@@ -285,9 +285,16 @@ def test_only_what_the_manifest_lists_is_given_when_that_is_asked(
             (more, "", 200),
         ):
             place = f"{url}/dicom-web/studies/{STUDY}/series/{image.SeriesInstanceUID}/instances/{image.SOPInstanceUID}"
-            for door in ("", "/metadata", "/frames/1", "/rendered"):
-                answer = httpx.get(f"{place}{door}", headers=headers | ({HEADER: uid} if uid else {}), timeout=30)
-                assert answer.status_code == status, (door, answer.text)
+            named = headers | ({HEADER: uid} if uid else {})
+            for door in ("", "/metadata", "/frames/1", "/rendered", "/thumbnail", "/bulkdata/7FE00010"):
+                for method in ("GET", "HEAD"):
+                    answer = httpx.request(method, f"{place}{door}", headers=named, timeout=30)
+                    assert answer.status_code == status, (method, door, answer.text)
+        study = f"{url}/dicom-web/studies/{STUDY}"
+        for door in ("", "/metadata", "/rendered", "/thumbnail"):
+            assert httpx.head(f"{study}{door}", headers=headers).status_code == 200, door
+            unlisted = httpx.head(f"{study}{door}", headers=headers | {HEADER: ds.SOPInstanceUID})
+            assert unlisted.status_code == 404, door
 
 
 def test_the_address_of_the_network_stands_in_the_manifest(

@@ -98,3 +98,6 @@ def test_what_is_not_whole_has_no_tag(client: httpx.Client, archive: Archive, ke
     answer = client.get(SERIES, headers={"If-None-Match": whole.headers["etag"]})
     assert (answer.status_code, "etag" in answer.headers) == (206, False)
     assert answer.json() == whole.json()[1:]
+    assert client.head(SERIES).status_code == 206
+    os.unlink(named(archive, new_uid("study"))[1].path)
+    assert (client.get(SERIES).status_code, client.head(SERIES).status_code) == (503, 503)

@@ -272,23 +272,39 @@ def test_files_are_compressed_kept_for_ever_and_none_but_those_of_the_viewer(
     assert script.headers["cache-control"] == "public, max-age=31536000, immutable"
     assert script.headers["content-type"].startswith("text/javascript")
     assert script.text == f'__webpack_require__.p = "{root}/";'
-    plain = stranger.get(f"{root}/app.bundle.0a.js", headers={"Accept-Encoding": "identity"})
-    assert "content-encoding" not in plain.headers
-    assert plain.text == script.text
+    for unwilling in ("identity", "gzip;q=0"):
+        plain = stranger.get(f"{root}/app.bundle.0a.js", headers={"Accept-Encoding": unwilling})
+        assert "content-encoding" not in plain.headers
+        assert plain.text == script.text
     assert stranger.get(f"{root}/app.bundle.css").text == f"a{{src:url({root}/f.woff2)}}"
     for name in ("sw.js", "google.js", "ort/big.wasm", LISTING, "index.html", "..%2fsecret", "x.js.map"):
         assert stranger.get(f"{root}/{name}").status_code == 404, name
     assert stranger.get("/viewer/ohif-0.0.0-1/app.bundle.0a.js").status_code == 404
 
 
+def test_another_viewer_in_its_place_needs_no_restart(log_in: Callable[[str], httpx.Client], folder: Path) -> None:
+    viewer.make(packed(), folder)
+    client = log_in("anne")
+    root = f"/viewer/{viewer.RELEASE}"
+    assert f"{root}/app.bundle.0a.js" in client.get("/viewer/").text
+    viewer.make(packed("1b"), folder)
+    assert f"{root}/app.bundle.1b.js" in client.get("/viewer/").text
+    assert client.get(f"{root}/app.bundle.1b.js").status_code == 200
+    assert client.get(f"{root}/app.bundle.0a.js").status_code == 404
+    (folder / "app.bundle.1b.js.gz").unlink()
+    for coding, status in (("gzip", 404), ("identity", 200)):
+        asked = client.get(f"{root}/app.bundle.1b.js", headers={"Accept-Encoding": coding})
+        assert asked.status_code == status
+
+
 # -- making it ready ----------------------------------------------------------------------------------------------
 
 
-def packed() -> bytes:
+def packed(build: str = "0a") -> bytes:
     """An archive as npm's registry has it, small."""
-    index = '<script defer src="/app.bundle.0a.js"></script>'
+    index = f'<script defer src="/app.bundle.{build}.js"></script>'
     files = {
-        "index.html": index, "app.bundle.0a.js": '__webpack_require__.p = "/";', "sw.js": "", "google.js": "",
+        "index.html": index, f"app.bundle.{build}.js": '__webpack_require__.p = "/";', "sw.js": "", "google.js": "",
         "app.bundle.css": "a{src:url(/f.woff2)}", "f.woff2": "font", "ort/big.wasm": "", "x.js.map": "{}",
         "../../secret": "outside",
     }  # fmt: skip

@@ -220,6 +220,8 @@ def test_a_series_of_several_syntaxes_tells_each_in_its_part(
         ("/dicom-web/studies/{study}/series/{series}/instances/1.2.5/frames/1", 404),
         ("/dicom-web/studies/1.2.x", 400),
         ("/dicom-web/studies/" + "1" * 65, 400),
+        ("/dicom-web/studies/1..2", 400),
+        ("/dicom-web/studies/%D9%A1.2", 400),
         ("{instance}/frames/2", 404),
         ("{instance}/frames/1,7", 404),
         ("{instance}/frames/0", 404),
@@ -612,7 +614,12 @@ def test_what_claims_to_be_compressed_and_is_not_comes_as_stored(
     answer = client.get(address(ds))
     assert (answer.status_code, contents(answer)[0][-4:]) == (200, data_set(ds)[-4:])
     assert parts(answer)[0][0] == f"application/dicom; transfer-syntax={JPEGLSLossless}"
+    assert answer.headers["content-type"].endswith(f"; transfer-syntax={JPEGLSLossless}")
     explicit = "application/dicom; transfer-syntax=1.2.840.10008.1.2.1"
     assert client.get(address(ds), headers={"Accept": explicit}).status_code == 406
     assert client.get(address(ds, "/frames/1"), headers={"Accept": "application/octet-stream"}).status_code == 406
+    keep(compressed(ct_slice(number=2, rows=32, columns=32), JPEGLSLossless))
+    both = client.get(f"/dicom-web/studies/{ds.StudyInstanceUID}")
+    assert "transfer-syntax" not in both.headers["content-type"], "not known before the parts are made"
+    assert [kind.rpartition("=")[2] for kind, _ in parts(both)] == [JPEGLSLossless, ExplicitVRLittleEndian]
     assert JPEGBaseline8Bit not in answer.headers["content-type"]

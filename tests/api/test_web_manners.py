@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import ANY
 from xml.etree import ElementTree as ET
 
 import httpx
@@ -11,16 +14,19 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRBigEndian
+from pydicom.uid import ExplicitVRBigEndian, JPEGLSLossless
 from starlette.routing import Route
 
+from api import conditional
 from api.app import create_app
 from api.capabilities import RESOURCES, WADL
 from archive.access import Actor
 from archive.audit.read import list_rows
 from archive.config import Settings
 from archive.core import Archive, open_archive
+from archive.dicom import lossless
 from archive.instance import Outcome
+from archive.retrieve import named
 from tests.api.conftest import serving
 from tests.api.test_wado import address, contents, data_set_of, keep, multi_frame, parts
 from tests.builders import ct_slice, new_uid, part10
@@ -149,6 +155,66 @@ def test_a_range_that_is_not_there_is_416_and_what_is_none_is_all_of_it(
             assert answer.content == ds.PixelData
 
 
+@pytest.mark.parametrize("thing", [pixels_of, file_of])
+def test_who_holds_it_already_hears_so_before_a_range_is_looked_at_and_head_has_no_ranges(
+    client: httpx.Client, keep: Callable[..., Outcome], thing: Callable[[Dataset], tuple[str, bytes]]
+) -> None:
+    ds = ct_slice()
+    where, _ = thing(ds)
+    keep(ds)
+    headers = {"Accept": "application/octet-stream, application/dicom"}
+    whole = client.get(where, headers=headers)
+    outside = headers | {"Range": "bytes=99999999-"}
+    assert client.get(where, headers=outside).status_code == 416
+    for ask in (client.get, client.head):
+        assert ask(where, headers=outside | {"If-None-Match": whole.headers["etag"]}).status_code == 304
+        assert ask(where, headers=headers | {"If-None-Match": whole.headers["etag"]}).status_code == 304
+    for ranged in ("bytes=99999999-", "bytes=0-1"):
+        answer = client.head(where, headers=headers | {"Range": ranged})
+        assert (answer.status_code, answer.headers["content-length"]) == (200, str(len(whole.content)))
+
+
+def test_nothing_is_compressed_for_head_nor_for_who_holds_it_already(
+    client: httpx.Client, keep: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ds = ct_slice(rows=32, columns=32)
+    keep(ds)
+    made: list[int] = []
+    encode = lossless.encode
+
+    def counted(*arguments: Any, **more: Any) -> bytes:
+        made.append(1)
+        return encode(*arguments, **more)
+
+    monkeypatch.setattr(lossless, "encode", counted)
+    headers = {"Accept": f"application/dicom; transfer-syntax={JPEGLSLossless}"}
+    whole = client.get(address(ds), headers=headers)
+    assert (whole.status_code, len(made)) == (200, 1)
+    said = client.head(address(ds), headers=headers)
+    assert (said.status_code, "content-length" in said.headers) == (200, False)
+    assert {name: said.headers[name] for name in ("content-type", "etag")} == {
+        name: whole.headers[name] for name in ("content-type", "etag")
+    }
+    assert client.get(address(ds), headers=headers | {"If-None-Match": whole.headers["etag"]}).status_code == 304
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("more", ["", "/frames/1", "/rendered", "/bulkdata/7FE00010"])
+def test_another_version_or_charset_is_another_tag(
+    settings: Settings, client: httpx.Client, keep: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, more: str
+) -> None:
+    """What was fixed in a version, and what an unnamed charset means now, is seen by whoever kept the answer before."""
+    ds = ct_slice()
+    keep(ds)
+    tags = {client.get(address(ds, more)).headers["etag"]}
+    western = settings.model_copy(update={"dicom": settings.dicom.model_copy(update={"default_charset": "ISO_IR 101"})})
+    with open_archive(western, process="western") as other, serving(other) as url:
+        tags.add(httpx.get(f"{url}{address(ds, more)}", headers=dict(client.headers), timeout=30).headers["etag"])
+    monkeypatch.setattr(conditional, "FORM", "of the next version")
+    tags.add(client.get(address(ds, more)).headers["etag"])
+    assert len(tags) == 3
+
+
 def test_json_is_gzipped_and_pixels_are_not(client: httpx.Client, keep: Callable[..., Outcome]) -> None:
     ds = ct_slice()
     keep(ds, *(ct_slice(number=number) for number in range(2, 9)))
@@ -160,6 +226,8 @@ def test_json_is_gzipped_and_pixels_are_not(client: httpx.Client, keep: Callable
         plain = client.get(path, headers={"Accept-Encoding": "identity"})
         assert "content-encoding" not in plain.headers
         assert plain.json() == answer.json()
+        refused = client.get(path, headers={"Accept-Encoding": "gzip;q=0, identity"})
+        assert "content-encoding" not in refused.headers
     for path in (address(ds), address(ds, "/frames/1"), address(ds, "/rendered"), series):
         assert "content-encoding" not in client.get(path, headers={"Accept-Encoding": "gzip"}).headers
 
@@ -260,6 +328,106 @@ def test_a_study_and_a_series_are_rendered_a_part_for_each_picture(
         assert contents(answer)[0] == client.get(address(ds, "/rendered?viewport=8,8&accept=image/png")).content
     assert client.get(f"{study}/series/{report.SeriesInstanceUID}/rendered").status_code == 406
     assert client.get(f"{study}/rendered", headers={"Accept": "image/jpeg"}).status_code == 406  # several
+
+
+@pytest.mark.req("REQ-DCM-90")
+def test_copies_that_are_missing_are_said_beside_the_pictures_and_the_metadata(
+    archive: Archive, client: httpx.Client, keep: Callable[..., Outcome]
+) -> None:
+    keep(ct_slice(), ct_slice(number=2))
+    study = f"/dicom-web/studies/{new_uid('study')}"
+    Path(named(archive, new_uid("study"))[0].path).unlink()
+    assert client.head(f"{study}/rendered").status_code == 206
+    answer = client.get(f"{study}/rendered")
+    assert (answer.status_code, len(parts(answer))) == (206, 1)
+    assert client.get(f"{study}/metadata").status_code == 206
+    assert closed(archive) == {"instances": 2, "bytes": ANY, "failed": 2}
+
+
+@pytest.mark.req("REQ-SEC-20")
+@pytest.mark.parametrize(
+    ("more", "accept", "asked", "instances"),
+    [
+        ("", "application/dicom", "bytes=0-99", 1),
+        ("/bulkdata/7FE00010", "application/octet-stream", "bytes=10-19", 1),
+        ("/bulkdata/7FE00010", "application/octet-stream", "", 1),
+        ("/metadata", "application/dicom+json", "", 1),
+        ("/../../metadata", "application/dicom+json", "", 2),
+    ],
+)
+def test_what_left_is_counted(
+    archive: Archive,
+    client: httpx.Client,
+    keep: Callable[..., Outcome],
+    more: str,
+    accept: str,
+    asked: str,
+    instances: int,
+) -> None:
+    ds = ct_slice()
+    keep(ds, ct_slice(number=2))
+    headers = {"Accept": accept, "Accept-Encoding": "identity", **({"Range": asked} if asked else {})}
+    answer = client.get(address(ds, more), headers=headers)
+    assert answer.is_success
+    assert closed(archive) == {"instances": instances, "bytes": len(answer.content)}
+
+
+@pytest.mark.req("REQ-SEC-20")
+def test_all_frames_of_a_list_are_counted_and_all_of_an_encapsulated_value(
+    archive: Archive, client: httpx.Client, keep: Callable[..., Outcome]
+) -> None:
+    ds = multi_frame(syntax=JPEGLSLossless)
+    keep(ds)
+    given = contents(client.get(address(ds, "/frames/1,2,4"))) + contents(client.get(address(ds, "/bulkdata/7FE00010")))
+    assert len(given) == 7
+    assert closed(archive) == {"instances": 2, "bytes": sum(map(len, given))}
+
+
+@pytest.mark.req("REQ-SEC-20")
+def test_head_hands_over_nothing_and_says_the_same(
+    archive: Archive, client: httpx.Client, keep: Callable[..., Outcome]
+) -> None:
+    ds = ct_slice()
+    keep(ds)
+    paths = [
+        address(ds, more) for more in ("", "/metadata", "/frames/1", "/rendered", "/thumbnail", "/bulkdata/7FE00010")
+    ]
+    said = [client.head(path) for path in paths]
+    with archive.reading() as conn:
+        assert list_rows(conn, event="110104", action="R").items == []
+    for path, head in zip(paths, said, strict=True):
+        answer = client.get(path)
+        kinds = [one.headers["content-type"].partition("; boundary")[0] for one in (head, answer)]
+        assert (head.status_code, kinds[0], head.headers["etag"]) == (200, kinds[1], answer.headers["etag"]), path
+        if "content-length" in head.headers:
+            assert head.headers["content-length"] == str(len(answer.content)), path
+
+
+def closed(archive: Archive) -> dict[str, object]:
+    """What the closing row of the one access tells, once it is closed."""
+    archive.accesses.close()
+    archive.commit.run(lambda conn: None)
+    with archive.reading() as conn:
+        rows = [row["detail"] for row in list_rows(conn, event="110104", action="R").items]
+    (row,) = [detail for detail in rows if detail.get("phase") == "close"]
+    return {name: row[name] for name in ("instances", "bytes", "failed") if name in row}
+
+
+@pytest.mark.req("REQ-DCM-90")
+def test_what_cannot_be_made_a_picture_is_not_acceptable(
+    archive: Archive, client: httpx.Client, keep: Callable[..., Outcome]
+) -> None:
+    wide, torn = ct_slice(rows=1, columns=65501), ct_slice(number=2)
+    keep(wide, torn)
+    assert client.get(address(wide, "/rendered")).status_code == 406
+    assert client.get(address(wide, "/rendered"), headers={"Accept": "image/png"}).status_code == 200
+    copy = Path(named(archive, torn.StudyInstanceUID)[1].path)
+    copy.chmod(0o600)
+    with copy.open("r+b") as file:
+        file.write(b"\0" * 200)  # as long as it was, and no DICOM file any more
+    for more in ("/rendered", "/thumbnail", "/frames/7/rendered"):
+        assert client.get(address(torn, more)).status_code == 406, more
+    assert client.get(f"/dicom-web/studies/{wide.StudyInstanceUID}/rendered").status_code == 406
 
 
 @pytest.mark.req("REQ-DCM-99")

@@ -34,6 +34,18 @@ def picture(folder: Path, ds: Dataset, **how: object) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(render(str(path), media_type="image/png", **how)))).astype(int)
 
 
+def test_a_side_that_is_too_long_for_a_jpeg_is_none_and_a_png(tmp_path: Path) -> None:
+    for columns, fits in ((65500, True), (65501, False)):
+        ds = ct_slice(rows=1, columns=columns)
+        assert picture(tmp_path, ds).shape == (1, columns)
+        if fits:
+            assert Image.open(io.BytesIO(render(str(tmp_path / "one.dcm")))).size == (columns, 1)
+        else:
+            with pytest.raises(Unsupported, match="65500"):
+                render(str(tmp_path / "one.dcm"))
+            assert render(str(tmp_path / "one.dcm"), size=(100, 100))
+
+
 def test_without_a_window_all_values_are_shown(tmp_path: Path) -> None:
     assert np.array_equal(picture(tmp_path, ramp()), np.arange(256).reshape(16, 16))
 
