@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import ColumnElement, Connection, bindparam, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from archive.authorities import Authorities
@@ -23,7 +23,8 @@ from archive.identity.acts import PatientKey
 from archive.identity.ins import NAMESPACES
 from archive.identity.record import BIRTH_PLACE, Identifier, Record, of_json
 from archive.identity.searchable import shareable
-from archive.index.conditions import Parameters, Shape, build, text_condition
+from archive.index.conditions import Parameters, Shape, build, off_index, text_condition
+from archive.index.functions import unindexed
 from archive.index.match import Between, Exact, Wild
 from archive.schema import patient, patient_identifier
 from archive.schema.types import AnyRow
@@ -145,12 +146,17 @@ def _matching(conn: Connection, asked: Asked, after: int) -> Iterator[AnyRow]:
         pks = _named(conn, asked)
         if pks is not None and not pks:
             return
-        statement = select(patient).where(patient.c.merged_into_pk.is_(None), patient.c.pk > after)
+        statement = select(patient).where(patient.c.merged_into_pk.is_(None))
         if pks is not None:
             statement = statement.where(patient.c.pk.in_(pks))
         else:  # without an identifier nobody could be told apart
             statement = statement.where(patient.c.patient_id != "")
-        statement = statement.where(*(build(shape) for shape in shapes)).order_by(patient.c.pk)
+        leading = next((shape for shape in shapes if _is_range(shape)), None) if pks is None else None
+        number: ColumnElement[int] = patient.c.pk
+        if pks is not None or leading is not None:  # nothing else may lead, neither a condition nor the order
+            number = unindexed(patient.c.pk)
+            shapes = [shape if shape is leading else off_index(shape) for shape in shapes]
+        statement = statement.where(number > after, *(build(shape) for shape in shapes)).order_by(number)
         options = {"stream_results": True, "max_row_buffer": PAGE}
         result = conn.execute(statement, parameters.values, execution_options=options)
         try:
@@ -214,6 +220,11 @@ def _shapes(asked: Asked, parameters: Parameters) -> tuple[list[Shape], list[Cal
         digits = _digits(asked.phone)
         meets.append(lambda row: any(_digits(one) == digits for one in _numbers(row)))
     return shapes, meets
+
+
+def _is_range(shape: Shape) -> bool:
+    """Whether each of its alternatives is found by an index: a name whose beginning is asked for."""
+    return shape[0] == "or" and all(one[0] == "and" and one[1][0] == "ge" for one in shape[1:])
 
 
 def _folded(text: str) -> str:

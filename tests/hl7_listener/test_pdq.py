@@ -236,6 +236,8 @@ def test_an_answer_goes_on_where_its_pointer_says_until_it_ends(archive: Archive
     found, pointers, more = [], [], ()
     while True:
         answer = console.ask("@PID.8^F", rcp="RCP|I|3^RD", more=more)
+        if not found:  # whoever comes later is told, and changes nothing of how many there were
+            say(archive, "A28", pid("R9", "AUTRE^A^^^^^L", p8="F"))
         found += patients(answer)
         assert one(answer, "QAK")[4] == "7"
         if not any(segment[0] == "DSC" for segment in answer):
@@ -244,7 +246,7 @@ def test_an_answer_goes_on_where_its_pointer_says_until_it_ends(archive: Archive
         assert dsc[2] == "I"
         pointers.append(dsc[1])
         more = (f"DSC|{dsc[1]}|I",)
-    assert found == ["R1", "R2", "R4", "R5", "R6", "R7", "R8"]
+    assert found == ["R1", "R2", "R4", "R5", "R6", "R7", "R8", "R9"]
     assert len(set(pointers)) == 2
     answer = console.ask("@PID.8^M", rcp="RCP|I|3^RD", more=more)
     assert refusal(answer)[2:] == ("204", "DSC^1^1"), "a pointer continues its own query alone"
