@@ -48,6 +48,7 @@ _PARAMETERS = {
     "PID.8": "sex",
     **{f"PID.11.{part}": name for part, name in _ADDRESS.items()},
     **{f"PID.13{part}": "phone" for part in ("", ".1", ".12")},
+    **{f"PID.18{part}": "account" for part in ("", ".1")},
 }
 
 
@@ -177,6 +178,7 @@ def _asked(conn: Connection, qpd: Segment, context: Context) -> Asked:
         sexes=_sexes(*given["sex"]) if "sex" in given else frozenset(),
         address=tuple((name, said[name]) for name in demographics.ADDRESS_PARTS if name in said),
         phone=said.get("phone", ""),
+        account=said.get("account", ""),
         domains=domains,
     )
 
