@@ -26,6 +26,7 @@ from archive.clock import monotonic
 from archive.core import Archive
 from archive.dicom.patient_id import cx
 from archive.errors import Busy, NotFound
+from archive.index.conditions import constant
 from archive.instance import CURRENT, CopyState
 from archive.integrity import keep_verdicts
 from archive.journal import Kind, note
@@ -41,6 +42,8 @@ _PAGE = 500
 _LONG = 1 << 28  # bytes of a file that is not read while somebody waits
 _TRIES = 3  # to find, while deciding, that copies were damaged or replaced since they were read
 
+_ASKED = (instance.c.sop_instance_uid.in_(bindparam("uids", expanding=True)), instance.c.state.in_(sorted(CURRENT)))
+_GOOD = location.c.state == constant(str(CopyState.OK))
 _FACTS: Select[Any] = (
     select(
         instance.c.sop_instance_uid,
@@ -60,20 +63,15 @@ _FACTS: Select[Any] = (
         instance.join(series)
         .join(study)
         .join(patient)
-        .outerjoin(location, and_(location.c.instance_pk == instance.c.pk, location.c.state == CopyState.OK))
+        .outerjoin(location, and_(location.c.instance_pk == instance.c.pk, _GOOD))
     )
-    .where(instance.c.sop_instance_uid.in_(bindparam("uids", expanding=True)), instance.c.state.in_(sorted(CURRENT)))
+    .where(*_ASKED)
     .order_by(instance.c.pk, location.c.tier.desc(), location.c.pk)  # hot before cold
 )
 _STANDING = (  # of some instances, how many have a copy that was read lately
     select(func.count(instance.c.pk.distinct()))
     .join_from(instance, location)
-    .where(
-        instance.c.sop_instance_uid.in_(bindparam("uids", expanding=True)),
-        instance.c.state.in_(sorted(CURRENT)),
-        location.c.state == CopyState.OK,
-        location.c.verified_at >= bindparam("since"),
-    )
+    .where(*_ASKED, _GOOD, location.c.verified_at >= bindparam("since"))
 )
 _REQUEST = commitment_request.c.pk == bindparam("request")
 

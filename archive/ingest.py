@@ -31,6 +31,7 @@ from archive.errors import (
 )
 from archive.index.arrival import RECOVERED, Arrival, Notify
 from archive.index.aside import replace_first
+from archive.index.conditions import constant
 from archive.index.copies import add_cold_copy
 from archive.index.said import said_of
 from archive.index.write import add_instance, quarantine, repair_instance
@@ -58,7 +59,9 @@ _COPY = (
 _COPIES = (
     select(*_COPY)
     .join_from(location, instance)
-    .where(instance.c.sop_instance_uid == bindparam("sop_instance_uid"), location.c.state == CopyState.OK)
+    .where(
+        instance.c.sop_instance_uid == bindparam("sop_instance_uid"), location.c.state == constant(str(CopyState.OK))
+    )
     .order_by(location.c.tier.desc(), location.c.pk)  # hot before cold
 )
 _original = instance.alias("original")
@@ -73,7 +76,7 @@ _IN_ITS_STEAD = (  # of an original that was replaced: the copies of its derived
         _original.c.sop_instance_uid == bindparam("sop_instance_uid"),
         _original.c.state.in_([State.REPLACED, State.UNFIT]),
         instance.c.state.in_([State.STORED, State.UNFIT]),
-        location.c.state == CopyState.OK,
+        location.c.state == constant(str(CopyState.OK)),
     )
 )
 _LARGE_BYTES = 1 << 16

@@ -31,6 +31,7 @@ FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=10), timedelta(hours=6)  # betwee
 KEPT = timedelta(days=7)  # jobs that are done are forgotten after this; dead ones stay
 _POLL_SECONDS = 0.1
 _OPEN = ("due", "leased")
+_LATE = timedelta(minutes=1)  # nobody waits any more so long after the patience for an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,7 @@ def ask(
     forget: bool = False,
 ) -> dict[str, Any]:
     """Have another process do a job, and wait for its result. `also` is written in the transaction that puts it;
-    `forget`: once it is over, nothing of it stays here.
+    `forget`: once it is over, or nobody waits any more, nothing of it stays here (`forget_left` for one who died).
 
     Raises:
         Busy: nobody took it in time (it is then withdrawn), it is still at it, or it failed.
@@ -229,11 +230,13 @@ def ask(
         return put(conn, kind, payload, at=archive.real_clock())
 
     id = archive.commit.run(write)
-    found = wait(archive, id, seconds=seconds)
-    if forget:  # whoever is at it is not heard any more
-        archive.commit.run(partial(_forget, id=id))
-        if found.state in _OPEN:
-            raise Busy("no process took it in time")
+    try:
+        found = wait(archive, id, seconds=seconds)
+    finally:
+        if forget:  # whoever is at it is not heard any more
+            archive.commit.run(partial(_forget, id=id))
+    if forget and found.state in _OPEN:
+        raise Busy("no process took it in time")
     if found.state == "done":
         return found.result or {}
     if found.state == "dead":
@@ -241,6 +244,16 @@ def ask(
     if archive.commit.run(lambda conn: _withdraw(conn, id, archive.real_clock())):
         raise Busy("no process took it: is the one for this work running?")
     raise Busy("it takes longer than anybody waits; it goes on")
+
+
+def forget_left(archive: Archive, kind: str, *, seconds: float) -> None:
+    """Delete what was asked with `forget` and that patience by processes that died while they waited."""
+    before = archive.real_clock() - timedelta(seconds=seconds) - _LATE
+    left = (job.c.state.in_((*_OPEN, "done", "dead")), job.c.kind == kind, job.c.created_at < before)
+    with archive.reading() as conn:
+        if conn.execute(select(job.c.pk).where(*left).limit(1)).first() is None:
+            return
+    archive.commit.run(lambda conn: conn.execute(delete(job).where(*left)))
 
 
 def _forget(conn: Connection, *, id: int) -> None:

@@ -1,7 +1,8 @@
 """Asking a patient demographics supplier who somebody is (PDQ consumer, ITI-21; REQ-HL7-93): for a person to compare.
 
 What it says is shown and forgotten: nothing of it is kept or overwrites what is known here. The HL7 edge asks
-(`hl7_listener.consumer`); whoever wants to know owes it a job, which is gone with its answer.
+(`hl7_listener.consumer`); whoever wants to know owes it a job, which is gone with its answer, or soon after whoever
+owed it is gone.
 """
 
 from __future__ import annotations
@@ -68,15 +69,25 @@ def look_up(archive: Archive, traits: Traits, *, actor: Actor) -> dict[str, Any]
     """
     demand_supplier(archive)
     traits.demand()
+    forget_left(archive)
     found = jobs.ask(
         archive,
         KIND,
         {**asdict(traits), "once": True},
-        seconds=archive.settings.hl7.supplier.seconds * PATIENCE,
+        seconds=_patience(archive),
         also=partial(audit_look_up, traits=traits, actor=actor),
         forget=True,
     )
     return {**found, "items": compared(archive, found.get("items", []))}
+
+
+def forget_left(archive: Archive) -> None:
+    """Delete questions and answers whose asker died while it waited."""
+    jobs.forget_left(archive, KIND, seconds=_patience(archive))
+
+
+def _patience(archive: Archive) -> float:
+    return archive.settings.hl7.supplier.seconds * PATIENCE
 
 
 def audit_look_up(conn: Connection, *, traits: Traits, actor: Actor) -> None:

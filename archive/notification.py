@@ -12,14 +12,14 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, func, select, union_all, update
-from sqlalchemy import literal_column as constant
+from sqlalchemy import Connection, Select, bindparam, func, null, select, union_all, update
 
 from archive import jobs
 from archive.access import SYSTEM
 from archive.audit.record import Event, record
 from archive.core import Archive
 from archive.dicom.patient_id import cx
+from archive.index.conditions import constant
 from archive.index.held import held_back
 from archive.instance import CURRENT, UNSEEN, Availability, CopyState, availability
 from archive.schema import instance, location, patient, series, study, tombstone
@@ -44,7 +44,7 @@ _STUDY = (
 _TOLD = update(study).where(study.c.pk == bindparam("study_pk")).values(notify_at=None)
 _best = (
     select(func.max(location.c.tier))  # hot before cold
-    .where(location.c.instance_pk == instance.c.pk, location.c.state == CopyState.OK)
+    .where(location.c.instance_pk == instance.c.pk, location.c.state == constant(str(CopyState.OK)))
     .scalar_subquery()
 )
 _OF_STUDY: Select[Any] = (
@@ -62,8 +62,8 @@ _PURGED: Select[Any] = select(
     tombstone.c.series_instance_uid,
     tombstone.c.sop_class_uid,
     tombstone.c.sop_instance_uid,
-    constant("''"),
-    constant("NULL"),
+    constant(""),
+    null(),
 ).where(
     tombstone.c.study_instance_uid == bindparam("uid"),
     ~select(instance.c.pk).where(instance.c.sop_instance_uid == tombstone.c.sop_instance_uid).exists(),

@@ -25,6 +25,7 @@ from sqlalchemy import Connection, delete, func, select
 from archive.access import Action, Actor, Door
 from archive.core import Archive
 from archive.errors import ArchiveError, Busy
+from archive.index.conditions import constant
 from archive.instance import CURRENT, CopyState
 from archive.journal import Kind, note
 from archive.leases import leased
@@ -176,7 +177,7 @@ class Prober:
 
 def choose(archive: Archive) -> Subject | None:
     """A series to open, of those that came last: one of the longest, a CT if there is one. None: there is nothing."""
-    shown = (instance.c.state.in_(sorted(CURRENT)), location.c.state == CopyState.OK)
+    shown = (instance.c.state.in_(sorted(CURRENT)), location.c.state == constant(str(CopyState.OK)))
     hot = (location.c.tier == "hot", location.c.pixel_offset.is_not(None))
     with archive.reading() as conn:
         recent = conn.execute(

@@ -23,6 +23,7 @@ from archive.dicom.uids import KEY_OBJECTS
 from archive.errors import Conflict, InvalidRequest, Rejected, StorageFailed
 from archive.index.arrival import Arrival
 from archive.index.aside import keep_first, replace_first, set_aside
+from archive.index.conditions import constant
 from archive.index.held import settle_held
 from archive.index.write import apply_note
 from archive.ingest import arrival_of
@@ -43,7 +44,7 @@ _HELD_DOCUMENTS = (
     .where(
         instance.c.held_for == bindparam("subject"),
         instance.c.sop_class_uid == KEY_OBJECTS,
-        location.c.state == CopyState.OK,
+        location.c.state == constant(str(CopyState.OK)),
     )
     .order_by(instance.c.pk, location.c.pk)
 )

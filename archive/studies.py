@@ -12,6 +12,7 @@ import orjson
 from sqlalchemy import Connection, Row, Select, and_, bindparam, func, select
 
 from archive.dicom.patient_id import cx
+from archive.index.conditions import constant
 from archive.instance import CURRENT, Availability, CopyState, State, availability
 from archive.schema import instance, location, patient, series, study
 
@@ -79,7 +80,7 @@ _REPLACED: Select[Any] = (
             _copy, and_(_copy.c.derived_from_pk == instance.c.pk, _copy.c.state.in_(sorted(CURRENT)))
         )
     )
-    .where(series.c.study_pk == bindparam("study_pk"), instance.c.state == State.REPLACED)
+    .where(series.c.study_pk == bindparam("study_pk"), instance.c.state == constant(str(State.REPLACED)))
     .order_by(
         func.coalesce(series.c.series_number, 1 << 30),
         series.c.pk,

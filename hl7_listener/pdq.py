@@ -7,7 +7,7 @@ in the transaction that keeps the answer.
 from __future__ import annotations
 
 import hashlib
-import uuid
+import secrets
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,6 +48,7 @@ _PARAMETERS = {
     "PID.8": "sex",
     **{f"PID.11.{part}": name for part, name in _ADDRESS.items()},
     **{f"PID.13{part}": "phone" for part in ("", ".1", ".12")},
+    **{f"PID.18{part}": "account" for part in ("", ".1")},
 }
 
 
@@ -68,6 +69,7 @@ class _Page:
 
     size: int = MOST
     after: int = 0
+    total: int | None = None  # as the first page counted it
 
 
 @dataclass(slots=True)
@@ -129,8 +131,11 @@ def _find(conn: Connection, asked: Asked, page: _Page) -> _Answer:
     found = list(islice(demographics.find(conn, asked, after=page.after), page.size + 1))
     answer = _Answer(found[: page.size])
     more = len(found) > page.size
-    answer.total = demographics.count(conn, asked) if more or page.after else len(found)
-    answer.pointer = str(uuid.uuid4()) if more else None
+    if page.total is not None:
+        answer.total = page.total
+    else:
+        answer.total = demographics.count(conn, asked) if more or page.after else len(found)
+    answer.pointer = f"{secrets.token_hex(8)}.{answer.total}" if more else None
     return answer
 
 
@@ -173,6 +178,7 @@ def _asked(conn: Connection, qpd: Segment, context: Context) -> Asked:
         sexes=_sexes(*given["sex"]) if "sex" in given else frozenset(),
         address=tuple((name, said[name]) for name in demographics.ADDRESS_PARTS if name in said),
         phone=said.get("phone", ""),
+        account=said.get("account", ""),
         domains=domains,
     )
 
@@ -237,9 +243,11 @@ def _page(conn: Connection, message: Message, query: continuation.Query, now: da
     if dsc is None or not pointer:
         return _Page(size)
     try:
-        return _Page(size, continuation.follow(conn, query, pointer, at=now))
+        after = continuation.follow(conn, query, pointer, at=now)
     except NotFound as error:
         raise HL7Error(204, dsc.at(1), str(error)) from error
+    total = pointer.partition(".")[2]
+    return _Page(size, after, int(total) if total else None)
 
 
 def _said(qpd: Segment | None, status: str, answer: _Answer | None = None) -> Iterator[str]:

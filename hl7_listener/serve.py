@@ -40,7 +40,7 @@ def serve(archive: Archive, sock: socket.socket, stopping: threading.Event) -> N
     """
     with ExitStack() as held:
         if lookup.is_on(archive):
-            held.enter_context(closing(Duties(archive, consumer.DUTIES)))
+            held.enter_context(closing(Duties(archive, consumer.DUTIES, also=(lookup.forget_left,))))
         asyncio.run(_Listener(archive).run(sock, stopping))
 
 

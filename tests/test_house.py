@@ -52,6 +52,13 @@ def test_a_module_has_a_name_and_says_what_it_is(module: Path) -> None:
     assert ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))), "no docstring"
 
 
+def test_a_state_that_is_asked_for_stands_in_the_text_of_the_statement() -> None:
+    """As a parameter it might be the state of a partial index, and SQLite would plan anew at each execution."""
+    asked = re.compile(r"\.c\.state(?:_before)? == (?:State|CopyState)\.")
+    found = [relative(path) for path in MODULES if asked.search(path.read_text(encoding="utf-8"))]
+    assert found == [], "say constant(str(…)) (archive.index.conditions)"
+
+
 NAMED = [path for path in MODULES if not path.stem.startswith("_") and not {"migrations", "commands"} & set(path.parts)]
 
 

@@ -23,8 +23,8 @@ class Query:
 
 
 def point(conn: Connection, query: Query, pointer: str, *, after: int, at: datetime) -> None:
-    """Let `pointer` (a UUID) lead to what follows the patient numbered `after`; `at` is real time. Pointers that are
-    over are forgotten."""
+    """Let `pointer` (unique, 36 characters at most) lead to what follows the patient numbered `after`; `at` is real
+    time. Pointers that are over are forgotten."""
     conn.execute(delete(query_pointer).where(query_pointer.c.expires_at <= at))
     values = {"pointer": pointer, "sender": query.sender, "tag": query.tag, "query": query.digest, "after_pk": after}
     conn.execute(insert(query_pointer), {**values, "expires_at": at + LIFE})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import ColumnElement, Connection, bindparam, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from archive.authorities import Authorities
@@ -23,9 +23,10 @@ from archive.identity.acts import PatientKey
 from archive.identity.ins import NAMESPACES
 from archive.identity.record import BIRTH_PLACE, Identifier, Record, of_json
 from archive.identity.searchable import shareable
-from archive.index.conditions import Parameters, Shape, build, text_condition
+from archive.index.conditions import Parameters, Shape, build, off_index, text_condition
+from archive.index.functions import unindexed
 from archive.index.match import Between, Exact, Wild
-from archive.schema import patient, patient_identifier
+from archive.schema import patient, patient_identifier, visit
 from archive.schema.types import AnyRow
 
 PAGE = 200  # rows fetched at a time
@@ -40,6 +41,7 @@ _BY_ID = _HELD.where(patient.c.patient_id == bindparam("value"))
 _BY_OTHER = _HELD.join(patient_identifier, patient_identifier.c.patient_pk == patient.c.pk).where(
     patient_identifier.c.value == bindparam("value")
 )
+_BY_ACCOUNT = select(visit.c.patient_pk).where(visit.c.account_number == bindparam("account"))
 _BY_INS = select(patient.c.pk).where(patient.c.ins.in_(bindparam("wanted", expanding=True)))
 _USED = (
     select(patient.c.pk).where(patient.c.issuer == bindparam("issuer")).limit(1),
@@ -79,13 +81,13 @@ class Asked:
     sexes: frozenset[str] = frozenset()  # M, F, O, and "" for one that is not known
     address: tuple[tuple[str, str], ...] = ()  # one of ADDRESS_PARTS, or "" for any of them
     phone: str = ""
+    account: str = ""  # of one of their visits, whoever assigned it
     pks: tuple[int, ...] | None = None  # only these
     domains: tuple[Domain, ...] = ()  # only those with an identifier of these, and no other is told
 
     def __bool__(self) -> bool:
-        return bool(
-            self.identifiers or self.family or self.given or self.born or self.sexes or self.address or self.phone
-        ) or (self.pks is not None or bool(self.domains))
+        traits = (self.identifiers, self.family, self.given, self.born, self.sexes, self.address, self.phone)
+        return any(traits) or bool(self.account) or self.pks is not None or bool(self.domains)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +147,17 @@ def _matching(conn: Connection, asked: Asked, after: int) -> Iterator[AnyRow]:
         pks = _named(conn, asked)
         if pks is not None and not pks:
             return
-        statement = select(patient).where(patient.c.merged_into_pk.is_(None), patient.c.pk > after)
+        statement = select(patient).where(patient.c.merged_into_pk.is_(None))
         if pks is not None:
             statement = statement.where(patient.c.pk.in_(pks))
         else:  # without an identifier nobody could be told apart
             statement = statement.where(patient.c.patient_id != "")
-        statement = statement.where(*(build(shape) for shape in shapes)).order_by(patient.c.pk)
+        leading = next((shape for shape in shapes if _is_range(shape)), None) if pks is None else None
+        number: ColumnElement[int] = patient.c.pk
+        if pks is not None or leading is not None:  # nothing else may lead, neither a condition nor the order
+            number = unindexed(patient.c.pk)
+            shapes = [shape if shape is leading else off_index(shape) for shape in shapes]
+        statement = statement.where(number > after, *(build(shape) for shape in shapes)).order_by(number)
         options = {"stream_results": True, "max_row_buffer": PAGE}
         result = conn.execute(statement, parameters.values, execution_options=options)
         try:
@@ -164,19 +171,20 @@ def _matching(conn: Connection, asked: Asked, after: int) -> Iterator[AnyRow]:
 
 
 def _named(conn: Connection, asked: Asked) -> list[int] | None:
-    """The numbers of those who have the wanted identifiers; None: none is wanted."""
-    found: set[int] | None = None if asked.pks is None else set(asked.pks)
-    for choices in asked.identifiers:
-        holders = {pk for one in choices for pk in _holders(conn, one)}
-        found = holders if found is None else found & holders
-    return None if found is None else sorted(found)
+    """The numbers of those who have the wanted identifiers and account; None: none is wanted."""
+    wanted = [{pk for one in choices for pk in _holders(conn, one)} for choices in asked.identifiers]
+    if asked.pks is not None:
+        wanted.append(set(asked.pks))
+    if asked.account:
+        _demand_short(asked.account)
+        wanted.append(set(conn.execute(_BY_ACCOUNT, {"account": asked.account}).scalars()))
+    return sorted(set.intersection(*wanted)) if wanted else None
 
 
 def _holders(conn: Connection, wanted: Wanted) -> Iterator[int]:
     """Who has an identifier, or survived whoever had it."""
     domain = wanted.domain
-    if len(wanted.value) > MAX_CHARACTERS:
-        raise InvalidQuery("an identifier is too long")
+    _demand_short(wanted.value)
     if domain is None or not domain.ins:
         for statement, column in ((_BY_ID, patient.c.issuer), (_BY_OTHER, patient_identifier.c.issuer)):
             limited = statement if domain is None else statement.where(column == domain.issuer)
@@ -216,9 +224,18 @@ def _shapes(asked: Asked, parameters: Parameters) -> tuple[list[Shape], list[Cal
     return shapes, meets
 
 
-def _folded(text: str) -> str:
+def _is_range(shape: Shape) -> bool:
+    """Whether each of its alternatives is found by an index: a name whose beginning is asked for."""
+    return shape[0] == "or" and all(one[0] == "and" and one[1][0] == "ge" for one in shape[1:])
+
+
+def _demand_short(text: str) -> None:
     if len(text) > MAX_CHARACTERS:
         raise InvalidQuery("a value is too long")
+
+
+def _folded(text: str) -> str:
+    _demand_short(text)
     return fold(text.translate(_STRUCTURE))
 
 

@@ -8,7 +8,7 @@ not change (law 3). An identifier that was changed leaves the same tombstone, an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import orjson
 from sqlalchemy import Connection, select, update
@@ -18,6 +18,7 @@ from archive.errors import IdentifierInUse, MergedAway
 from archive.identity import dicom, ins, links, patients
 from archive.identity.acts import Act, PatientKey, lock_identities
 from archive.identity.record import Name, Record, Statement, apply, to_json
+from archive.identity.searchable import make_searchable
 from archive.index.correct import move_studies
 from archive.schema import imaging_order, patient, performed_step, visit, work_item
 from archive.schema.types import AnyRow
@@ -108,12 +109,19 @@ def _hand_over(conn: Connection, former: AnyRow, new_pk: int, new: PatientKey, *
         named = dicom.identifier(new.patient_id, new.issuer, act.authorities.oid_of(new.issuer))
         values |= {"attributes": orjson.dumps(received | named, option=orjson.OPT_SORT_KEYS).decode()}
         values |= {"received_attributes": None, "corrections": None}
-    values |= {name: getattr(former, name) for name in ("record", "version", "ins", "provisional")}
-    conn.execute(update(patient).where(patient.c.pk == new_pk).values(values))
-    known = patients.record_of(former)
+    values |= {name: getattr(former, name) for name in ("version", "ins", "provisional")}
+    known, left = patients.record_of(former), None
     if known is not None:
-        left = to_json(ins.withdrawn(known, reason="renamed", at=act.at_iso))
-        conn.execute(update(patient).where(patient.c.pk == former.pk).values(record=left, ins=None))
+        key = patients.key_of(former)
+        others = tuple(one for one in known.identifiers if PatientKey(one.value, one.issuer) != key)
+        known = replace(known, identifiers=others)
+        # the alias is left with none: one that is taken back from the patient later must not lead through it
+        left = to_json(replace(ins.withdrawn(known, reason="renamed", at=act.at_iso), identifiers=()))
+    values["record"] = to_json(known) if known is not None else None
+    conn.execute(update(patient).where(patient.c.pk == new_pk).values(values))
+    conn.execute(update(patient).where(patient.c.pk == former.pk).values(record=left, ins=None))
+    make_searchable(conn, former.pk, None)
+    make_searchable(conn, new_pk, known)
 
 
 def _known(conn: Connection, row: AnyRow | None, key: PatientKey, said: Statement, act: Act) -> int:

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, select, update
 from archive.identity import links, visits
 from archive.identity.acts import PatientKey
 from archive.identity.merge import MOVED
+from archive.identity.patients import ALIAS
 from archive.identity.record import of_json
 from archive.identity.searchable import make_searchable
 from archive.index.correct import correct_patient, correct_study, facts_changed, move_studies
@@ -46,7 +47,7 @@ def restore_patient(conn: Connection, subject: str, body: Mapping[str, Any], at:
     }
     mine = patient.c.pk == row.pk
     conn.execute(update(patient).where(mine).values(values))
-    make_searchable(conn, row.pk, known)
+    make_searchable(conn, row.pk, None if body["tombstone"] == ALIAS else known)
     if text is not None:
         revision = {"patient_pk": row.pk, "version": body["version"], "at": at, "record": text}
         conn.execute(

@@ -40,6 +40,7 @@ ADMISSIONS = frozenset({"A01", "A04"})
 BEGINS = ADMISSIONS | {PRE_ADMISSION}
 _OF_MOVEMENT = ("movement_id", "event", "start", "historic", "cancelled")
 _CARRIED = ("patient_class", "location", "account_number", "account_issuer")  # of the movement's record
+_FURTHER = "further_ids"  # there too: those of ZBE-1 behind the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,8 @@ def enter(conn: Connection, key: Numbered, moved: Movement, *, patient_pk: int, 
     if row is not None and row.patient_pk != patient_pk:
         raise IdentifierInUse("this visit is another patient's", what="visit")
     pk = row.pk if row is not None else _add(conn, key, patient_pk, act.at)
-    values = {**_values(moved), "cancelled": 0}
     known = _movement(conn, pk, moved.ids)
+    values = {**_values(moved, known), "cancelled": 0}
     if known is None:
         conn.execute(movement.insert(), {**values, "visit_pk": pk})
     else:
@@ -113,7 +114,7 @@ def amend(conn: Connection, key: Numbered, moved: Movement, *, patient_pk: int |
     found = _known(conn, key, moved, patient_pk, frozenset())
     if found is None or found.cancelled:
         return False
-    said = {**orjson.loads(found.record), **moved.said}
+    said = {**orjson.loads(found.record), **moved.said, **_further(found.movement_id, moved.ids, found)}
     values = {"start": moved.start or found.start, "historic": int(moved.historic), "record": _json(said)}
     conn.execute(update(movement).where(movement.c.pk == found.pk).values(values))
     _settle(conn, found.visit_pk, moved, act)
@@ -264,17 +265,27 @@ def _movements(conn: Connection, pk: int) -> Sequence[AnyRow]:
 
 def _movement(conn: Connection, pk: int, ids: Sequence[str]) -> AnyRow | None:
     """The movement of a visit with one of these IDs."""
-    mine = (movement.c.visit_pk == pk) & movement.c.movement_id.in_(ids)
-    return conn.execute(select(movement).where(mine).order_by(movement.c.pk)).first() if ids else None
+    return next((one for one in _movements(conn, pk) if not _ids(one).isdisjoint(ids)), None)
 
 
-def _values(moved: Movement) -> dict[str, Any]:
+def _ids(row: AnyRow) -> set[str]:
+    return {row.movement_id, *orjson.loads(row.record).get(_FURTHER, ())}
+
+
+def _further(first: str, ids: Sequence[str], known: AnyRow | None) -> dict[str, list[str]]:
+    """The IDs beside the first one, those that the movement was sent with before too."""
+    further = ({*ids} | (_ids(known) if known is not None else set())) - {first, ""}
+    return {_FURTHER: sorted(further)} if further else {}
+
+
+def _values(moved: Movement, known: AnyRow | None) -> dict[str, Any]:
+    first = moved.ids[0] if moved.ids else ""
     return {
-        "movement_id": moved.ids[0] if moved.ids else "",
+        "movement_id": first,
         "event": moved.event,
         "start": moved.start,
         "historic": int(moved.historic),
-        "record": _json(moved.said),
+        "record": _json({**moved.said, **_further(first, moved.ids, known)}),
     }
 
 
@@ -290,7 +301,7 @@ def _shown(row: AnyRow) -> dict[str, Any]:
         "start": row.start,
         "historic": bool(row.historic),
         "cancelled": bool(row.cancelled),
-        **{"class" if name == "patient_class" else name: value for name, value in said.items()},
+        **{"class" if name == "patient_class" else name: value for name, value in said.items() if name != _FURTHER},
     }
 
 

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, bindparam, select
 
 from archive.errors import Gone
 from archive.index.arrival import Arrival
+from archive.index.conditions import constant
 from archive.index.write import add_copy, add_instance
 from archive.instance import CopyState, Outcome, State
 from archive.schema import instance, location
@@ -33,7 +34,7 @@ _GOOD = (
     .where(
         instance.c.sop_instance_uid == bindparam("uid"),
         instance.c.state.not_in([State.REPLACED, State.PURGING]),
-        location.c.state == CopyState.OK,
+        location.c.state == constant(str(CopyState.OK)),
     )
     .order_by(location.c.tier.desc(), location.c.pk)  # hot before cold
 )

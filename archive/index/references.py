@@ -14,6 +14,7 @@ import orjson
 from sqlalchemy import BindParameter, Connection, Select, bindparam, select
 
 from archive.dicom.document import NO_SELECTION, Reference, code_of, text_of
+from archive.index.conditions import constant
 from archive.instance import CURRENT, KNOWN, State
 from archive.schema import instance, reference, series, study
 from archive.schema.types import AnyRow
@@ -54,7 +55,7 @@ _HERE = (
 _COPIES = (
     select(instance.c.derived_from_pk, instance.c.sop_instance_uid, series.c.series_instance_uid)
     .join_from(instance, series)
-    .where(instance.c.derived_from_pk.in_(_PKS), instance.c.state == State.STORED)
+    .where(instance.c.derived_from_pk.in_(_PKS), instance.c.state == constant(str(State.STORED)))
 )
 _original = instance.alias("original")
 _FORMS = (  # of an image: the UID of what came, beside that of its lossy copy

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, bindparam, exists, or_, select, update
 
+from archive.index.conditions import constant
 from archive.index.rejections import settle
 from archive.instance import CopyState, State
 from archive.journal import Kind, note
@@ -27,7 +28,7 @@ _BY_PK = instance.c.pk == bindparam("instance_pk")
 _BY_UID = select(instance).where(instance.c.sop_instance_uid == bindparam("uid"))
 _COPIES_OF = (
     select(instance.c.pk)
-    .where(instance.c.derived_from_pk == bindparam("instance_pk"), instance.c.state == State.STORED)
+    .where(instance.c.derived_from_pk == bindparam("instance_pk"), instance.c.state == constant(str(State.STORED)))
     .order_by(instance.c.pk)
 )
 _STATE = update(instance).where(_BY_PK)
@@ -47,7 +48,9 @@ _ORIGINALS = (
     .select_from(instance.join(series).outerjoin(_copy, _copy.c.derived_from_pk == instance.c.pk))
     .where(
         series.c.study_pk == bindparam("study_pk"),
-        or_(instance.c.state == State.REPLACED, instance.c.state_before == State.REPLACED),
+        or_(
+            instance.c.state == constant(str(State.REPLACED)), instance.c.state_before == constant(str(State.REPLACED))
+        ),
     )
     .order_by(instance.c.pk, _copy.c.pk)
 )
@@ -63,7 +66,7 @@ _MOVED = (  # held in cold storage alone, as they were received
     .select_from(instance.join(series))
     .where(
         series.c.study_pk == bindparam("study_pk"),
-        or_(instance.c.state == State.STORED, instance.c.state_before == State.STORED),
+        or_(instance.c.state == constant(str(State.STORED)), instance.c.state_before == constant(str(State.STORED))),
         instance.c.derived_from_pk.is_(None),
         ~exists().where(
             _other.c.instance_pk == instance.c.pk, _other.c.tier == "hot", _other.c.state != CopyState.PURGING
@@ -73,7 +76,7 @@ _MOVED = (  # held in cold storage alone, as they were received
 )
 _STUDY_OF = select(series.c.study_pk).join_from(instance, series).where(_BY_PK)
 _HELD = select(location.c.pk).where(
-    location.c.instance_pk == bindparam("instance_pk"), location.c.state == CopyState.OK
+    location.c.instance_pk == bindparam("instance_pk"), location.c.state == constant(str(CopyState.OK))
 )
 
 

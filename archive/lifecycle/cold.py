@@ -16,6 +16,7 @@ from archive.config import Settings
 from archive.core import Archive
 from archive.dicom.file_meta import FileMeta
 from archive.errors import CommitInDoubt, StorageFailed
+from archive.index.conditions import constant
 from archive.instance import CopyState, State
 from archive.lifecycle.compute import policy_of
 from archive.lifecycle.guard import Terms, is_on_hold, terms
@@ -78,7 +79,7 @@ _held = location.alias("held")
 
 def has_hot(*, good: bool) -> ColumnElement[bool]:
     """Of an instance: a copy on the hot tier, that is good or at least there."""
-    state = _held.c.state == CopyState.OK if good else _held.c.state != CopyState.PURGING
+    state = _held.c.state == constant(str(CopyState.OK)) if good else _held.c.state != CopyState.PURGING
     return exists().where(_held.c.instance_pk == instance.c.pk, _held.c.tier == "hot", state).correlate(instance)
 
 
@@ -100,19 +101,21 @@ FORMS: Select[Any] = (
     )
     .select_from(
         instance.join(series)
-        .outerjoin(derived, and_(derived.c.derived_from_pk == instance.c.pk, derived.c.state == State.PENDING))
+        .outerjoin(
+            derived, and_(derived.c.derived_from_pk == instance.c.pk, derived.c.state == constant(str(State.PENDING)))
+        )
         .outerjoin(
             cold,
             and_(
                 cold.c.instance_pk.in_([instance.c.pk, derived.c.pk]),
                 cold.c.tier == "cold",
-                cold.c.state == CopyState.OK,
+                cold.c.state == constant(str(CopyState.OK)),
             ),
         )
     )
     .where(
         series.c.study_pk == bindparam("study_pk"),
-        instance.c.state == State.STORED,
+        instance.c.state == constant(str(State.STORED)),
         has_hot(good=False),
         instance.c.pk > bindparam("after"),
     )

@@ -28,6 +28,7 @@ from archive.dicom.file_meta import FileMeta
 from archive.dicom.header import Header, is_legal_uid, read_header
 from archive.dicom.uids import WITH_COMPANIONS
 from archive.errors import StorageFailed, Unavailable
+from archive.index.conditions import constant
 from archive.instance import CopyState, State
 from archive.lifecycle.cold import Stays, damage, filed, read_back, tell
 from archive.lifecycle.compute import may_try
@@ -50,7 +51,7 @@ _BATCH = 500
 
 _SELECTS = (  # key objects and presentation states as they came
     instance.c.sop_class_uid.in_(sorted(WITH_COMPANIONS)),
-    instance.c.state == State.STORED,
+    instance.c.state == constant(str(State.STORED)),
     instance.c.derived_from_pk.is_(None),
 )
 _OBJECTS: Select[Any] = (
@@ -67,7 +68,7 @@ _OBJECTS: Select[Any] = (
         location.c.data_set_offset,
     )
     .select_from(instance.join(series).join(study).join(location, location.c.instance_pk == instance.c.pk))
-    .where(series.c.study_pk == bindparam("study_pk"), *_SELECTS, location.c.state == CopyState.OK)
+    .where(series.c.study_pk == bindparam("study_pk"), *_SELECTS, location.c.state == constant(str(CopyState.OK)))
     .order_by(instance.c.pk, location.c.tier.desc(), location.c.pk)  # hot before cold
 )
 _copy = instance.alias("copy")
@@ -89,8 +90,8 @@ _COPIES: Select[Any] = (
 )
 _MADE = select(instance.c.derivation).where(
     instance.c.derived_from_pk == bindparam("instance_pk"),
-    instance.c.state == State.STORED,
-    exists().where(location.c.instance_pk == instance.c.pk, location.c.state == CopyState.OK),
+    instance.c.state == constant(str(State.STORED)),
+    exists().where(location.c.instance_pk == instance.c.pk, location.c.state == constant(str(CopyState.OK))),
 )
 _STATE = select(instance.c.state).where(instance.c.pk == bindparam("instance_pk")).with_for_update()
 _replaced, _their_series = instance.alias("replaced"), series.alias("their_series")
@@ -99,7 +100,7 @@ _MAY_LACK = (  # of a study: both what may name an image, and what is replaced
     exists().where(
         _their_series.c.study_pk == study.c.pk,
         _replaced.c.series_pk == _their_series.c.pk,
-        _replaced.c.state == State.REPLACED,
+        _replaced.c.state == constant(str(State.REPLACED)),
     ),
 )
 

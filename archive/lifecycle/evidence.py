@@ -18,6 +18,7 @@ from sqlalchemy import bindparam, select
 from archive.commit import flush_directory
 from archive.core import Archive
 from archive.errors import StorageFailed
+from archive.index.conditions import constant
 from archive.instance import CopyState, Rejection
 from archive.schema import instance, location, rejection
 from archive.storage.incoming import failure
@@ -32,7 +33,7 @@ _NOTES = (  # the copies of notes that came with a study
                 rejection.c.note_study == bindparam("study"), rejection.c.code == Rejection.EXPIRED
             )
         ),
-        location.c.state == CopyState.OK,
+        location.c.state == constant(str(CopyState.OK)),
     )
     .order_by(instance.c.pk, location.c.tier.desc(), location.c.pk)
 )

@@ -17,6 +17,7 @@ from sqlalchemy import BindParameter, Connection, Select, bindparam, exists, fun
 
 from archive.config import Settings
 from archive.identity.record import of_json
+from archive.index.conditions import constant
 from archive.index.functions import first_value, unindexed
 from archive.index.held import waiting
 from archive.instance import CopyState, State
@@ -32,7 +33,7 @@ _PKS: BindParameter[Sequence[int]] = bindparam("pks", expanding=True)
 HOT = exists().where(  # of a study: it has images that may leave the hot tier one day
     series.c.study_pk == study.c.pk,
     instance.c.series_pk == series.c.pk,
-    instance.c.state == State.STORED,
+    instance.c.state == constant(str(State.STORED)),
     location.c.instance_pk == instance.c.pk,
     unindexed(location.c.tier) == "hot",
     location.c.state != CopyState.PURGING,

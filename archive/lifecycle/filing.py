@@ -15,6 +15,7 @@ from archive.dicom.attributes import Level
 from archive.dicom.derive import Derived, Kept
 from archive.dicom.header import Header
 from archive.dicom.uids import new_uid
+from archive.index.conditions import constant
 from archive.index.replaced import note_derived
 from archive.instance import CopyState, State
 from archive.lifecycle.cold import Stays, aged, hot
@@ -27,13 +28,15 @@ _PAGE = 50
 _of_original = instance.alias("of_original")
 _its_copy = location.alias("its_copy")
 _HAS_COPY = exists().where(
-    _its_copy.c.instance_pk == instance.c.pk, _its_copy.c.tier == "cold", _its_copy.c.state == CopyState.OK
+    _its_copy.c.instance_pk == instance.c.pk,
+    _its_copy.c.tier == "cold",
+    _its_copy.c.state == constant(str(CopyState.OK)),
 )
 _HAS_DERIVED = exists().where(
     _of_original.c.derived_from_pk == instance.c.pk,
-    _of_original.c.state == State.PENDING,
+    _of_original.c.state == constant(str(State.PENDING)),
     _its_copy.c.instance_pk == _of_original.c.pk,
-    _its_copy.c.state == CopyState.OK,
+    _its_copy.c.state == constant(str(CopyState.OK)),
 )
 # Images of a study on the hot tier that have no form in cold storage, behind the one with the key `after`.
 TO_COPY: Select[Any] = (
@@ -54,9 +57,9 @@ TO_COPY: Select[Any] = (
     .select_from(instance.join(series).join(hot, hot.c.instance_pk == instance.c.pk))
     .where(
         series.c.study_pk == bindparam("study_pk"),
-        instance.c.state == State.STORED,
+        instance.c.state == constant(str(State.STORED)),
         hot.c.tier == "hot",
-        hot.c.state == CopyState.OK,
+        hot.c.state == constant(str(CopyState.OK)),
         ~_HAS_COPY,
         ~_HAS_DERIVED,
         instance.c.pk > bindparam("after"),

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, bindparam, delete, exists, insert, or_, selec
 from archive.access import SYSTEM
 from archive.core import Archive
 from archive.errors import Busy, IndexUnavailable, StorageFailed
+from archive.index.conditions import constant
 from archive.instance import State
 from archive.journal import Kind, note
 from archive.lifecycle.remove import finish_removals
@@ -107,7 +108,7 @@ def _drop_study(conn: Connection, study_pk: int, uid: str) -> bool:
     """Drop the study if nothing came in or stays; False: some of what goes is still there."""
     in_study = instance.c.series_pk == series.c.pk
     going = select(instance.c.pk).join_from(instance, series).where(
-        series.c.study_pk == study_pk, instance.c.state == State.PURGING
+        series.c.study_pk == study_pk, instance.c.state == constant(str(State.PURGING))
     )  # fmt: skip
     if conn.execute(going.limit(1)).first() is not None:
         return False

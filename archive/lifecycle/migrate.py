@@ -22,6 +22,7 @@ from archive.dicom.derive import Derived, Kept, derive
 from archive.dicom.equipment import equipment_of
 from archive.dicom.header import read_header
 from archive.errors import StorageFailed
+from archive.index.conditions import constant
 from archive.index.replaced import note_derived, restore_derived
 from archive.instance import CopyState, State
 from archive.lifecycle.cold import (
@@ -55,10 +56,10 @@ _BAD = (  # lossy copies in grace that are lost or damaged, of originals that ar
     .select_from(derived.join(instance, instance.c.pk == derived.c.derived_from_pk).join(series))
     .where(
         series.c.study_pk == bindparam("study_pk"),
-        derived.c.state == State.PENDING,
-        instance.c.state == State.STORED,
+        derived.c.state == constant(str(State.PENDING)),
+        instance.c.state == constant(str(State.STORED)),
         has_hot(good=True),
-        ~exists().where(_its_copy.c.instance_pk == derived.c.pk, _its_copy.c.state == CopyState.OK),
+        ~exists().where(_its_copy.c.instance_pk == derived.c.pk, _its_copy.c.state == constant(str(CopyState.OK))),
     )
 )
 _DAMAGED = update(location).where(location.c.pk == bindparam("location_pk")).values(state=CopyState.DAMAGED)
@@ -123,7 +124,7 @@ def _clear(archive: Archive, study_pk: int) -> None:
 
 
 _UIDS = select(instance.c.pk, instance.c.sop_instance_uid).where(
-    instance.c.pk.in_(bindparam("pks", expanding=True)), instance.c.state == State.PENDING
+    instance.c.pk.in_(bindparam("pks", expanding=True)), instance.c.state == constant(str(State.PENDING))
 )
 
 
@@ -251,9 +252,9 @@ _BYTES = (
     .select_from(hot.join(instance, instance.c.pk == hot.c.instance_pk).join(series))
     .where(
         series.c.study_pk == bindparam("study_pk"),
-        instance.c.state == State.STORED,
+        instance.c.state == constant(str(State.STORED)),
         hot.c.tier == "hot",
-        hot.c.state == CopyState.OK,
+        hot.c.state == constant(str(CopyState.OK)),
     )
 )
 

@@ -46,7 +46,7 @@ MARKED: Select[Any] = (
 _IN_STUDY = location.c.instance_pk.in_(
     select(instance.c.pk).join_from(instance, series).where(series.c.study_pk == bindparam("study_pk"))
 )
-_DROP_COPIES = delete(location).where(_BY_PK, location.c.state == CopyState.PURGING)
+_DROP_COPIES = delete(location).where(_BY_PK, location.c.state == constant(str(CopyState.PURGING)))
 EMPTY: Select[Any] = (
     select(instance.c.pk, instance.c.series_pk)
     .where(
@@ -59,13 +59,13 @@ EMPTY: Select[Any] = (
 )
 _OF_STUDY = instance.c.series_pk.in_(select(series.c.pk).where(series.c.study_pk == bindparam("study_pk")))
 _DROP_INSTANCES = delete(instance).where(
-    instance.c.pk.in_(bindparam("pks", expanding=True)), instance.c.state == State.PURGING
+    instance.c.pk.in_(bindparam("pks", expanding=True)), instance.c.state == constant(str(State.PURGING))
 )
 _DROP_WAITING = delete(sending).where(  # what a rule was to send on, and never could
     sending.c.job_pk.is_(None),
     sending.c.sop_instance_uid.in_(
         select(instance.c.sop_instance_uid).where(
-            instance.c.pk.in_(bindparam("pks", expanding=True)), instance.c.state == State.PURGING
+            instance.c.pk.in_(bindparam("pks", expanding=True)), instance.c.state == constant(str(State.PURGING))
         )
     ),
 )

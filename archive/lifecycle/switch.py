@@ -19,6 +19,7 @@ from archive.audit.record import Outcome
 from archive.config import Settings
 from archive.core import Archive
 from archive.errors import CommitInDoubt
+from archive.index.conditions import constant
 from archive.index.replaced import note_replaced, restore_replaced
 from archive.instance import CopyState, State
 from archive.lifecycle import companions
@@ -276,10 +277,10 @@ _IN_GRACE: Select[Any] = (
     )
     .where(
         series.c.study_pk == bindparam("study_pk"),
-        derived.c.state == State.PENDING,
-        instance.c.state == State.STORED,
+        derived.c.state == constant(str(State.PENDING)),
+        instance.c.state == constant(str(State.STORED)),
         location.c.tier == "hot",
-        location.c.state == CopyState.OK,
+        location.c.state == constant(str(CopyState.OK)),
         derived.c.pk > bindparam("after"),
     )
     .order_by(derived.c.pk, location.c.pk)
@@ -290,8 +291,8 @@ _STILL = (
     .select_from(derived.join(instance, instance.c.pk == derived.c.derived_from_pk))
     .where(
         derived.c.pk.in_(_BY_PKS),
-        derived.c.state == State.PENDING,
-        instance.c.state == State.STORED,
+        derived.c.state == constant(str(State.PENDING)),
+        instance.c.state == constant(str(State.STORED)),
         has_hot(good=True),
     )
 )

@@ -18,6 +18,7 @@ from archive.core import Archive
 from archive.dicom.derive import Assessed, Kept, assess
 from archive.dicom.eligible import Reason
 from archive.dicom.quality import Figures, Summary
+from archive.index.conditions import constant
 from archive.instance import CURRENT, CopyState
 from archive.schema import instance, location, series
 from archive.schema.types import AnyRow
@@ -28,7 +29,7 @@ _MINE: tuple[ColumnElement[bool], ...] = (
     instance.c.state.in_(sorted(CURRENT)),
     instance.c.derived_from_pk.is_(None),
     location.c.tier == "hot",
-    location.c.state == CopyState.OK,
+    location.c.state == constant(str(CopyState.OK)),
 )
 _BOUNDS = (
     select(func.min(instance.c.pk), func.max(instance.c.pk)).join_from(series, instance).join(location).where(*_MINE)

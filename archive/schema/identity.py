@@ -90,12 +90,12 @@ movement = Table(
     METADATA,
     Column("pk", Key, primary_key=True),
     Column("visit_pk", ForeignKey("visit.pk"), nullable=False, index=True),
-    Column("movement_id", Text_C, nullable=False),  # ZBE-1, as `ID^ISSUER`; "" when the sender numbers none
+    Column("movement_id", Text_C, nullable=False),  # ZBE-1, the first as `ID^ISSUER`; "" for none
     Column("event", String(8), nullable=False),  # that began it: A01, A02…
     Column("start", String(14), nullable=False),  # ZBE-2, digits of local time
     Column("historic", Integer, nullable=False),  # ZBE-5: 1, it was sent after it was over
     Column("cancelled", Integer, nullable=False),
-    Column("record", Text, nullable=False),  # JSON: class, location, wards, nature, account
+    Column("record", Text, nullable=False),  # JSON: class, location, wards, nature, account, further IDs
 )
 
 # Two patients who may be one (A24): nothing of theirs moves. The lower number first.

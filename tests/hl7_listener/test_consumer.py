@@ -7,7 +7,8 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import monotonic
+from datetime import timedelta
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -115,6 +116,38 @@ def test_who_wants_to_know_owes_a_job_that_is_gone_with_its_answer(archive: Arch
     asked = [json.loads(row.detail) for row in queries(archive)]
     [ours] = [one for one in asked if one.get("asked") == "supplier"]
     assert (ours["type"], ours["query"]) == ("ITI-21", {"family": "DUPONT"})
+
+
+@pytest.mark.req("REQ-HL7-93")
+@on_sqlite
+def test_nothing_stays_of_a_question_whose_asker_died(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    def owe(ago: timedelta) -> int:
+        asked_at = archive.real_clock() - ago
+        return archive.commit.run(lambda conn: jobs.put(conn, lookup.KIND, {"family": "DUPONT"}, at=asked_at))
+
+    def left() -> list[int]:
+        with archive.reading() as conn:
+            return [one.id for one in jobs.list_jobs(conn, limit=10)]
+
+    def stopped(*_: object, **__: object) -> None:
+        raise SystemExit
+
+    young, old = owe(timedelta(seconds=10)), owe(timedelta(minutes=5))
+    answered = jobs.claim(archive, [lookup.KIND], holder="a")
+    assert answered is not None
+    assert answered.id == old
+    jobs.finish(archive, answered, {"items": [{"family": "DUPONT"}]})
+    with monkeypatch.context() as patched:
+        patched.setattr(jobs, "wait", stopped)
+        with pytest.raises(SystemExit):
+            lookup.look_up(archive, Traits(family="DUPONT"), actor=RIS)
+    assert left() == [young], "who asks deletes what was left, and what it asked itself"
+    old = owe(timedelta(minutes=5))
+    with at_its_port(archive):
+        until = monotonic() + 10
+        while old in left() and monotonic() < until:
+            sleep(0.05)
+        assert old not in left()
 
 
 @on_sqlite

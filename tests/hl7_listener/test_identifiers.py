@@ -13,7 +13,7 @@ from archive.access import Actor
 from archive.config import Settings
 from archive.core import Archive, open_archive
 from archive.dicom.attributes import Level
-from archive.identity import dicom
+from archive.identity import demographics, dicom
 from archive.identity.acts import PatientKey
 from archive.identity.links import of_patient
 from archive.identity.patients import history
@@ -58,6 +58,13 @@ def send(archive: Archive, actor: Actor) -> Callable[..., str]:
 def seen(archive: Archive, ipp: str) -> dict[str, Any]:
     with archive.reading() as conn:
         return described(conn, PatientKey(ipp, ISSUER))
+
+
+def held_by(archive: Archive, identifier: str) -> list[str]:
+    """Whom a query for an identifier finds."""
+    asked = demographics.Asked(identifiers=((demographics.Wanted(identifier),),))
+    with archive.reading() as conn:
+        return [one.identifiers[0].value for one in demographics.find(conn, asked)]
 
 
 def linked(archive: Archive, ipp: str) -> list[str]:
@@ -180,6 +187,33 @@ def test_identifiers_that_changed_twice_and_back_lead_to_the_patient(archive: Ar
     before = {ipp: seen(archive, ipp) for ipp in "ABC"}
     told_again(archive)
     assert {ipp: seen(archive, ipp) for ipp in "ABC"} == before
+
+
+@pytest.mark.req("REQ-HL7-41", "REQ-HL7-91")
+def test_an_identifier_that_is_taken_back_after_a47_finds_nobody(archive: Archive) -> None:
+    say(archive, "A28", pid("A", p3="X^^^HOPITAL^PI"))
+    say(archive, "A47", pid("B"), f"MRG|{cx('A')}")
+    assert held_by(archive, "X") == ["B"]
+    say(archive, "A47", pid("B", p3="Y^^^HOPITAL^PI"), "MRG|X^^^HOPITAL^PI")
+    say(archive, "A40", pid("C"), f"MRG|{cx('B')}")  # now the alias is a tombstone like any other
+    for _ in range(2):
+        assert [held_by(archive, one) for one in ("X", "Y", "A", "B")] == [[], ["C"], ["C"], ["C"]]
+        told_again(archive)
+
+
+@pytest.mark.req("REQ-HL7-41", "REQ-HL7-91")
+def test_a_late_a47_takes_names_and_identifiers_along(archive: Archive) -> None:
+    """What it says of the patient is older than what is known (PID-33), and is not applied."""
+    names = "DUPONT^Anne^^^^^L~MARTIN^Anne^^^^^D"
+    say(archive, "A28", pid("A", names, p3="X^^^HOPITAL^PI", p33="20260105"))
+    say(archive, "A47", pid("B", p33="20250105"), f"MRG|{cx('A')}")
+    assert items(archive).keys() == {"stale_update"}
+    for _ in range(2):
+        with archive.reading() as conn:
+            [found] = demographics.find(conn, demographics.Asked(family="MARTIN"))
+        assert [one.value for one in found.identifiers] == ["B", "X"]
+        assert held_by(archive, "X") == ["B"]
+        told_again(archive)
 
 
 @pytest.mark.req("REQ-HL7-P6", "REQ-HL7-41")

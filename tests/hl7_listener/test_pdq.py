@@ -179,6 +179,21 @@ def test_an_old_identifier_finds_the_survivor_and_a_tombstone_is_never_told(arch
     assert patients(console.ask("@PID.5.1.1^LEFEVRE")) == []
 
 
+@pytest.mark.req("REQ-HL7-90")
+def test_the_account_of_a_visit_finds_whose_it_is(archive: Archive, console: Console) -> None:
+    for ipp, account, visit in (("R1", "D1", "V1"), ("R1", "D2", "V2"), ("R3", "D3", "V3")):
+        pv1 = "PV1||O|UF1" + "|" * 16 + f"{visit}^^^{ISSUER}^VN"
+        say(archive, "A04", pid(ipp, p18=f"{account}^^^{ISSUER}^AN"), pv1)
+    assert patients(console.ask("@PID.18^D1")) == ["R1"]
+    assert patients(console.ask("@PID.18.1^D3")) == ["R3"]
+    assert patients(console.ask("@PID.18^D1", "@PID.8^F")) == ["R1"]
+    assert patients(console.ask("@PID.18^D1", "@PID.3.1^R3")) == []
+    assert [one(console.ask(f"@PID.18^{number}"), "QAK")[2] for number in ("V1", "D")] == ["NF", "NF"]
+    assert refusal(console.ask(f"@PID.18^{'D' * 400}"))[2:] == ("102", "QPD^1^3")
+    say(archive, "A40", pid("R2"), f"MRG|{cx('R3')}")
+    assert patients(console.ask("@PID.18^D3")) == ["R2"], "a visit moves with a merge"
+
+
 @pytest.mark.req("REQ-HL7-91")
 @on_sqlite
 def test_a_domain_limits_the_identifiers_and_the_patients(console: Console) -> None:
@@ -236,6 +251,8 @@ def test_an_answer_goes_on_where_its_pointer_says_until_it_ends(archive: Archive
     found, pointers, more = [], [], ()
     while True:
         answer = console.ask("@PID.8^F", rcp="RCP|I|3^RD", more=more)
+        if not found:  # whoever comes later is told, and changes nothing of how many there were
+            say(archive, "A28", pid("R9", "AUTRE^A^^^^^L", p8="F"))
         found += patients(answer)
         assert one(answer, "QAK")[4] == "7"
         if not any(segment[0] == "DSC" for segment in answer):
@@ -244,7 +261,7 @@ def test_an_answer_goes_on_where_its_pointer_says_until_it_ends(archive: Archive
         assert dsc[2] == "I"
         pointers.append(dsc[1])
         more = (f"DSC|{dsc[1]}|I",)
-    assert found == ["R1", "R2", "R4", "R5", "R6", "R7", "R8"]
+    assert found == ["R1", "R2", "R4", "R5", "R6", "R7", "R8", "R9"]
     assert len(set(pointers)) == 2
     answer = console.ask("@PID.8^M", rcp="RCP|I|3^RD", more=more)
     assert refusal(answer)[2:] == ("204", "DSC^1^1"), "a pointer continues its own query alone"

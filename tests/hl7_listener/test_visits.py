@@ -201,6 +201,24 @@ def test_a_movement_that_is_sent_again_is_one_movement(archive: Archive) -> None
     assert state(archive)[2] == "UF2"
 
 
+@pytest.mark.req("REQ-IHE-03")
+def test_a_movement_is_known_by_each_of_its_ids(archive: Archive) -> None:
+    def told(ids: str, action: str = "INSERT", at: str = "20260106080000") -> str:
+        return zbe("M", action, at=at, was="" if action == "INSERT" else "A02").replace(f"|M^{ISSUER}|", f"|{ids}|")
+
+    say(archive, "A01", who(), pv1(patient_class="I", location="UF1"), zbe("M1"))
+    say(archive, "A02", who(), pv1(patient_class="I", location="UF2"), told("a^X~b^X"))
+    say(archive, "A02", who(), pv1(patient_class="I", location="UF3"), told("b^X"))
+    assert [one["location"] for one in seen(archive)["movements"]] == ["UF1", "UF3"], "sent again, it is one movement"
+    assert say(archive, "Z99", who(), pv1(location="UF4"), told("c^X~a^X", "UPDATE")) == []
+    archive.commit.run(lambda conn: (conn.execute(delete(movement)), conn.execute(delete(visit))))
+    told_again(archive)
+    assert state(archive)[2] == "UF4"
+    assert "further_ids" not in seen(archive)["movements"][1]
+    assert say(archive, "A12", who(), pv1(), told("c^X", "CANCEL")) == []
+    assert state(archive)[2] == "UF1"
+
+
 @pytest.mark.req("REQ-IHE-01")
 def test_a_visit_without_number_is_its_account_and_without_account_none(archive: Archive) -> None:
     say(archive, "A04", who(), pv1(""))

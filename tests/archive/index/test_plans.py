@@ -10,6 +10,8 @@ import pytest
 
 from archive.core import Archive
 from archive.dicom.attributes import Level
+from archive.identity import demographics
+from archive.identity.demographics import Asked
 from archive.index.aliases import survivors
 from archive.index.match import Key
 from archive.index.statements import Form, prepared, statement
@@ -108,6 +110,33 @@ def test_an_identifier_is_looked_up_among_those_merged_away_by_its_index(archive
     with told(archive) as texts, archive.engine.connect() as conn:
         assert survivors(conn, ["IPP1"], issued=lambda issuer: True) is None
     assert steps_of(archive, texts) == ["SEARCH patient USING INDEX ix_patient_patient_id (patient_id=?)"]
+
+
+NAMED = [
+    "SEARCH patient USING INDEX ix_patient_patient_name (patient_name>? AND patient_name<?)",
+    "SEARCH patient USING INDEX ix_patient_other_names (other_names>? AND other_names<?)",
+]
+NUMBERED = ["SEARCH patient USING INTEGER PRIMARY KEY (rowid=?)"]
+
+
+@pytest.mark.parametrize("after", [0, 200])
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (Asked(family="DUPONT"), NAMED),
+        (Asked(family="dup*", given=("Anne",), born=("19700101", "19700101"), sexes=frozenset({"F", ""})), NAMED),
+        (Asked(pks=(1, 2)), NUMBERED),
+        (Asked(pks=(1, 2), family="DUP*", born=("19700101", "19701231")), NUMBERED),
+    ],
+)
+def test_a_query_of_patients_starts_from_what_names_them(
+    archive: Archive, asked: Asked, after: int, expected: list[str]
+) -> None:
+    """PDQ and PDQm (REQ-HL7-91)."""
+    with told(archive) as texts, archive.engine.connect() as conn:
+        assert list(demographics.find(conn, asked, after=after)) == []
+    steps = steps_of(archive, texts)
+    assert [step for step in steps if step.startswith(("SEARCH", "SCAN"))] == expected, steps
 
 
 def test_a_survivor_is_reached_by_the_key_of_the_row(archive: Archive) -> None:
