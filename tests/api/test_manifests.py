@@ -255,6 +255,31 @@ def test_letters_beyond_latin_1_change_the_character_set(client: httpx.Client, i
     assert ds.InstitutionName.startswith("Cabinet Lefèvre")
 
 
+@pytest.mark.req("REQ-DRIM-31", "REQ-DRIM-10")
+def test_what_is_shared_is_given_to_whom_this_archive_knows_alone(
+    archive: Archive, client: httpx.Client, stranger: httpx.Client, images: list[Dataset], token: Callable[..., str]
+) -> None:
+    """The manifest that a request names, a token of somebody else's, or a role without the right, open nothing."""
+    uid = made(client).SOPInstanceUID
+    series = f"/dicom-web/studies/{STUDY}/series/{images[0].SeriesInstanceUID}"
+    foreign = {"Authorization": "Bearer of-the-network", HEADER: uid}
+    without = {"Authorization": f"Bearer {token('secretary', name='desk')}", HEADER: uid}
+    known = {"Authorization": client.headers["Authorization"], HEADER: uid}
+
+    def accesses() -> int:
+        return sum(row["outcome"] == 0 for row in rows(archive, event="110104"))
+
+    before = accesses()
+    for path in (f"/api/v1/studies/{STUDY}/manifest", f"/dicom-web/studies/{STUDY}", series):
+        for headers, status in (({HEADER: uid}, 401), (foreign, 401), (without, 403)):
+            answer = stranger.get(path, headers=headers)
+            assert answer.status_code == status, (path, headers, answer.text)
+            assert images[0].SOPInstanceUID not in answer.text
+    assert accesses() == before
+    assert stranger.get(series, headers=known).status_code == 200
+    assert accesses() == before + 1
+
+
 @pytest.mark.req("REQ-DRIM-30")
 def test_the_manifest_of_a_retrieval_is_in_the_audit(
     archive: Archive, client: httpx.Client, images: list[Dataset]
