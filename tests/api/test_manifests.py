@@ -346,3 +346,38 @@ def test_an_unknown_study_has_none_and_whoever_may_not_see_gets_none(
         f"{url}/api/v1/studies/{STUDY}/manifest", headers={"Authorization": f"Bearer {token('it_admin', name='it')}"}
     )
     assert denied.status_code == 403
+
+
+@on_both_databases
+@pytest.mark.req("REQ-DRIM-02")
+def test_images_of_another_patient_or_number_than_their_order_wait_for_a_person(
+    archive: Archive, client: httpx.Client
+) -> None:
+    """What a DRIMbox would refuse to share is listed; what agrees with its order, or has none, is not."""
+    obr = "OBR|1|PL1^RIS|FI1|ZBTHOR^Scanner thoracique^LOCAL" + "|" * 14 + "A1001|RP1"
+    placed = ("ORC|NW|PL1^RIS|FI1||SC", obr, f"ZDS|{STUDY}^P^Application^DICOM")
+    for ipp in ("R1", "R2"):
+        say(archive, "A28", pid(ipp, NAMES))
+    order(archive, pid("R1", NAMES), *placed)
+
+    def send(study: str, ipp: str, accession: str) -> None:
+        mine = {"StudyInstanceUID": study, "SeriesInstanceUID": new_uid(f"{study} 1"), "SOPInstanceUID": new_uid()}
+        who = {"PatientID": ipp, "IssuerOfPatientID": ISSUER, "AccessionNumber": accession}
+        assert post(client, part10(ct_slice(**mine, **who))).status_code == 200
+
+    def waiting() -> dict[str, Any]:
+        answer = client.get("/api/v1/work-items?kind=order_unmatched&state=open").json()
+        return {one["study"]: one["evidence"] for one in answer["items"]}
+
+    send(new_uid("agrees"), "R1", "A1001")
+    send(new_uid("never ordered"), "R2", "A7")
+    assert waiting() == {}
+    send(STUDY, "R1", "A9999")
+    send(new_uid("another patient"), "R2", "A1001")
+    found = waiting()
+    assert found.keys() == {STUDY, new_uid("another patient")}
+    assert (found[STUDY]["accession"], found[STUDY]["received_accession"]) == ("A1001", "A9999")
+    order(archive, pid("R1", NAMES), *placed)  # the RIS insists: leaves with the number of the order
+    assert waiting().keys() == {new_uid("another patient")}
+    [told] = client.get(f"/dicom-web/studies?StudyInstanceUID={STUDY}").json()
+    assert told["00080050"]["Value"] == ["A1001"]
