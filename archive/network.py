@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from archive.sections import Fingerprint, Port, Section
+from archive.sections import AETitle, Fingerprint, Port, Section
 
 
 class Repository(Section):
@@ -66,6 +66,11 @@ class Sharing(Section):
     check_manifest: bool = Field(
         False,
         description="WADO-RS with `KOS-SOPInstanceUID`: only what that manifest lists is given; else it is noted alone",
+    )
+    imports_from: tuple[AETitle, ...] = Field(
+        (),
+        description="calling AE titles of a DRIMbox that brings images of others here: their origin is `DRIM`, and no "
+        "manifest lists them",
     )
     rejections_to: str = Field(
         "", description="peer in `dicom.peers` that is sent the rejection notes (IOCM) of studies with a manifest"
