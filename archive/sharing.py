@@ -33,7 +33,8 @@ from archive.schema.upsert import insert
 OMI = "hl7.omi"
 QUIET = timedelta(seconds=30)  # what follows within it is told at once
 _DOUBT = timedelta(seconds=60)  # a transaction that was long in the making, before the manifest: told once too often
-_PAGE = 500
+_PAGE = 500  # changes in one transaction
+_PAGES = 20  # at one look: an old archive is read through within minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,17 @@ def tell_due(archive: Archive) -> int:
     """
     if not archive.settings.sharing.tells:
         return 0
+    seen = 0
+    for _ in range(_PAGES):
+        looked, done = _look(archive)
+        seen += looked
+        if done:
+            break
+    return seen
+
+
+def _look(archive: Archive) -> tuple[int, bool]:
+    """The same of one page; whether there was no more."""
     with archive.reading() as conn:
         before = conn.execute(select(sharing_told)).first()
     feed, since = (None, 0) if before is None else (before.feed, before.number)
@@ -76,7 +88,7 @@ def tell_due(archive: Archive) -> int:
                 at=archive.real_clock(),
             )
         )
-    return len(page.changes)
+    return len(page.changes), page.done
 
 
 def _owe(

@@ -24,11 +24,13 @@ from archive.schema import job, sharing_told
 from hl7_listener import omi
 from hl7_listener.message import parse
 from hl7_listener.structure import check
+from retention.tick import tick
 from tests.builders import new_uid
 from tests.certificates import Authority
 from tests.hl7_listener.saying import AUTHORITY, ISSUER, NIR_TEST, ins, order, pid, say, store
 from tests.hl7_listener.test_consumer import Script, fields_of, framed, peer
 from tests.hl7_listener.test_serve import on_sqlite
+from tests.retention.life import put_clock
 
 INS = "285073599990118"
 STUDY = "2.25.1602001"
@@ -89,7 +91,11 @@ def archive(settings: Settings, port: int) -> Iterator[Archive]:
 
 @pytest.fixture
 def published(archive: Archive, actor: Actor) -> Archive:
-    """An ordered study of somebody with an INS, with an image and a manifest that was made a while ago."""
+    """An ordered study of somebody with an INS, with an image and a manifest; nothing is owed of it."""
+    return publish(archive, actor)
+
+
+def publish(archive: Archive, actor: Actor) -> Archive:
     say(archive, "A28", pid("R1", NAMES, **TRAITS))
     obr = "OBR|1|PL1^RIS|FI1|ZBTHOR^Scanner thoracique^LOCAL" + "|" * 14 + "A1001|RP1|SPS1"
     order(archive, pid("R1", NAMES), "ORC|NW|PL1^RIS|FI1||SC", obr, f"ZDS|{STUDY}^P^Application^DICOM")
@@ -179,6 +185,21 @@ def test_the_message_says_what_the_drimbox_needs_and_is_read_back(
 def test_what_was_never_shared_is_told_to_nobody(published: Archive, actor: Actor) -> None:
     store(published, actor, PatientID="R1", IssuerOfPatientID=ISSUER, AccessionNumber="A7", SOPInstanceUID=new_uid())
     assert owed(published) == []
+
+
+@on_sqlite
+@pytest.mark.req("REQ-DRIM-05")
+def test_the_end_of_its_retention_is_told(archive: Archive, actor: Actor, box: DrimBox) -> None:
+    put_clock(archive, "2026-01-05T09:00:00")
+    publish(archive, actor)
+    put_clock(archive, "2031-01-06T09:00:00")
+    assert tick(archive).announced == 1
+    assert owed(archive) == [], "nothing is gone yet"
+    put_clock(archive, "2031-02-06T09:00:00")
+    assert tick(archive).purged == 1
+    [one] = owed(archive)
+    assert omi.tell(archive, one) == {"answer": "AA"}
+    assert fields_of(box.heard[0])["IPC"][3] == STUDY
 
 
 @on_sqlite
