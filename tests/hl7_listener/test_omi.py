@@ -6,6 +6,8 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import timedelta
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from archive.errors import Busy, InvalidRequest, NotFound
 from archive.jobs import Job
 from archive.rejecting import reject
 from archive.schema import job, sharing_told
-from hl7_listener import omi
+from hl7_listener import omi, serve
 from hl7_listener.message import parse
 from hl7_listener.structure import check
 from retention.tick import tick
@@ -29,7 +31,7 @@ from tests.builders import new_uid
 from tests.certificates import Authority
 from tests.hl7_listener.saying import AUTHORITY, ISSUER, NIR_TEST, ins, order, pid, say, store
 from tests.hl7_listener.test_consumer import Script, fields_of, framed, peer
-from tests.hl7_listener.test_serve import on_sqlite
+from tests.hl7_listener.test_serve import listening, on_sqlite
 from tests.retention.life import put_clock
 
 INS = "285073599990118"
@@ -189,6 +191,21 @@ def test_what_was_never_shared_is_told_to_nobody(published: Archive, actor: Acto
 
 @on_sqlite
 @pytest.mark.req("REQ-DRIM-05")
+def test_the_listener_looks_and_tells_by_itself(
+    published: Archive, actor: Actor, box: DrimBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "SHARING_SECONDS", 0.1)
+    monkeypatch.setattr(sharing, "QUIET", timedelta(0))
+    with listening(published):
+        adds(published, actor)
+        until = monotonic() + 10
+        while not box.heard and monotonic() < until:
+            sleep(0.05)
+    assert [fields_of(one)["IPC"][3] for one in box.heard] == [STUDY]
+
+
+@on_sqlite
+@pytest.mark.req("REQ-DRIM-05")
 def test_the_end_of_its_retention_is_told(archive: Archive, actor: Actor, box: DrimBox) -> None:
     put_clock(archive, "2026-01-05T09:00:00")
     publish(archive, actor)
@@ -251,9 +268,9 @@ def test_beyond_this_machine_the_drimbox_is_called_over_tls(settings: Settings, 
     ):
         with pytest.raises(ValidationError, match=words):
             told_to(settings, **told)
-    box, listening = DrimBox(), authority.issue("drimbox")
+    box, shown = DrimBox(), authority.issue("drimbox")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(listening.cert, listening.key)
+    context.load_cert_chain(shown.cert, shown.key)
     with peer(box.script(), tls=context) as port:
         secure = told_to(settings.model_copy(update={"tls": authority.settings()}), port=port, tls=True)
         with open_archive(secure, process="test") as archive:
