@@ -28,6 +28,7 @@ from archive.core import Archive
 from archive.errors import InvalidRequest
 from archive.index.asked import audit_query
 from archive.schema import REVISION
+from archive.sites import is_imported
 from archive.studies import Study
 
 router = APIRouter(prefix="/api/v1", tags=["administration"], max_body_size=1 << 20)
@@ -112,7 +113,7 @@ def study(request: Request, study: str, actor: MayFind) -> Response:
     found = described(archive, study, actor=actor)
     if found is None:
         return as_json({"exists": False})
-    return as_json({**_study(found), **_life(archive, study), "viewer": viewer.address_of(request, study)})
+    return as_json({**_study(archive, found), **_life(archive, study), "viewer": viewer.address_of(request, study)})
 
 
 def _life(archive: Archive, study: str) -> dict[str, Any]:
@@ -123,10 +124,12 @@ def _life(archive: Archive, study: str) -> dict[str, Any]:
     return {"keep_until": life.keep_until, "announced": life.announced, "holds": held, "commitments": promised}
 
 
-def _study(found: Study) -> dict[str, Any]:
+def _study(archive: Archive, found: Study) -> dict[str, Any]:
     known = asdict(line(found.attributes))
+    titles = archive.settings.sharing.imports_from
     return {
         "exists": True,
+        "origin": "DRIM" if any(is_imported(titles, one.source) for one in found.instances) else None,
         **known,
         "modalities": sorted({found_in for part in found.series if (found_in := text(part.attributes, _MODALITY))}),
         "series": [

@@ -21,6 +21,7 @@ from api import accept, auth
 from api.french import ENVIRONMENT, VIEWER_VERSION
 from api.layout import page_of
 from archive.access import Action
+from archive.contextual import Call, studies_called
 from archive.errors import NotFound
 
 log = structlog.get_logger(__name__)
@@ -39,6 +40,12 @@ _POLICY = (
     "style-src 'self' 'unsafe-inline'; font-src 'self' data:; frame-src 'self' blob:; object-src 'self' blob:; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
+_CALLED = {
+    "study_uid": "studyInstanceUID",
+    "accession_number": "accessionNumber",
+    "patient_id": "PatientID",
+    "issuer": "PatientIDIssuer",
+}
 _TOGETHER = {"cross-origin-embedder-policy": "require-corp"}  # with the opener policy: memory that workers share
 _PAGE = {"content-security-policy": _POLICY.format(eval=""), **_TOGETHER}
 # Of a bundle, only where it is a worker: that in which the codecs of JPEG 2000 and JPEG-LS make functions of text.
@@ -96,6 +103,17 @@ def viewer_page(request: Request) -> Response:
     return Response(html, headers=_PAGE, media_type="text/html; charset=utf-8")
 
 
+def viewer_called(request: Request) -> Response:
+    """A contextual call (REQ-DRIM-09): leads to the exam that is meant, in the viewer. Values that are not known here
+    (`idCDA`) are passed over."""
+    actor = auth.demand_right(request, Action.SEE)
+    said = {name: request.query_params.get(key, "").strip() for name, key in _CALLED.items()}
+    found = studies_called(auth.archive_of(request), Call(**said), actor=actor)
+    if _viewer_of(request) is None:
+        return page_of(request, "viewer-missing.html", 404)
+    return RedirectResponse(f"/viewer/viewer?{urlencode({'StudyInstanceUIDs': ','.join(found)})}", 303, _PAGE)
+
+
 def viewer_file(request: Request) -> Response:
     """A file of the viewer, compressed where the browser takes that; it never changes."""
     found = _viewer_of(request)
@@ -132,6 +150,7 @@ def _viewer_of(request: Request) -> Viewer | None:
 
 routes = [
     Route("/viewer/{release:str}/{name:path}", viewer_file),
+    Route("/viewer/open", viewer_called),
     Route("/viewer/{mode:str}", viewer_page),
     Route("/viewer/", viewer_page),
     Route("/viewer", viewer_page),

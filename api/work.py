@@ -33,7 +33,7 @@ KINDS = {
     Kind.ACCOUNT_MOVED: "Un séjour et ses demandes passés à un autre patient, mais pas leurs images",
     Kind.ORDER_CLOSED_WITH_IMAGES: "Une demande annulée alors que des images existent",
     Kind.STUDY_UID_CHANGED: "Une demande a changé de numéro d’étude après les images",
-    Kind.ORDER_UNMATCHED: "Une demande désigne une étude rangée chez un autre patient",
+    Kind.ORDER_UNMATCHED: "Une demande et son étude n’ont pas le même patient, ou pas le même numéro",
     Kind.WRONG_WORKLIST_ENTRY: "L’appareil s’est trompé de ligne dans la liste de travail : à qui sont ces images ?",
     Kind.IMAGES_MISSING: "L’appareil annonce des images qui ne sont pas arrivées",
 }

@@ -135,6 +135,14 @@ def changes(archive: Archive, *, since: int, limit: int, feed: str | None, actor
         Unavailable: the index cannot be read, or numbers not be given.
     """
     demand(actor, Action.FIND)
+    page = read(archive, since=since, limit=limit, feed=feed)
+    if page.changes:
+        audit_query(archive.commit, actor, parameters={"query": {"changes": since, "found": len(page.changes)}})
+    return page
+
+
+def read(archive: Archive, *, since: int, limit: int, feed: str | None) -> Page:
+    """The same for the archive itself, which writes down what it does with them. Raises as `changes`."""
     with archive.reading() as conn:
         name, last = _known(conn)
         behind = not name or bool(_unnumbered(conn))
@@ -149,8 +157,6 @@ def changes(archive: Archive, *, since: int, limit: int, feed: str | None, actor
             raise Conflict("the index was made anew, and its feed of changes too: begin at 0")
         rows = conn.execute(_AFTER, {"since": since, "most": limit + 1}).all()
     found = [_change(row) for row in rows[:limit]]
-    if found:
-        audit_query(archive.commit, actor, parameters={"query": {"changes": since, "found": len(found)}})
     if len(rows) > limit:
         return Page(name, found, found[-1].number, done=False)
     return Page(name, found, last, complete)

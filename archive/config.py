@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -109,6 +110,22 @@ class Settings(Section):
             raise ValueError("audit.repository needs tls.ca: whose certificate is believed")
         if repository.host and repository.transport == "tcp" and not is_loopback(repository.host):
             raise ValueError('audit.repository.transport = "tcp" is for this machine alone: set "tls"')
+        return self
+
+    @model_validator(mode="after")
+    def _shared(self) -> Settings:
+        """What a sharing network is told travels encrypted (REQ-DRIM-11)."""
+        address = self.sharing.retrieve_url
+        if address.startswith("http:") and not is_loopback(urlsplit(address).hostname or ""):
+            raise ValueError("sharing.retrieve_url is called from the network: https://")
+        name, omi = self.sharing.rejections_to, self.sharing.omi
+        peer = self.dicom.peers.get(name)
+        if name and (peer is None or peer.host is None or peer.port is None):
+            raise ValueError(f"sharing.rejections_to: {name!r} is no peer with host and port in dicom.peers")
+        if omi.host and omi.tls and self.tls.ca is None:
+            raise ValueError("sharing.omi needs tls.ca: whose certificate is believed")
+        if omi.host and not omi.tls and not is_loopback(omi.host):
+            raise ValueError("sharing.omi.tls = false is for this machine alone: set it to true")
         return self
 
     @model_validator(mode="after")

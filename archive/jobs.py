@@ -26,7 +26,7 @@ from archive.schema.types import AnyRow
 LEASE = timedelta(minutes=15)  # for one attempt; `extend` gives as much again
 ATTEMPTS = 10  # then the job is dead: a person looks at it
 # Who is told or sent something may be switched off over a weekend: more than two days.
-ATTEMPTS_OF = {"dicom.send": 20, "dicom.commitment": 24, "dicom.availability": 24, "dicom.mpps": 24}
+ATTEMPTS_OF = {"dicom.send": 20, "dicom.commitment": 24, "dicom.availability": 24, "dicom.mpps": 24, "hl7.omi": 24}
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=10), timedelta(hours=6)  # between attempts, doubling
 KEPT = timedelta(days=7)  # jobs that are done are forgotten after this; dead ones stay
 _POLL_SECONDS = 0.1

@@ -31,7 +31,7 @@ from archive.journal import Kind, note
 from archive.schema import imaging_order, manifest, patient, study
 from archive.schema.types import AnyRow
 from archive.schema.upsert import insert
-from archive.sites import site_of
+from archive.sites import is_imported, site_of
 from archive.studies import Study, describe
 
 _OPPOSED = "IO"  # ZFA-9: the patient does not want documents to be shared
@@ -82,7 +82,7 @@ def _subject(archive: Archive, study_uid: str, base_url: str) -> tuple[Study, Su
             **_patient(owner),
             study=found.attributes,
             request=_request(conn, found, owner),
-            series=_series(conn, found, f"{base_url}/studies/{study_uid}"),
+            series=_series(archive, conn, found, f"{base_url}/studies/{study_uid}"),
             institution=_institution(archive, found),
             equipment=replace(equipment_of(archive.settings), software_version="", institution_name=""),
         )
@@ -171,8 +171,10 @@ def _request(conn: Connection, found: Study, owner: AnyRow) -> dict[str, Any]:
     return {**said, **own, "0020000D": found.attributes["0020000D"]}
 
 
-def _series(conn: Connection, found: Study, address: str) -> list[Series]:
-    """What has a good copy and is no rejection note: everything else could not be given, or says nothing to others."""
+def _series(archive: Archive, conn: Connection, found: Study, address: str) -> list[Series]:
+    """What has a good copy, is no rejection note, and did not come from the network itself (REQ-DRIM-08): everything
+    else could not be given, says nothing to others, or is shared by whoever made it."""
+    titles = archive.settings.sharing.imports_from
     notes = notes_among(conn, {one.sop_instance_uid for one in found.instances})
     parts = []
     for part in found.series:
@@ -184,7 +186,7 @@ def _series(conn: Connection, found: Study, address: str) -> list[Series]:
                 _text(one.attributes, "00280008"),
             )
             for one in part.instances
-            if one.tier is not None and one.sop_instance_uid not in notes
+            if one.tier is not None and one.sop_instance_uid not in notes and not is_imported(titles, one.source)
         ]
         if members:
             parts.append(

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from archive.sections import Fingerprint, Port, Section
+from archive.sections import AETitle, Fingerprint, Port, Section
 
 
 class Repository(Section):
@@ -43,8 +43,20 @@ class Time(Section):
     )
 
 
+class Omi(Section):
+    """The HL7 port of the DRIMbox: off until `host` is set. Beyond this machine it is called over TLS."""
+
+    host: str = Field("", description="where it listens for MLLP")
+    port: Port = Field(2575, description="its port")
+    tls: bool = Field(True, description="call it over TLS; `false` on this machine alone")
+    application: str = Field("", max_length=180, description="what it calls itself, MSH-5")
+    facility: str = Field("", max_length=180, description="and where it is, MSH-6")
+    seconds: float = Field(10, gt=0, le=60, description="patience for each of its answers")
+
+
 class Sharing(Section):
-    """What a sharing network (DRIM-M, by its DRIMbox) is told of studies: manifests of key objects."""
+    """What a sharing network (DRIM-M, by its DRIMbox) is told of studies: manifests of key objects, and, once a study
+    has one, that it changed."""
 
     retrieve_url: str = Field(
         "",
@@ -55,3 +67,17 @@ class Sharing(Section):
         False,
         description="WADO-RS with `KOS-SOPInstanceUID`: only what that manifest lists is given; else it is noted alone",
     )
+    imports_from: tuple[AETitle, ...] = Field(
+        (),
+        description="calling AE titles of a DRIMbox that brings images of others here: their origin is `DRIM`, and no "
+        "manifest lists them",
+    )
+    rejections_to: str = Field(
+        "", description="peer in `dicom.peers` that is sent the rejection notes (IOCM) of studies with a manifest"
+    )
+    omi: Omi = Omi()
+
+    @property
+    def tells(self) -> bool:
+        """Whether somebody is told that a study changed."""
+        return bool(self.rejections_to or self.omi.host)

@@ -24,9 +24,11 @@ from archive.instance import HIDDEN, State
 from archive.jobs import Job
 from archive.retrieve import select as select_stored
 from archive.schema import instance, job, sending
+from archive.schema.upsert import insert
 from archive.sections import Forward, Peer
 
 KIND = "dicom.send"
+REJECTIONS = "[sharing]"  # the rule by which rejection notes leave (archive.sharing); no rule of the settings
 LEASE = timedelta(minutes=2)  # beyond an answer's patience, of a job that says every second how far it is
 
 
@@ -107,6 +109,19 @@ def ask(
         return id
 
     return archive.commit.run(write), len(named)
+
+
+def owe_notes(conn: Connection, peer: str, *, study: str, notes: Iterable[str], at: datetime) -> bool:
+    """Have rejection notes sent to a peer, each once, in the write that causes it; False: none was new."""
+    known = select(sending.c.sop_instance_uid).where(sending.c.rule == REJECTIONS)
+    new = sorted(set(notes) - set(conn.execute(known.where(sending.c.study_instance_uid == study)).scalars()))
+    if not new:
+        return False
+    id = _put(conn, peer, SYSTEM, study=study, rule=REJECTIONS, at=at)
+    row = {"rule": REJECTIONS, "job_pk": id, "study_instance_uid": study, "state": "waiting", "at": at}
+    conn.execute(insert(conn, sending).on_conflict_do_nothing(), [{**row, "sop_instance_uid": uid} for uid in new])
+    _begun(conn, SYSTEM, id, peer, study=study, patient=owner_of(conn, study), rule=REJECTIONS)
+    return True
 
 
 def _put(conn: Connection, peer: str, actor: Actor, *, study: str | None, rule: str | None, at: datetime) -> int:

@@ -1,8 +1,9 @@
-"""Which site an exam belongs to: it decides how long the study is kept (sheet 00 §8, rule 1). Pure."""
+"""Which site an exam belongs to: it decides how long the study is kept (sheet 00 §8, rule 1). And what came from others
+by a sharing network. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from archive.sections import OneSite
 
@@ -28,3 +29,10 @@ def site_of(
             if institution and institution.casefold() == site.name.casefold():
                 return site
     return sites[0]
+
+
+def is_imported(titles: Collection[str], source: str) -> bool:
+    """Whether an instance came from one of these AE titles: on the network, or found again with that title in its file
+    (`recovered:`, after the index was made anew)."""
+    door, _, title = source.partition(":")
+    return door in ("network", "recovered") and title.strip() in titles

@@ -34,7 +34,7 @@ class Kind(StrEnum):
     STALE_UPDATE = "stale_update"  # demographics older than those that are known (REQ-HL7-25)
     ORDER_CLOSED_WITH_IMAGES = "order_closed_with_images"  # cancelled after images came (REQ-HL7-77)
     STUDY_UID_CHANGED = "study_uid_changed"  # of an order whose images are stored (REQ-HL7-78)
-    ORDER_UNMATCHED = "order_unmatched"  # an order names a study that is filed under somebody else (REQ-HL7-98)
+    ORDER_UNMATCHED = "order_unmatched"  # an order's study has another patient or number (REQ-HL7-98, REQ-DRIM-02)
     WRONG_WORKLIST_ENTRY = "wrong_worklist_entry"  # a modality had chosen the wrong item (110514, DCM)
     IMAGES_MISSING = "images_missing"  # that a modality says it made have not come (REQ-DCM-53)
 

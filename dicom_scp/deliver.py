@@ -88,7 +88,12 @@ class _Delivery:
 
     def send(self, waiting: Sequence[Waiting]) -> None:
         """Send a batch. Raises as `deliver`, and _Over."""
-        stored = select(self._archive, instance_uids=[one.sop_instance_uid for one in waiting], replaced=True)
+        stored = select(
+            self._archive,
+            instance_uids=[one.sop_instance_uid for one in waiting],
+            replaced=True,
+            hidden=self._job.payload["rule"] == sending.REJECTIONS,  # a note of (113039, DCM) hides itself
+        )
         by_uid = {one.sop_instance_uid: one for one in stored}
         current = [one for one in stored if not one.replaced]
         access = open_access(

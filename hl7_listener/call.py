@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+import ssl
+import uuid
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 
 from archive.clock import monotonic
+from archive.config import Settings
 from archive.errors import Busy
+from archive.tls import reason
+from hl7_listener.encoding import UTF8, Delimiters, escape
+from hl7_listener.message import HL7Error, Message, parse
 from hl7_listener.mllp import SETTLE_SECONDS, Framing, TooLong, frame
+from hl7_listener.person import segment
+from hl7_listener.values import text
 
 _PIECE = 1 << 16
+_SIGNS = Delimiters()
+_OURSELVES = "MINIPACS"
 
 
 class Call:
@@ -45,11 +57,66 @@ class Call:
 
 
 @contextmanager
-def calling(host: str, port: int, *, seconds: float, max_bytes: int) -> Iterator[Call]:
-    """Call somebody. Raises Busy when they cannot be reached in time."""
+def calling(
+    host: str, port: int, *, seconds: float, max_bytes: int, tls: ssl.SSLContext | None = None
+) -> Iterator[Call]:
+    """Call somebody, over TLS with `tls`. Raises Busy when they cannot be reached in time, or are not believed."""
     try:
         sock = socket.create_connection((host, port), timeout=seconds)
     except OSError as error:
         raise Busy(f"the other system cannot be reached ({type(error).__name__})") from error
     with sock:
-        yield Call(sock, seconds=seconds, max_bytes=max_bytes)
+        if tls is None:
+            yield Call(sock, seconds=seconds, max_bytes=max_bytes)
+            return
+        try:
+            secured = tls.wrap_socket(sock, server_hostname=host)
+        except ssl.SSLError as error:
+            raise Busy(f"TLS with the other system failed: {reason(error)}") from error
+        except OSError as error:
+            raise Busy(f"TLS with the other system failed ({type(error).__name__})") from error
+        with secured:
+            yield Call(secured, seconds=seconds, max_bytes=max_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A message of ours. `control_id`: what its answer has to be about."""
+
+    control_id: str
+    content: bytes
+
+
+def said(
+    settings: Settings, kind: str, segments: Sequence[str], *, to: tuple[str, str], version: str, at: datetime
+) -> Said:
+    """A message of this archive in UTF-8: MSH, then `segments`. `to`: application and facility (MSH-5, MSH-6)."""
+    control_id = uuid.uuid4().hex[:20]
+    head = segment(
+        "MSH",
+        str(_SIGNS),
+        _OURSELVES,
+        escape(settings.site.finess or settings.site.name, _SIGNS),
+        *(escape(one, _SIGNS) for one in to),
+        f"{at:%Y%m%d%H%M%S%z}",
+        "",
+        kind,
+        control_id,
+        settings.hl7.processing_ids[0],
+        version,
+        *[""] * 5,
+        UTF8,
+    )
+    return Said(control_id, "".join(f"{one}\r" for one in (head, *segments)).encode())
+
+
+def understood(call: Call, message: Said, *, default_charset: str) -> Message:
+    """The answer to a message. Raises Busy: none came, it cannot be read, or it is about another message."""
+    try:
+        answer = parse(call.ask(message.content), default_charset=default_charset)
+    except HL7Error as error:
+        raise Busy(f"the answer of the other system cannot be read ({error})") from error
+    msa = answer.first("MSA")
+    if msa is None or text(msa.value(2)) != message.control_id:
+        raise Busy("the other system answers another message")
+    return answer

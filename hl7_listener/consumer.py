@@ -16,9 +16,9 @@ from archive.identity.record import BIRTH_PLACE, Name
 from archive.identity.searchable import INS_ROOT, PRIVATE
 from archive.jobs import Job
 from archive.lookup import KIND, Traits
-from hl7_listener.call import Call, calling
-from hl7_listener.encoding import UTF8, Delimiters, escape
-from hl7_listener.message import HL7Error, Message, Segment, parse
+from hl7_listener.call import Call, calling, said, understood
+from hl7_listener.encoding import Delimiters, escape
+from hl7_listener.message import Message, Segment
 from hl7_listener.person import repeated, segment
 from hl7_listener.pid import named
 from hl7_listener.values import text
@@ -26,7 +26,6 @@ from hl7_listener.values import text
 PAGE = 50  # patients in one answer
 MOST = 200  # patients that are asked for; who needs more says more
 _SIGNS = Delimiters()
-_OURSELVES = "MINIPACS"
 _NAME = "IHE PDQ Query"
 
 
@@ -87,32 +86,10 @@ def _qpd(archive: Archive, traits: Traits, tag: str) -> str:
 def _asked(archive: Archive, call: Call, kind: str, segments: list[str]) -> Message:
     """The answer to one message, which is about that message."""
     settings = archive.settings
-    control_id = uuid.uuid4().hex[:20]
-    head = segment(
-        "MSH",
-        str(_SIGNS),
-        _OURSELVES,
-        escape(settings.site.finess or settings.site.name, _SIGNS),
-        escape(settings.hl7.supplier.application, _SIGNS),
-        escape(settings.hl7.supplier.facility, _SIGNS),
-        f"{archive.real_clock():%Y%m%d%H%M%S%z}",
-        "",
-        kind,
-        control_id,
-        settings.hl7.processing_ids[0],
-        "2.5",
-        *[""] * 5,
-        UTF8,
-    )
-    raw = call.ask("".join(f"{one}\r" for one in (head, *segments)).encode())
-    try:
-        answer = parse(raw, default_charset=settings.hl7.default_charset)
-    except HL7Error as error:
-        raise Busy(f"the supplier's answer cannot be read ({error})") from error
-    msa = answer.first("MSA")
-    if msa is None or text(msa.value(2)) != control_id:
-        raise Busy("the supplier answers another message")
-    return answer
+    supplier = settings.hl7.supplier
+    to = (supplier.application, supplier.facility)
+    message = said(settings, kind, segments, to=to, version="2.5", at=archive.real_clock())
+    return understood(call, message, default_charset=settings.hl7.default_charset)
 
 
 def _demand(answer: Message, tag: str) -> None:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from archive import lookup
+from archive import lookup, sharing
 from archive.core import Archive
 from archive.duties import Duties
-from hl7_listener import consumer
+from hl7_listener import consumer, omi
 from hl7_listener.mllp import SETTLE_SECONDS, Framing, TooLong, frame
 from hl7_listener.receive import arrival_of, receive, sender_of, unread
 
@@ -25,6 +25,7 @@ log = structlog.get_logger(__name__)
 FINISH_SECONDS = 20.0  # for the messages that are being applied when the archive stops
 ANSWER_SECONDS = 60.0  # patience for a sender that does not take its answer
 MAX_CONNECTIONS = 256
+SHARING_SECONDS = 5.0  # between two looks for what the DRIMbox is to be told
 _THREADS = 8
 _PIECE = 1 << 18
 _BACKLOG = 512
@@ -36,11 +37,15 @@ def serve(archive: Archive, sock: socket.socket, stopping: threading.Event) -> N
 
     The socket may be shared with other processes: it stays open and listening. One answer a message, in order, on its
     connection; messages of one sender are applied in the order in which they were complete, whatever the connection.
-    Beside that, whoever was asked for is looked up at the configured supplier of demographics.
+    Beside that, whoever was asked for is looked up at the configured supplier of demographics, and
+    the DRIMbox told what changed.
     """
     with ExitStack() as held:
         if lookup.is_on(archive):
             held.enter_context(closing(Duties(archive, consumer.DUTIES, also=(lookup.forget_left,))))
+        if archive.settings.sharing.tells:
+            watching = Duties(archive, omi.DUTIES, also=(sharing.tell_due,), look_seconds=SHARING_SECONDS)
+            held.enter_context(closing(watching))
         asyncio.run(_Listener(archive).run(sock, stopping))
 
 

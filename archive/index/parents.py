@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Table, bindparam, or_, select, update
 from archive.dicom.attributes import ATTRIBUTES, Level
 from archive.index.arrival import Arrival
 from archive.index.correct import facts_changed
+from archive.index.ordered import ask_about_order
 from archive.index.patients import contradiction as contradiction_of
 from archive.index.patients import patient_of
 from archive.schema import patient, series, study
@@ -109,6 +110,7 @@ def _new_series(conn: Connection, arrival: Arrival) -> Parents:
         _add_study(conn, arrival, owner.pk)
         filed = _STUDY.first(conn, uid)
         assert filed is not None
+        ask_about_order(conn, arrival.claim, filed[3])
     series_pk = _add_series(conn, arrival, filed[0])
     parents = _parents(conn, arrival.header.series_instance_uid) if series_pk is None else Parents(series_pk, *filed)
     assert parents is not None

@@ -16,7 +16,7 @@ from archive.schema.identity import (
 )
 from archive.schema.index import instance, location, patient, series, series_metadata, study
 from archive.schema.life import hold, last_tick, life_failure, purge, purge_approval, suspension, tombstone
-from archive.schema.manifests import manifest
+from archive.schema.manifests import manifest, sharing_told
 from archive.schema.messages import hl7_answer, hl7_message
 from archive.schema.operations import (
     audit_sent,
@@ -32,7 +32,7 @@ from archive.schema.performed import performed_for, performed_step
 from archive.schema.types import METADATA
 from archive.schema.work import job, pulled_study, quarantined, sending, work_item
 
-REVISION = "0014"  # what `migrations` brings the schema to
+REVISION = "0015"  # what `migrations` brings the schema to
 
 __all__ = [
     "METADATA",
@@ -79,6 +79,7 @@ __all__ = [
     "series",
     "series_metadata",
     "session",
+    "sharing_told",
     "simulated_clock",
     "study",
     "suspension",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Integer, String, Table, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Column, Integer, String, Table, Text, UniqueConstraint
 
 from archive.schema.types import METADATA, Key, Text_C, UtcDateTime
 
@@ -19,4 +19,14 @@ manifest = Table(
     Column("made_at", UtcDateTime, nullable=False),
     Column("made_by", Text_C, nullable=False),
     UniqueConstraint("study_instance_uid", "number"),
+)
+
+# At most one row (pk 1): up to which number of which feed of changes the DRIMbox was told (archive.sharing). An index
+# that is made anew has none: what changed after a manifest was made is told again.
+sharing_told = Table(
+    "sharing_told",
+    METADATA,
+    Column("pk", Integer, primary_key=True),
+    Column("feed", String(32), nullable=False),
+    Column("number", BigInteger, nullable=False),
 )

@@ -13,11 +13,15 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
+from archive.access import PEER_MAY, Actor, Door
 from archive.config import Settings
 from archive.core import Archive, open_archive
+from archive.ingest import ingest
 from archive.journal import Kind
 from archive.manifests import restore_manifest
 from archive.schema import manifest
+from archive.sites import is_imported
+from archive.storage.part10 import Part10
 from tests.api.conftest import on_both_databases, serving
 from tests.api.test_auth import rows
 from tests.api.test_stow import post
@@ -255,6 +259,31 @@ def test_letters_beyond_latin_1_change_the_character_set(client: httpx.Client, i
     assert ds.InstitutionName.startswith("Cabinet Lefèvre")
 
 
+@pytest.mark.req("REQ-DRIM-31", "REQ-DRIM-10")
+def test_what_is_shared_is_given_to_whom_this_archive_knows_alone(
+    archive: Archive, client: httpx.Client, stranger: httpx.Client, images: list[Dataset], token: Callable[..., str]
+) -> None:
+    """The manifest that a request names, a token of somebody else's, or a role without the right, open nothing."""
+    uid = made(client).SOPInstanceUID
+    series = f"/dicom-web/studies/{STUDY}/series/{images[0].SeriesInstanceUID}"
+    foreign = {"Authorization": "Bearer of-the-network", HEADER: uid}
+    without = {"Authorization": f"Bearer {token('secretary', name='desk')}", HEADER: uid}
+    known = {"Authorization": client.headers["Authorization"], HEADER: uid}
+
+    def accesses() -> int:
+        return sum(row["outcome"] == 0 for row in rows(archive, event="110104"))
+
+    before = accesses()
+    for path in (f"/api/v1/studies/{STUDY}/manifest", f"/dicom-web/studies/{STUDY}", series):
+        for headers, status in (({HEADER: uid}, 401), (foreign, 401), (without, 403)):
+            answer = stranger.get(path, headers=headers)
+            assert answer.status_code == status, (path, headers, answer.text)
+            assert images[0].SOPInstanceUID not in answer.text
+    assert accesses() == before
+    assert stranger.get(series, headers=known).status_code == 200
+    assert accesses() == before + 1
+
+
 @pytest.mark.req("REQ-DRIM-30")
 def test_the_manifest_of_a_retrieval_is_in_the_audit(
     archive: Archive, client: httpx.Client, images: list[Dataset]
@@ -328,3 +357,72 @@ def test_an_unknown_study_has_none_and_whoever_may_not_see_gets_none(
         f"{url}/api/v1/studies/{STUDY}/manifest", headers={"Authorization": f"Bearer {token('it_admin', name='it')}"}
     )
     assert denied.status_code == 403
+
+
+@on_both_databases
+@pytest.mark.req("REQ-DRIM-02")
+def test_images_of_another_patient_or_number_than_their_order_wait_for_a_person(
+    archive: Archive, client: httpx.Client
+) -> None:
+    """What a DRIMbox would refuse to share is listed; what agrees with its order, or has none, is not."""
+    obr = "OBR|1|PL1^RIS|FI1|ZBTHOR^Scanner thoracique^LOCAL" + "|" * 14 + "A1001|RP1"
+    placed = ("ORC|NW|PL1^RIS|FI1||SC", obr, f"ZDS|{STUDY}^P^Application^DICOM")
+    for ipp in ("R1", "R2"):
+        say(archive, "A28", pid(ipp, NAMES))
+    order(archive, pid("R1", NAMES), *placed)
+
+    def send(study: str, ipp: str, accession: str) -> None:
+        mine = {"StudyInstanceUID": study, "SeriesInstanceUID": new_uid(f"{study} 1"), "SOPInstanceUID": new_uid()}
+        who = {"PatientID": ipp, "IssuerOfPatientID": ISSUER, "AccessionNumber": accession}
+        assert post(client, part10(ct_slice(**mine, **who))).status_code == 200
+
+    def waiting() -> dict[str, Any]:
+        answer = client.get("/api/v1/work-items?kind=order_unmatched&state=open").json()
+        return {one["study"]: one["evidence"] for one in answer["items"]}
+
+    send(new_uid("agrees"), "R1", "A1001")
+    send(new_uid("never ordered"), "R2", "A7")
+    assert waiting() == {}
+    send(STUDY, "R1", "A9999")
+    send(new_uid("another patient"), "R2", "A1001")
+    found = waiting()
+    assert found.keys() == {STUDY, new_uid("another patient")}
+    assert (found[STUDY]["accession"], found[STUDY]["received_accession"]) == ("A1001", "A9999")
+    order(archive, pid("R1", NAMES), *placed)  # the RIS insists: leaves with the number of the order
+    assert waiting().keys() == {new_uid("another patient")}
+    [told] = client.get(f"/dicom-web/studies?StudyInstanceUID={STUDY}").json()
+    assert told["00080050"]["Value"] == ["A1001"]
+
+
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
+@pytest.mark.req("REQ-DRIM-08")
+def test_what_came_from_the_network_is_told_apart_and_never_shared_again(
+    settings: Settings, archive: Archive, client: httpx.Client, images: list[Dataset]
+) -> None:
+    """An image that a DRIMbox brought into a study of ours, and a study that is all of others; after a loss too."""
+    who = {"PatientID": "R1", "IssuerOfPatientID": ISSUER, "PatientName": "DUPONT^ANNE"}
+    foreign = [
+        ct_slice(number=9, **who),
+        ct_slice(**who, StudyInstanceUID=new_uid("theirs"), SeriesInstanceUID=new_uid("of theirs")),
+    ]
+    by_drimbox = Actor(user="DRIMBOX", source="127.0.0.1", door=Door.DICOM, may=PEER_MAY["store"])
+    for ds in foreign:
+        file = Part10(archive.hot, at=archive.clock(), source_ae="DRIMBOX")
+        file.feed(part10(ds))
+        ingest(archive, file.finish(), actor=by_drimbox)
+    told = configured(settings, sharing={"imports_from": ["DRIMBOX"]})
+    theirs = str(foreign[1].StudyInstanceUID)
+    ours = {ds.SOPInstanceUID for ds in images}
+    headers = {"Authorization": client.headers["Authorization"]}
+
+    with (
+        open_archive(told, process="importing") as opened,
+        serving(opened) as url,
+        httpx.Client(base_url=url, headers=headers, timeout=30) as caller,
+    ):
+        assert listed(made(caller)) == ours
+        assert asked(caller, theirs).status_code == 404
+        assert caller.get(f"/api/v1/studies/{theirs}").json()["origin"] == "DRIM"
+    assert client.get(f"/api/v1/studies/{theirs}").json()["origin"] is None, "nobody said that it is a DRIMbox"
+    assert is_imported(["DRIMBOX"], "recovered:DRIMBOX")
+    assert not is_imported(["DRIMBOX"], "web:DRIMBOX")

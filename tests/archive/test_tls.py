@@ -143,7 +143,7 @@ def test_a_fingerprint_is_written_as_openssl_does_or_plain(authority: Authority)
             Peer(fingerprints=(wrong,))
 
 
-@pytest.mark.req("REQ-FACE-04")
+@pytest.mark.req("REQ-FACE-04", "REQ-DRIM-11")
 @pytest.mark.parametrize(
     ("dicom", "with_tls", "said"),
     [
@@ -169,6 +169,26 @@ def test_beyond_this_machine_there_is_tls_and_a_list_or_somebody_said_so(
         Settings.model_validate(values)
         return
     with pytest.raises(ValidationError, match=said):
+        Settings.model_validate(values)
+
+
+@pytest.mark.req("REQ-DRIM-11")
+@pytest.mark.parametrize(
+    ("address", "taken"),
+    [
+        ("", True),
+        ("https://pacs.example/dicom-web", True),
+        ("http://127.0.0.1:8080/dicom-web", True),  # a DRIMbox, or what speaks TLS for us, on this machine
+        ("http://pacs.example/dicom-web", False),
+        ("http://10.0.0.2/dicom-web", False),
+    ],
+)
+def test_a_sharing_network_calls_over_https(address: str, taken: bool) -> None:
+    values = {"sharing": {"retrieve_url": address}}
+    if taken:
+        assert Settings.model_validate(values).sharing.retrieve_url == address
+        return
+    with pytest.raises(ValidationError, match=r"sharing\.retrieve_url"):
         Settings.model_validate(values)
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.bench import index
+from tests.bench import index, speedtest
 from tests.conftest import need
 
 
@@ -50,3 +50,14 @@ def test_people_look_while_a_modality_stores() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| viewers · first images · stored meanwhile | 5 · 10 · " in done.stdout
+
+
+@pytest.mark.req("REQ-DRIM-03")
+def test_a_small_speed_test_moves_every_image_as_it_is_stored(capsys: pytest.CaptureFixture[str]) -> None:
+    need("storescu")
+    assert speedtest.main(["--slices", "12", "--size", "64"]) == 0
+    row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].split("|")[1:-1]]
+    assert row[0].startswith("12 · ")
+    assert float(row[1]) >= 0
+    assert float(row[2]) > 0
+    assert row[4] == "as stored (JPEG-LS)"

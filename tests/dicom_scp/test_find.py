@@ -167,6 +167,31 @@ def test_the_query_of_the_national_drimbox_is_answered(filled: Archive, actor: A
     assert len(found(asked(filled, actor, ds))) == 4
 
 
+@pytest.mark.req("REQ-DRIM-01", "REQ-DCM-36")
+def test_the_query_of_the_national_drimbox_gets_each_value_it_asks_for(archive: Archive, actor: Actor) -> None:
+    """Study Root, IMAGE, by the Study UID alone: each image comes with the values of all three levels."""
+    of_study = {
+        "StudyDate": "20260105", "StudyTime": "233000", "StudyDescription": "SCANNER THORAX", "StudyID": "EX1",
+        "ReferringPhysicianName": "MARTIN^Luc", "AccessionNumber": "ACC1", "PatientID": "IPP1",
+    }  # fmt: skip
+    series = {"SeriesDescription": "AXIAL", "SeriesNumber": 1, "Modality": "CT"}
+    made = [
+        study("A", **of_study, **series, SOPInstanceUID=new_uid("A", "1", str(number)), InstanceNumber=number, **frames)
+        for number, frames in ((1, {}), (2, {"NumberOfFrames": 1}))
+    ]
+    fill(archive, actor, *made, study("B"))
+    asks = dict.fromkeys((*of_study, *series, "InstanceNumber", "NumberOfFrames", "SOPClassUID"))
+    ds = identifier("IMAGE", **{**asks, "StudyInstanceUID": new_uid("A"), "SeriesInstanceUID": "*"}, SOPInstanceUID="*")
+    answers = asked(archive, actor, ds)
+    assert {answer.status for answer in answers[:-1]} == {Status.PENDING}
+    images = found(answers)
+    assert [image.NumberOfFrames for image in images] == [None, 1]
+    uids = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"]
+    names = [*of_study, *series, *uids, "InstanceNumber"]
+    for image, sent in zip(images, made, strict=True):
+        assert {name: image[name].value for name in names} == {name: sent[name].value for name in names}
+
+
 LEVELS: list[tuple[str, str, dict[str, str], int | None]] = [
     (STUDY_ROOT_FIND, "SERIES", {}, 0x0020000D),
     (STUDY_ROOT_FIND, "SERIES", {"StudyInstanceUID": "*"}, 0x0020000D),

@@ -170,7 +170,7 @@ class Modality:
             ds = ct_slice(
                 **{
                     "SOPInstanceUID": uid, "SeriesInstanceUID": "1.2.3.1", "StudyInstanceUID": STUDY, "PatientID": "R1",
-                    "IssuerOfPatientID": ISSUER, **attributes,
+                    "IssuerOfPatientID": ISSUER, "AccessionNumber": "A1", **attributes,
                 }
             )  # fmt: skip
             ingest(self.archive, receive(self.archive, ds), actor=self.actor)

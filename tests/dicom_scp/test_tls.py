@@ -232,7 +232,7 @@ def rejected(server: Running, **changes: object) -> bool:
     return kind == REJECTED
 
 
-@pytest.mark.req("REQ-DCM-02", "REQ-SEC-01")
+@pytest.mark.req("REQ-DCM-02", "REQ-SEC-01", "REQ-DRIM-31")
 def test_an_ae_title_with_a_certificate_of_its_own_is_refused_to_others(
     settings: Settings, authority: Authority
 ) -> None:

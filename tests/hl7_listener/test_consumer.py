@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -185,8 +186,8 @@ def framed(*segments: str) -> bytes:
 
 
 @contextmanager
-def peer(script: Script) -> Iterator[int]:
-    """Answers on one connection after another as the script says."""
+def peer(script: Script, *, tls: ssl.SSLContext | None = None) -> Iterator[int]:
+    """Answers on one connection after another as the script says, over TLS with `tls`."""
     sock = socket.create_server(("127.0.0.1", 0))
 
     def run() -> None:
@@ -195,6 +196,8 @@ def peer(script: Script) -> Iterator[int]:
                 conn, _ = sock.accept()
             except OSError:
                 return
+            if tls is not None:
+                conn = tls.wrap_socket(conn, server_side=True)
             with conn:
                 received = b""
                 while piece := conn.recv(4096):
