@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import Semaphore
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -102,6 +103,7 @@ def create_app(archive: Archive) -> FastAPI:
     app.state.metrics = probes.Metrics(archive)
     app.state.logins = CapacityLimiter(auth.LOGINS_AT_ONCE)
     app.state.ingest_pool = ThreadPoolExecutor(INGEST_THREADS, thread_name_prefix="stow")
+    app.state.assembling = Semaphore(1)
     app.add_middleware(GZipMiddleware, minimum_size=GZIP_BYTES, compresslevel=1, exclude_content_types=_NOT_GZIPPED)
     if archive.settings.api.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=archive.settings.api.cors_origins, **_CROSS_ORIGIN)
