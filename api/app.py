@@ -57,6 +57,7 @@ from api import (
 from archive.clock import monotonic
 from archive.core import Archive
 from archive.errors import ArchiveError, InvalidRequest, NotAllowed, NotAuthenticated
+from archive.probing import PROBE
 
 log = structlog.get_logger(__name__)
 
@@ -252,4 +253,5 @@ class Shell:
                 response = _answer(Request(scope), problems.of_bug())
                 await response(scope, receive, send_with_headers)
         finally:
-            self._metrics.count(scope["method"], auth.resource_of(scope), status, monotonic() - started)
+            if scope.get("state", {}).get("actor") is not PROBE:  # these are no requests of anybody
+                self._metrics.count(scope["method"], auth.resource_of(scope), status, monotonic() - started)
