@@ -79,7 +79,7 @@ _DROP_SAID = tuple(  # what documents said that are gone
 _FREE_NUMBERS = (  # what was told of them stays, but SQLite gives the key of a row that is gone to another one
     update(change)
     .where(change.c.source == "instance", change.c.source_pk.in_(bindparam("pks", expanding=True)))
-    .where(change.c.source_pk.not_in(select(instance.c.pk)))
+    .where(~exists().where(instance.c.pk == change.c.source_pk))
     .values(source="removed", source_pk=change.c.pk)
 )
 _DROP_METADATA = delete(series_metadata).where(  # they are made again, without what is gone

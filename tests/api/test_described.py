@@ -6,7 +6,10 @@ import io
 import json
 import os
 import resource
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -184,6 +187,26 @@ def test_what_would_fill_the_memory_or_the_disk_is_refused(
     assert post_files(client, *files).status_code == 413
     assert post_files(client, *files[:3]).status_code == 200, "known already: those before it were stored"
     assert os.listdir(archive.hot.incoming_dir) == []
+
+
+def test_one_request_at_a_time_is_assembled(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    assemble = described.Described.assemble
+    alone = threading.Lock()
+    met: list[bool] = []
+
+    def watched(self: described.Described) -> None:
+        met.append(not alone.acquire(blocking=False))
+        time.sleep(0.1)
+        assemble(self)
+        alone.release()
+
+    monkeypatch.setattr(described.Described, "assemble", watched)
+    slices = [ct_slice(number=number) for number in range(1, 4)]
+    bodies = [(*described_as(JSON, metadata(one)), ("application/octet-stream", "px", one.PixelData)) for one in slices]
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda parts: post(client, JSON, *parts), bodies))
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert met == [False] * 3
 
 
 def test_the_answer_comes_as_xml_too(client: httpx.Client) -> None:
