@@ -129,7 +129,8 @@ def test_a_corrected_study_is_told(archive: Archive, client: httpx.Client, actor
 def test_what_comes_after_a_purge_of_the_newest_is_told_too(archive: Archive, client: httpx.Client) -> None:
     """SQLite gives the key of the newest row, once it is gone, to the next one."""
     one, two, three = (ct_slice(number=number) for number in (1, 2, 3))
-    assert post(client, part10(one), part10(two)).status_code == 200
+    for ds in (one, two):
+        assert post(client, part10(ds)).status_code == 200
     before = told(client)
     newest = select(instance.c.pk).where(instance.c.sop_instance_uid == two.SOPInstanceUID)
     with archive.reading() as conn:
