@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import Semaphore
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -57,6 +58,7 @@ from api import (
 from archive.clock import monotonic
 from archive.core import Archive
 from archive.errors import ArchiveError, InvalidRequest, NotAllowed, NotAuthenticated
+from archive.probing import PROBE
 
 log = structlog.get_logger(__name__)
 
@@ -103,6 +105,7 @@ def create_app(archive: Archive) -> FastAPI:
     app.state.metrics = probes.Metrics(archive)
     app.state.logins = CapacityLimiter(auth.LOGINS_AT_ONCE)
     app.state.ingest_pool = ThreadPoolExecutor(INGEST_THREADS, thread_name_prefix="stow")
+    app.state.assembling = Semaphore(1)
     app.add_middleware(Gzip, minimum_size=GZIP_BYTES, compresslevel=1, exclude_content_types=_NOT_GZIPPED)
     if archive.settings.api.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=archive.settings.api.cors_origins, **_CROSS_ORIGIN)
@@ -264,4 +267,5 @@ class Shell:
                 response = _answer(Request(scope), problems.of_bug())
                 await response(scope, receive, send_with_headers)
         finally:
-            self._metrics.count(scope["method"], auth.resource_of(scope), status, monotonic() - started)
+            if scope.get("state", {}).get("actor") is not PROBE:  # these are no requests of anybody
+                self._metrics.count(scope["method"], auth.resource_of(scope), status, monotonic() - started)

@@ -6,7 +6,7 @@ instance is then assembled and goes the way of one that came as application/dico
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,8 +22,11 @@ from archive.storage.spool import Spool
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-METADATA_BYTES = 64 << 20  # of all parts of one request together
+METADATA_BYTES = 32 << 20  # of all parts of one request together
 MOST_PARTS = 200_000
+MOST_VALUES = 2_000_000  # of one document: what Python makes of a `{}` is 24 times its size
+SHARED_BYTES = 64 << 20  # of bulk data that are used more than once, in one request
+_MARKS = {accept.JSON: (b"{", b"[", b","), accept.XML: (b"<",)}  # one of them before each value but the first
 
 
 class Instances(Protocol):
@@ -48,6 +51,7 @@ class Described:
         self._bulk: dict[str, list[Bulk]] = {}
         self._open: tuple[str, str, str, int] | None = None  # of the bulk part that comes: address, type, syntax, start
         self._parts = 0
+        self._used_bytes = 0
 
     def begin(self, headers: dict[str, str]) -> None:
         kind, parameters = multipart.media_type(headers.get("content-type", self._root_type))
@@ -80,13 +84,27 @@ class Described:
         if self._open is not None and self._spool is not None:
             address, kind, syntax, start = self._open
             length = self._spool.length - start
-            one = Bulk(kind, syntax, length, partial(self._spool.read, start, length))
+            one = Bulk(kind, syntax, length, partial(self._read, start, length))
             self._bulk.setdefault(address, []).append(one)
             self._open = None
 
+    def _read(self, start: int, length: int) -> Iterator[bytes]:
+        """The bytes of a bulk part. One part that many instances name would fill the disk."""
+        assert self._spool is not None
+        self._used_bytes += length
+        if self._used_bytes > self._spool.length + SHARED_BYTES:
+            raise UnreadableInstance("the same bulk data for too many instances")
+        yield from self._spool.read(start, length)
+
     def assemble(self) -> None:
-        """The body is complete: hand over its instances. Raises InvalidRequest when the metadata are none (400)."""
+        """The body is complete: hand over its instances. One request at a time: metadata take much more memory than
+        bytes.
+
+        Raises InvalidRequest when the metadata are none (400), TooLarge when they are too many.
+        """
         for document in self._metadata:
+            if sum(document.count(mark) for mark in _MARKS[self._root_type]) > MOST_VALUES:
+                raise TooLarge(f"metadata of more than {MOST_VALUES} values")
             for found in self._data_sets(bytes(document)):
                 self._instances.begin({})
                 try:

@@ -10,6 +10,7 @@ import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, tzinfo
+from itertools import accumulate
 from typing import Any
 
 from api import fhir_patient
@@ -50,7 +51,8 @@ _OF_A_SERIES = frozenset(
 )
 _OF_AN_INSTANCE = frozenset({_SERIES, _INSTANCE, _CLASS, _IN_SERIES})
 _WILD = re.compile(r"[*?\\]")
-MOST = 100  # studies in one answer: each has all its instances
+MOST = 100  # studies in one answer
+MOST_INSTANCES = 10_000  # in one answer of several studies: each has all of its own
 COUNTED = 100_000
 
 
@@ -72,12 +74,19 @@ def search(archive: Archive, asked: Search, *, actor: Actor, dicomweb: str) -> P
             query = Query(Level.STUDY, wanted, _OF_STUDY, limit=size + 1, offset=asked.cursor)
             total = count(conn, query, at_most=COUNTED)
             rows = [] if asked.counts_only else list(find(conn, query))
-            page = rows[:size]
-            found = _resources(conn, page, dicomweb=dicomweb, whole=asked.summary != "true")
+            whole = asked.summary != "true"
+            page = _fitting(rows[:size]) if whole else rows[:size]
+            found = _resources(conn, page, dicomweb=dicomweb, whole=whole)
     except Rejected:
         audit_query(archive.commit, actor, parameters=detail, outcome=Outcome.MINOR_FAILURE)
         raise
-    return Page(found, total if total < COUNTED else None, asked.cursor + size if len(rows) > size else None)
+    return Page(found, total if total < COUNTED else None, asked.cursor + len(page) if len(rows) > len(page) else None)
+
+
+def _fitting(rows: list[Row]) -> list[Row]:
+    """The first of these studies, at least one, whose instances one answer may have."""
+    sums = accumulate(int(text(row, _INSTANCE_COUNT) or 0) for row in rows)
+    return rows[: max(1, sum(some <= MOST_INSTANCES for some in sums))]
 
 
 def read(archive: Archive, study: str, *, actor: Actor, dicomweb: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -11,6 +12,7 @@ from typing import Any
 from archive.errors import InvalidRequest
 
 DEFAULT_COUNT, MOST = 50, 500
+MAX_PARAMETERS = 500  # of one search, in the address and in the form
 MAX_VALUES = 100  # of one parameter
 _HERE = ("_format", "_pretty", "_count", "_cursor", "_summary", "_total")
 _PREFIXED = re.compile(r"(eq|ne|gt|lt|ge|le|sa|eb|ap)?(.+)", re.DOTALL)
@@ -50,9 +52,9 @@ class Search:
         self._pairs = [(name, value) for name, value in pairs if value]
         self._strict = strict
         self._taken: set[str] = set(_HERE)
-        for name, _ in self._pairs:
-            if sum(1 for other, _ in self._pairs if other == name) > MAX_VALUES:
-                raise InvalidRequest("too many parameters")
+        times = Counter(name for name, _ in self._pairs)
+        if len(self._pairs) > MAX_PARAMETERS or max(times.values(), default=0) > MAX_VALUES:
+            raise InvalidRequest("too many parameters")
         given = dict(self._pairs)
         self.format = given.get("_format")
         self.summary = given.get("_summary", "false")

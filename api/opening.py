@@ -44,15 +44,16 @@ async def _open(app: ASGIApp, subject: Subject, goes_on: Callable[[], bool]) -> 
     await _get(app, "/dicom-web/studies", f"StudyInstanceUID={subject.study_instance_uid}&limit=101", _JSON)
     await _get(app, f"{study}/series", "includefield=00080021,00080031,0008103E,00200011", _JSON)
     listed = orjson.loads(await _get(app, f"{series}/metadata", "", _JSON))
-    first, images, sent = 0.0, 0, 0
-    for one in listed[: subject.images]:
+    shown = [uid for one in listed if (uid := one["00080018"]["Value"][0]) in subject.instances]
+    if not shown:
+        raise NotFound("nothing of this series is there any more")
+    first, sent = 0.0, 0
+    for sop_instance_uid in shown:
         if not goes_on():
             raise Busy("the archive stops")
-        sop_instance_uid = one["00080018"]["Value"][0]
         sent += len(await _get(app, f"{series}/instances/{sop_instance_uid}/frames/1", "", _FRAME))
         first = first or monotonic() - started
-        images += 1
-    return Measured(images, sent, first, monotonic() - started)
+    return Measured(len(shown), sent, first, monotonic() - started)
 
 
 async def _get(app: ASGIApp, path: str, query: str, accept: bytes) -> bytes:

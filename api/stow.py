@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+MOST_INSTANCES = 50_000  # of one request: of each there is a line in its answer
 IN_FLIGHT = 8  # complete instances of one request that wait for their commit
 GATHER_BYTES = 256 << 10  # bytes of a body handed to a worker thread at once
 
@@ -77,7 +78,7 @@ class _Item:
     error: ArchiveError | None = None
 
     def fail(self, error: ArchiveError, reason: int | None = None) -> None:
-        self.error = error
+        self.error = error.with_traceback(None)  # which would keep all that was at hand
         self.reason = reason or reason_of(error)
 
 
@@ -102,7 +103,9 @@ class _Intake:
         self.items: list[_Item] = []
 
     def begin(self, headers: dict[str, str]) -> None:
-        """An instance begins."""
+        """An instance begins. Raises TooLarge: the request has too many; those before stay stored."""
+        if len(self.items) >= MOST_INSTANCES:
+            raise errors.TooLarge(f"more than {MOST_INSTANCES} instances in one request")
         self.items.append(_Item())
         kind, _ = multipart.media_type(headers.get("content-type", accept.DICOM))
         if kind != accept.DICOM:
@@ -220,7 +223,8 @@ async def store(request: Request) -> Response:
         await _pour(request, lambda data: run_in_threadpool(feed, data))
         await run_in_threadpool(end)
         if described is not None:
-            await run_in_threadpool(described.assemble)
+            async with request.app.state.assembling:
+                await run_in_threadpool(described.assemble)
     finally:
         if described is not None:
             described.close()

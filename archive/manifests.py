@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from archive import retrieve
 from archive.access import Actor
@@ -21,20 +21,28 @@ from archive.dicom.equipment import equipment_of
 from archive.dicom.manifest import Listed, Series, Subject
 from archive.dicom.manifest import manifest as made_of
 from archive.dicom.uids import new_uid
-from archive.errors import Conflict, Gone, InsNotQualified, NotFound
+from archive.errors import Conflict, Gone, InsNotQualified, NotAllowed, NotFound
 from archive.identity.dicom import attributes_of
 from archive.identity.ins import NAMESPACES
 from archive.identity.patients import record_of
 from archive.identity.record import Record
 from archive.index.rejections import notes_among
 from archive.journal import Kind, note
-from archive.schema import imaging_order, manifest, patient, study
+from archive.schema import imaging_order, instance, manifest, patient, series, study
 from archive.schema.types import AnyRow
 from archive.schema.upsert import insert
 from archive.sites import is_imported, site_of
 from archive.studies import Study, describe
 
 _OPPOSED = "IO"  # ZFA-9: the patient does not want documents to be shared
+_copy = instance.alias("copy")
+_COPIES = (  # of a study: lossy copies, and whose they are
+    select(instance.c.sop_instance_uid, _copy.c.sop_instance_uid.label("copy_uid"))
+    .select_from(_copy.join(instance, instance.c.pk == _copy.c.derived_from_pk))
+    .join(series, series.c.pk == _copy.c.series_pk)
+    .join(study, study.c.pk == series.c.study_pk)
+    .where(study.c.study_instance_uid == bindparam("uid"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +83,9 @@ def _subject(archive: Archive, study_uid: str, base_url: str) -> tuple[Study, Su
     """The study, and what its manifest says. Raises as `make`."""
     with archive.reading() as conn:
         found = describe(conn, study_uid)
-        if found is None:
-            raise _nothing(archive, study_uid)
         owner = _owner(conn, study_uid)
+        if found is None or owner is None:
+            raise _nothing(archive, study_uid)
         subject = Subject(
             **_patient(owner),
             study=found.attributes,
@@ -97,12 +105,25 @@ def _nothing(archive: Archive, study_uid: str) -> Gone | NotFound:
 
 
 def demand_listed(archive: Archive, manifest_uid: str, instance_uids: Collection[str]) -> None:
-    """Raise NotFound unless a manifest of ours lists all of these (REQ-DRIM-30)."""
+    """Nothing, when a manifest of ours lists all of these, or the originals of those that are lossy copies
+    (REQ-DRIM-30).
+
+    Raises:
+        NotFound: there is no such manifest, or it does not list them.
+        NotAllowed: the patient has come to oppose sharing (REQ-DRIM-10).
+    """
     with archive.reading() as conn:
-        listed = conn.execute(select(manifest.c.listed).where(manifest.c.sop_instance_uid == manifest_uid)).scalar()
-    if listed is None:
-        raise NotFound("no such manifest (KOS-SOPInstanceUID)")
-    missing = set(instance_uids) - set(orjson.loads(listed))
+        row = conn.execute(select(manifest).where(manifest.c.sop_instance_uid == manifest_uid)).first()
+        if row is None:
+            raise NotFound("no such manifest (KOS-SOPInstanceUID)")
+        owner = _owner(conn, row.study_instance_uid)
+        if owner is not None and _opposes(record_of(owner)):
+            raise NotAllowed("the patient opposes sharing (ZFA-9 = IO)")
+        listed = set(orjson.loads(row.listed))
+        missing = set(instance_uids) - listed
+        if missing:
+            copies = conn.execute(_COPIES, {"uid": row.study_instance_uid})
+            missing -= {one.copy_uid for one in copies if one.sop_instance_uid in listed}
     if missing:
         raise NotFound(f"{len(missing)} of {len(instance_uids)} instances are not listed by this manifest")
 
@@ -137,9 +158,13 @@ def _keep(conn: Connection, *, study_uid: str, subject: Subject, patient_cx: str
     return last
 
 
-def _owner(conn: Connection, study_uid: str) -> AnyRow:
+def _owner(conn: Connection, study_uid: str) -> AnyRow | None:
     whose = select(patient).join_from(study, patient)
-    return conn.execute(whose.where(study.c.study_instance_uid == study_uid)).one()
+    return conn.execute(whose.where(study.c.study_instance_uid == study_uid)).first()
+
+
+def _opposes(known: Record | None) -> bool:
+    return known is not None and known.dmp.alimentation == _OPPOSED
 
 
 def _patient(owner: AnyRow) -> dict[str, Any]:
@@ -147,7 +172,7 @@ def _patient(owner: AnyRow) -> dict[str, Any]:
     known: Record | None = record_of(owner)
     if known is None or known.ins is None:
         raise InsNotQualified("ins_not_qualified: the patient has no national identity (INS) that may be used")
-    if known.dmp.alimentation == _OPPOSED:
+    if _opposes(known):
         raise Conflict("the patient opposes sharing (ZFA-9 = IO)")
     ins = known.ins
     said = attributes_of(known, patient_id=ins.value, issuer=NAMESPACES[ins.oid], oid=ins.oid)

@@ -50,11 +50,11 @@ _RANDOM = random.SystemRandom()
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The series that is opened, and how many of its images."""
+    """The series that is opened, and those of its instances that have pixels."""
 
     study_instance_uid: str
     series_instance_uid: str
-    images: int
+    instances: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class Prober:
 
     def _one(self, subject: Subject) -> Probe | None:
         error: str | None = None
-        measured = Measured(subject.images, 0, 0, 0)
+        measured = Measured(len(subject.instances), 0, 0, 0)
         try:
             measured = self._measure(self._archive, subject, lambda: not self._stopping.is_set())
         except Exception as failure:
@@ -199,8 +199,16 @@ def choose(archive: Archive) -> Subject | None:
     liked = next((kind for kind in _LIKED if any(row.modality == kind for row in known)), None)
     candidates = sorted((row for row in known if liked in (None, row.modality)), key=lambda row: counts[row.pk])
     one = _RANDOM.choice(candidates[-ceil(len(candidates) / 4) :])
-    most = archive.settings.probe.images
-    return Subject(one.study_instance_uid, one.series_instance_uid, min(counts[one.pk], most))
+    images = (
+        select(instance.c.sop_instance_uid)
+        .join_from(instance, location)
+        .where(instance.c.series_pk == one.pk, *shown, *hot)
+        .order_by(instance.c.instance_number, instance.c.pk)
+        .limit(archive.settings.probe.images)
+    )
+    with archive.reading() as conn:
+        found = frozenset(conn.execute(images).scalars())
+    return Subject(one.study_instance_uid, one.series_instance_uid, found) if found else None
 
 
 def _keep(conn: Connection, *, done: Probe) -> None:

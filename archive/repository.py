@@ -33,7 +33,9 @@ from archive.schema.upsert import insert
 log = structlog.get_logger(__name__)
 
 BATCH = 100  # rows of a chain in one sending
+BATCH_BYTES = 128 << 10  # in one sending, at least a row: received within its patience, however slow the line
 CHAINS = 64  # in one sending; the oldest first
+ROWS = 500  # read for one sending: no more of the chains once there are so many
 _SENT = func.coalesce(audit_sent.c.rows, 0)
 _BEHIND = (
     select(audit_chain.c.chain, audit_chain.c.rows, _SENT.label("sent"))
@@ -51,9 +53,9 @@ _ROWS = (
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows that are next, and where each of their chains then stands."""
+    """Messages that are next, of a row each, and where each of their chains then stands."""
 
-    rows: Sequence[AnyRow]
+    records: Sequence[bytes]
     standing: Mapping[str, int]  # of each chain: its rows that are sent, once these are
 
 
@@ -95,11 +97,11 @@ def send(archive: Archive) -> int:
         Unavailable: the database is away.
     """
     with archive.reading() as conn:
-        batch = _next(conn)
+        batch = _next(conn, archive.settings)
     if not batch.standing:
         return 0
     try:
-        _deliver(archive.settings, _records(archive.settings, batch.rows))
+        _deliver(archive.settings, batch.records)
     except (syslog.NotDelivered, ConfigError) as error:
         why = str(error)
         believed = not isinstance(error, syslog.NotBelieved)
@@ -108,7 +110,7 @@ def send(archive: Archive) -> int:
         raise syslog.NotDelivered(why) from error
     if archive.commit.run(partial(_count, batch=batch, at=archive.real_clock())):
         log.info("the audit repository is there again")
-    return len(batch.rows)
+    return len(batch.records)
 
 
 def newest(archive: Archive) -> int:
@@ -144,34 +146,41 @@ def warnings(archive: Archive) -> list[str]:
     return [f"audit repository: away since {since}, {found.waiting} messages wait"]
 
 
-def _next(conn: Connection) -> Batch:
+def _next(conn: Connection, settings: Settings) -> Batch:
     found: list[AnyRow] = []
     standing: dict[str, int] = {}
     for chain in conn.execute(_BEHIND.limit(CHAINS)).all():
+        if len(found) >= ROWS:
+            break
         rows = conn.execute(_ROWS, {"of_chain": chain.chain, "sent": chain.sent}).all()
         if not rows:  # its tail is gone: that is what verify-audit reports; nothing is left to send
             log.error("rows of the audit are missing and cannot be sent", chain=chain.chain)
             standing[chain.chain] = chain.rows
         found += rows
-        standing |= {row.chain: row.seq + 1 for row in rows}
-    return Batch(sorted(found, key=lambda row: int(row.pk)), standing)
-
-
-def _records(settings: Settings, rows: Sequence[AnyRow]) -> list[bytes]:
+    records: list[bytes] = []
+    free = BATCH_BYTES
     reporter = reporter_of(settings)
-    return [
-        syslog.record(
-            message(dict(row._mapping), reporter),
-            time=time_text(row.time),
-            host=reporter.node,
-            process=row.chain,
-            warning=row.outcome >= Outcome.SERIOUS_FAILURE,
-        )
-        for row in rows
-    ]
+    for row in sorted(found, key=lambda row: int(row.pk)):
+        made = _record(row, reporter)
+        if records and len(made) > free:
+            break
+        free -= len(made)
+        records.append(made)
+        standing[row.chain] = row.seq + 1
+    return Batch(records, standing)
 
 
-def _deliver(settings: Settings, records: list[bytes]) -> None:
+def _record(row: AnyRow, reporter: Reporter) -> bytes:
+    return syslog.record(
+        message(dict(row._mapping), reporter),
+        time=time_text(row.time),
+        host=reporter.node,
+        process=row.chain,
+        warning=row.outcome >= Outcome.SERIOUS_FAILURE,
+    )
+
+
+def _deliver(settings: Settings, records: Sequence[bytes]) -> None:
     to = settings.audit.repository
     context = None if to.transport == "tcp" else tls.requestor(settings.tls, named=not to.fingerprints)
     syslog.deliver(records, to.host, to.port, tls=context, fingerprints=to.fingerprints)

@@ -11,6 +11,7 @@ In a kept line a byte that UTF-8 never has stands for the address of the service
 
 from __future__ import annotations
 
+import threading
 import uuid
 import zlib
 from collections.abc import Iterator, Sequence
@@ -107,8 +108,8 @@ def tag(archive: Archive, found: Sequence[Stored], service: str) -> str:
     return digest.hexdigest()
 
 
-def prepare(archive: Archive, series_pk: int) -> bool:
-    """Keep what is missing of the lines of a series; False: nothing was.
+def prepare(archive: Archive, series_pk: int, *, stopping: threading.Event | None = None) -> bool:
+    """Keep what is missing of the lines of a series; False: nothing was, or `stopping` was set meanwhile.
 
     Raises:
         StorageFailed, IndexUnavailable: it is done when somebody asks.
@@ -123,7 +124,8 @@ def prepare(archive: Archive, series_pk: int) -> bool:
     if known is not None and {source for source, _ in known.sources} >= {_file(archive, one) for one in found}:
         return False
     for _ in _series(archive, found, b""):
-        pass
+        if stopping is not None and stopping.is_set():
+            return False
     return bool(found)
 
 

@@ -15,7 +15,7 @@ from archive.clock import monotonic
 from archive.config import Settings
 from archive.core import Archive
 from archive.dicom.file_meta import IMPLEMENTATION_CLASS_UID
-from archive.errors import Busy
+from archive.errors import Busy, NotFound
 from archive.outgoing import outgoing
 from archive.probing import PROBE, Measured, Prober, Subject
 from archive.retrieve import open_access, select
@@ -33,6 +33,7 @@ from dicom_scp.status import Status
 from dicom_scp.transport import Transport
 
 _AE_TITLE = "PROBE"
+_ARRIVE_SECONDS = 10.0  # until our own association has to be there
 
 
 def prober(archive: Archive) -> Prober:
@@ -48,37 +49,47 @@ def open_series(archive: Archive, subject: Subject, goes_on: Callable[[], bool])
     settings = archive.settings
     scope = uuid.uuid4().hex
     first, sent = 0.0, 0
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        threading.Thread(target=_take_all, args=(listening, settings), name="probe sink", daemon=True).start()
-        peer = Peer(host="127.0.0.1", port=listening.getsockname()[1])
-        started = monotonic()
-        found = select(archive, study_uids=[subject.study_instance_uid], series_uids=[subject.series_instance_uid])
-        found = found[: subject.images]
-        access = open_access(archive, found, actor=PROBE, scope=scope, destination=_AE_TITLE)
-        try:
-            with Requestor.open(settings, _AE_TITLE, peer, propose(found)) as requestor:
-                sender = Sender(
-                    requestor.exchange,
-                    leaving=partial(outgoing, archive),
-                    answered=lambda message_id: store_status(requestor.receive(), message_id),
-                )
-                for one in found:
-                    if not goes_on():
-                        raise Busy("the archive stops")
-                    if (status := sender.send(one)) != Status.SUCCESS:
-                        raise NotAssociated(f"an image was answered {status:04X}")
-                    first = first or monotonic() - started
-                    sent += one.data_set_bytes
-                    access.count(one, one.data_set_bytes)
-        finally:
-            archive.accesses.end_scope(scope)
-        return Measured(len(found), sent, first, monotonic() - started)
+    started = monotonic()
+    found = select(archive, study_uids=[subject.study_instance_uid], series_uids=[subject.series_instance_uid])
+    found = [one for one in found if one.sop_instance_uid in subject.instances]
+    if not found:
+        raise NotFound("nothing of this series is there any more")
+    access = open_access(archive, found, actor=PROBE, scope=scope, destination=_AE_TITLE)
+    try:
+        peer = Peer(host="127.0.0.1", port=_listen(settings))
+        with Requestor.open(settings, _AE_TITLE, peer, propose(found)) as requestor:
+            sender = Sender(
+                requestor.exchange,
+                leaving=partial(outgoing, archive),
+                answered=lambda message_id: store_status(requestor.receive(), message_id),
+            )
+            for one in found:
+                if not goes_on():
+                    raise Busy("the archive stops")
+                if (status := sender.send(one)) != Status.SUCCESS:
+                    raise NotAssociated(f"an image was answered {status:04X}")
+                first = first or monotonic() - started
+                sent += one.data_set_bytes
+                access.count(one, one.data_set_bytes)
+    finally:
+        archive.accesses.end_scope(scope)
+    return Measured(len(found), sent, first, monotonic() - started)
+
+
+def _listen(settings: Settings) -> int:
+    """The port at which one association is awaited, by a thread that ends by itself when none comes."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.settimeout(_ARRIVE_SECONDS)
+    port = int(listening.getsockname()[1])
+    threading.Thread(target=_take_all, args=(listening, settings), name="probe sink", daemon=True).start()
+    return port
 
 
 def _take_all(listening: socket.socket, settings: Settings) -> None:
     """One association: whatever it brings is read, forgotten, and acknowledged."""
     with contextlib.suppress(OSError, AssociationEnd):
-        sock, _ = listening.accept()
+        with listening:
+            sock, _ = listening.accept()
         transport = Transport(sock)
         try:
             _serve(transport, settings)

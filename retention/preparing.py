@@ -60,7 +60,7 @@ class Preparing:
 
     def _prepare(self, series_pk: int) -> None:
         try:
-            series_metadata.prepare(self._archive, series_pk)
+            series_metadata.prepare(self._archive, series_pk, stopping=self._stopping)
         except ArchiveError as error:
             log.warning("the metadata of a series are not ready", series=series_pk, error=type(error).__name__)
         except Exception:  # a bug: the other series do not suffer from it

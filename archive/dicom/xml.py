@@ -203,7 +203,10 @@ class _DataSet:
         known = self._blocks.get((group, creator))
         if known is not None:
             return known
-        block = next(n for n in range(_FIRST_BLOCK, _LAST_BLOCK + 1) if f"{group}00{n:02X}" not in self.found)
+        free = (n for n in range(_FIRST_BLOCK, _LAST_BLOCK + 1) if f"{group}00{n:02X}" not in self.found)
+        block = next(free, None)
+        if block is None:
+            raise UnreadableInstance(f"the group {group} has more private creators than blocks")
         self.found[f"{group}00{block:02X}"] = {"vr": "LO", "Value": [creator]}
         self._blocks[group, creator] = block
         return block

@@ -19,7 +19,7 @@ from archive.core import Archive
 from archive.errors import StorageFailed
 from archive.index.conditions import constant
 from archive.instance import CopyState, State
-from archive.schema import dose, instance, location, reference, sending, series, series_metadata
+from archive.schema import change, dose, instance, location, reference, sending, series, series_metadata
 from archive.schema.types import AnyRow
 from archive.storage import marker
 
@@ -75,6 +75,12 @@ _DROP_SAID = tuple(  # what documents said that are gone
         ~exists().where(instance.c.pk == table.c.instance_pk),
     )
     for table in (reference, dose)
+)
+_FREE_NUMBERS = (  # what was told of them stays, but SQLite gives the key of a row that is gone to another one
+    update(change)
+    .where(change.c.source == "instance", change.c.source_pk.in_(bindparam("pks", expanding=True)))
+    .where(~exists().where(instance.c.pk == change.c.source_pk))
+    .values(source="removed", source_pk=change.c.pk)
 )
 _DROP_METADATA = delete(series_metadata).where(  # they are made again, without what is gone
     series_metadata.c.series_pk.in_(bindparam("pks", expanding=True))
@@ -183,6 +189,7 @@ def _drop_instances(conn: Connection, *, pks: Sequence[int], series_pks: Collect
     conn.execute(_DROP_INSTANCES, {"pks": pks})
     for statement in _DROP_SAID:
         conn.execute(statement, {"pks": pks})
+    conn.execute(_FREE_NUMBERS, {"pks": pks})
     conn.execute(_DROP_METADATA, {"pks": sorted(series_pks)})
     conn.execute(_DROP_SERIES, {"pks": sorted(series_pks)})
 

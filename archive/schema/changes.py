@@ -15,7 +15,7 @@ change = Table(
     Column("study_instance_uid", Text_C, nullable=False),
     Column("series_instance_uid", Text_C),
     Column("sop_instance_uid", Text_C),
-    Column("source", String(8), nullable=False),  # instance, fact: where it was seen, and which row there
+    Column("source", String(8), nullable=False),  # where it was seen, instance or fact; removed: that row is gone
     Column("source_pk", BigInteger, nullable=False),
     UniqueConstraint("source", "source_pk", "study_instance_uid"),
 )

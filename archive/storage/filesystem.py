@@ -49,6 +49,11 @@ class Tier:
         except OSError as error:
             raise failure(error, self.name) from error
 
+    def demand_free(self, expected_bytes: int = 0) -> None:
+        """Raises StorageFull when less than this is free beyond the reserve, StorageFailed."""
+        if self.free_bytes() < expected_bytes:
+            raise StorageFull(f"the free space of the {self.name} volume is below storage.reserve_bytes")
+
     def receive(self, meta: FileMeta, *, at: datetime, expected_bytes: int = 0) -> Incoming:
         """Begin a file; `at` names the folder it will be settled in.
 
@@ -57,9 +62,8 @@ class Tier:
             StorageFailed: the file cannot be made.
         """
         name = f"{uuid.uuid4()}.dcm"
+        self.demand_free(expected_bytes)
         try:
-            if self.free_bytes() < expected_bytes:
-                raise StorageFull(f"the free space of the {self.name} volume is below storage.reserve_bytes")
             return Incoming(self, name, f"{at:%Y/%m/%d/%H%M}/{name}", meta)
         except OSError as error:
             raise failure(error, self.name) from error

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from archive.storage.filesystem import Tier
 
 
+LOOK_BYTES = 64 << 20  # written between two looks at what is free
 AHEAD_BYTES = 1 << 18  # written since the disk was last told to begin: the flush at the end is to find little left
 
 
@@ -40,6 +41,7 @@ class Incoming:
         self._path = tier.incoming(name)
         self.settled = False
         self._begun_bytes = 0  # of the file, on their way to the disk
+        self._looked_bytes = 0  # of the file, when the volume was last asked what is free
         self.fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         head = file_head(meta)
         self.data_set_offset = len(head)
@@ -49,7 +51,8 @@ class Incoming:
         """Append bytes of the data set.
 
         Raises:
-            StorageFull, StorageFailed: nothing more can be written.
+            StorageFull, StorageFailed: nothing more can be written; of a large file, before the reserve of the volume
+                is gone.
         """
         view = memoryview(data)
         self._sha.update(view)
@@ -70,6 +73,9 @@ class Incoming:
             raise failure(error, self.tier.name) from error
         if self.file_bytes - self._begun_bytes >= AHEAD_BYTES:
             self.begin_flush()
+            if self._begun_bytes - self._looked_bytes >= LOOK_BYTES:
+                self._looked_bytes = self._begun_bytes
+                self.tier.demand_free()
 
     def begin_flush(self) -> None:
         """Have what was written on its way to the disk, without waiting for it."""

@@ -7,15 +7,14 @@ import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from archive.errors import StorageFailed, StorageFull
+from archive.errors import StorageFailed
 from archive.storage.filesystem import Tier
-from archive.storage.incoming import failure
+from archive.storage.incoming import LOOK_BYTES, failure
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 PIECE_BYTES = 1 << 20
-_LOOK_BYTES = 64 << 20  # written between two looks at what is free
 
 
 class Spool:
@@ -25,7 +24,7 @@ class Spool:
         """Raises StorageFull or StorageFailed."""
         self._tier = tier
         self.length = 0
-        self._looked_at = -_LOOK_BYTES
+        self._looked_at = -LOOK_BYTES
         try:
             self._file = tempfile.TemporaryFile(dir=tier.incoming_dir, buffering=0)  # noqa: SIM115 - closed by `close`
         except OSError as error:
@@ -33,9 +32,8 @@ class Spool:
 
     def write(self, data: Buffer) -> None:
         """Append bytes. Raises StorageFull, before the reserve of the volume is touched, or StorageFailed."""
-        if self.length - self._looked_at >= _LOOK_BYTES:
-            if self._tier.free_bytes() <= 0:
-                raise StorageFull(f"the {self._tier.name} volume is full")
+        if self.length - self._looked_at >= LOOK_BYTES:
+            self._tier.demand_free()
             self._looked_at = self.length
         rest = memoryview(data)
         try:

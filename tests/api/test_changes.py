@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any
 
 import httpx
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 
 from archive import changes as feed
 from archive.access import Actor
 from archive.core import Archive, open_archive
 from archive.identity.acts import Act
-from archive.schema import change
+from archive.lifecycle.remove import finish_removals, mark_instances
+from archive.schema import change, instance
 from archive.workflow.images import note_study
 from tests.api.conftest import on_both_databases
 from tests.api.test_purges import may
@@ -122,6 +123,24 @@ def test_a_corrected_study_is_told(archive: Archive, client: httpx.Client, actor
     act = Act(archive.clock(), actor, "a correction", archive.authorities, reason="CORRECT")
     archive.commit.run(partial(note_study, uid=ds.StudyInstanceUID, act=act))
     assert kinds(told(client, last)) == [("corrected", ds.StudyInstanceUID)]
+
+
+@on_both_databases
+def test_what_comes_after_a_purge_of_the_newest_is_told_too(archive: Archive, client: httpx.Client) -> None:
+    """SQLite gives the key of the newest row, once it is gone, to the next one."""
+    one, two, three = (ct_slice(number=number) for number in (1, 2, 3))
+    for ds in (one, two):
+        assert post(client, part10(ds)).status_code == 200
+    before = told(client)
+    newest = select(instance.c.pk).where(instance.c.sop_instance_uid == two.SOPInstanceUID)
+    with archive.reading() as conn:
+        pk = conn.execute(newest).scalar_one()
+    archive.commit.run(partial(mark_instances, pks=[pk]))
+    assert finish_removals(archive).instances == 1
+    assert post(client, part10(three)).status_code == 200
+    after = told(client, before["last"])
+    assert [(row["kind"], row["instance"]) for row in after["changes"]] == [("stored", three.SOPInstanceUID)]
+    assert told(client)["changes"] == before["changes"] + after["changes"]
 
 
 def test_a_feed_that_began_anew_is_said(archive: Archive, client: httpx.Client, stranger: httpx.Client) -> None:

@@ -6,7 +6,10 @@ import io
 import json
 import os
 import resource
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -17,13 +20,14 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless
 
-from api import described
+from api import described, stow
 from archive.core import Archive
 from archive.dicom import xml
 from archive.retrieve import select
 from tests.api.test_stow import items, reasons
+from tests.api.test_stow import post as post_files
 from tests.api.test_wado import address, multi_frame
-from tests.builders import ct_slice, new_uid
+from tests.builders import ct_slice, new_uid, part10
 
 pytestmark = pytest.mark.req("REQ-DCM-94")
 JSON, XML = "application/dicom+json", "application/dicom+xml"
@@ -159,6 +163,50 @@ def test_a_body_that_is_none_is_said_in_a_word(
     monkeypatch.setattr(described, "METADATA_BYTES", 1000)
     assert post(client, JSON, *described_json, octets).status_code == 413
     assert os.listdir(archive.hot.incoming_dir) == []
+
+
+def test_what_would_fill_the_memory_or_the_disk_is_refused(
+    archive: Archive, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many small data sets; one bulk part for many instances; many instances."""
+    answer = post(client, JSON, (JSON, "", b"[" + b"{}," * 1_000_000 + b"{}]"))
+    assert (answer.status_code, "values" in answer.json()["detail"]) == (413, True)
+    document = b"<NativeDicomModel>" + b"<a/>" * 2_000_000 + b"</NativeDicomModel>"
+    assert post(client, XML, (XML, "", document)).status_code == 413
+
+    slices = [ct_slice(number=number) for number in range(1, 5)]
+    octets: Part = ("application/octet-stream", "px", slices[0].PixelData)
+    monkeypatch.setattr(described, "SHARED_BYTES", len(slices[0].PixelData))
+    shared = post(client, JSON, *described_as(JSON, *map(metadata, slices)), octets)
+    assert (shared.status_code, reasons(shared)) == (202, [0xC001, 0xC001])
+    assert len(items(shared, "00081199")) == 2
+
+    monkeypatch.setattr(stow, "MOST_INSTANCES", 3)
+    assert post(client, JSON, *described_as(JSON, *map(metadata, slices)), octets).status_code == 413
+    files = [part10(ct_slice(number=number)) for number in range(5, 9)]
+    assert post_files(client, *files).status_code == 413
+    assert post_files(client, *files[:3]).status_code == 200, "known already: those before it were stored"
+    assert os.listdir(archive.hot.incoming_dir) == []
+
+
+def test_one_request_at_a_time_is_assembled(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    assemble = described.Described.assemble
+    alone = threading.Lock()
+    met: list[bool] = []
+
+    def watched(self: described.Described) -> None:
+        met.append(not alone.acquire(blocking=False))
+        time.sleep(0.1)
+        assemble(self)
+        alone.release()
+
+    monkeypatch.setattr(described.Described, "assemble", watched)
+    slices = [ct_slice(number=number) for number in range(1, 4)]
+    bodies = [(*described_as(JSON, metadata(one)), ("application/octet-stream", "px", one.PixelData)) for one in slices]
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda parts: post(client, JSON, *parts), bodies))
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert met == [False] * 3
 
 
 def test_the_answer_comes_as_xml_too(client: httpx.Client) -> None:

@@ -9,8 +9,12 @@ import httpx
 import pytest
 from dicomweb_client.api import DICOMwebClient
 
+from api import fhir_imaging
 from api.fhir_capability import PARAMETERS
+from api.fhir_search import Search
+from archive.clock import monotonic
 from archive.core import Archive
+from archive.errors import InvalidRequest
 from tests.api.conftest import on_both_databases
 from tests.api.fhir import found, get, link, refusal, valid
 from tests.api.test_auth import rows
@@ -177,6 +181,32 @@ def test_pages_summaries_and_what_is_not_there(archive: Archive, client: httpx.C
     archive.commit.run(lambda conn: None)
     [row] = rows(archive, event="110112", study="1.2.3")
     assert (row["outcome"], row["door"]) == (0, "fhir")
+
+
+def test_a_page_ends_before_it_has_too_many_instances(
+    archive: Archive, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, three = give(archive)  # of 3, 1 and 1 instances; the newest first
+    monkeypatch.setattr(fhir_imaging, "MOST_INSTANCES", 2)
+    first = get(client, "ImagingStudy")
+    assert ([study["id"] for study in found(first)], first["total"]) == ([three, two], 3)
+    following = link(first, "next")
+    assert following is not None
+    rest = valid(client.get(following).json())
+    assert [study["id"] for study in found(rest)] == [one], "whole, however many it has"
+    assert link(rest, "next") is None
+    assert ids(client, _summary="true") == [three, two, one]
+
+
+def test_too_many_parameters_are_refused_at_once(client: httpx.Client) -> None:
+    many = [(f"p{number}", "1") for number in range(501)]
+    query = str(httpx.QueryParams(many))
+    assert client.get(f"/fhir/ImagingStudy?{query}").status_code == 400
+    assert client.post("/fhir/ImagingStudy/_search", data=dict(many)).status_code == 400
+    began = monotonic()
+    with pytest.raises(InvalidRequest):
+        Search((str(number), "1") for number in range(10_000))
+    assert monotonic() - began < 1, "in the event loop"
 
 
 @pytest.mark.req("REQ-SEC-20", "REQ-SEC-23", "REQ-SEC-05")

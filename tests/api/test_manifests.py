@@ -12,14 +12,16 @@ import httpx
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from sqlalchemy import select, update
 
 from archive.access import PEER_MAY, Actor, Door
 from archive.config import Settings
 from archive.core import Archive, open_archive
+from archive.errors import NotAllowed, NotFound
 from archive.ingest import ingest
 from archive.journal import Kind
-from archive.manifests import restore_manifest
-from archive.schema import manifest
+from archive.manifests import demand_listed, restore_manifest
+from archive.schema import instance, manifest
 from archive.sites import is_imported
 from archive.storage.part10 import Part10
 from tests.api.conftest import on_both_databases, serving
@@ -324,6 +326,27 @@ def test_only_what_the_manifest_lists_is_given_when_that_is_asked(
             assert httpx.head(f"{study}{door}", headers=headers).status_code == 200, door
             unlisted = httpx.head(f"{study}{door}", headers=headers | {HEADER: ds.SOPInstanceUID})
             assert unlisted.status_code == 404, door
+
+
+@on_both_databases
+@pytest.mark.req("REQ-DRIM-10", "REQ-DRIM-30")
+def test_a_manifest_stands_for_lossy_copies_of_what_it_lists_and_for_nothing_after_an_opposition(
+    archive: Archive, client: httpx.Client, images: list[Dataset]
+) -> None:
+    uid = made(client).SOPInstanceUID
+    copy = ct_slice(number=9, **{key: images[0].get(key) for key in ("PatientID", "IssuerOfPatientID", "PatientName")})
+    assert post(client, part10(copy)).status_code == 200
+    with pytest.raises(NotFound):
+        demand_listed(archive, uid, [copy.SOPInstanceUID])
+    of_original = select(instance.c.pk).where(instance.c.sop_instance_uid == images[0].SOPInstanceUID)
+    its = update(instance).where(instance.c.sop_instance_uid == copy.SOPInstanceUID)
+    archive.commit.run(lambda conn: conn.execute(its.values(derived_from_pk=of_original.scalar_subquery())))
+    demand_listed(archive, uid, [copy.SOPInstanceUID, images[1].SOPInstanceUID])
+    with pytest.raises(NotFound):
+        demand_listed(archive, uid, [copy.SOPInstanceUID, "1.2.3"])
+    say(archive, "A31", pid("R1", NAMES, **WHO), "ZFA|ACTIF||||||||IO")
+    with pytest.raises(NotAllowed):
+        demand_listed(archive, uid, [images[0].SOPInstanceUID])
 
 
 def test_the_address_of_the_network_stands_in_the_manifest(

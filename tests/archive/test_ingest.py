@@ -23,6 +23,7 @@ from archive.index.arrival import Arrival
 from archive.index.write import add_instance
 from archive.ingest import Outcome, arrival_of, ingest
 from archive.schema import audit, instance, location, patient, quarantined, work_item
+from archive.storage import incoming as storage_incoming
 from archive.storage.incoming import Incoming
 from tests.builders import ct_slice, data_set, new_uid
 
@@ -323,6 +324,19 @@ def test_below_the_reserve_nothing_is_begun(archive: Archive) -> None:
     full = type(archive.hot)(archive.hot.root, reserve_bytes=1 << 60)
     with pytest.raises(StorageFull):
         full.receive(FileMeta("1.2", "1.2.3", "1.2.840.10008.1.2.1"), at=archive.real_clock())
+    assert files(archive) == []
+
+
+def test_the_reserve_is_looked_at_while_a_large_file_comes(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_incoming, "LOOK_BYTES", 1 << 20)
+    incoming = archive.hot.receive(FileMeta("1.2", "1.2.3", "1.2.840.10008.1.2.1"), at=archive.real_clock())
+    monkeypatch.setattr(archive.hot, "_reserve_bytes", 1 << 60)  # others have filled the volume
+    piece = bytes(1 << 18)
+    with pytest.raises(StorageFull):
+        for _ in range(8):
+            incoming.write(piece)
+    assert incoming.data_set_bytes <= 1 << 20
+    incoming.discard()
     assert files(archive) == []
 
 

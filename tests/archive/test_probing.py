@@ -58,12 +58,14 @@ def test_a_ct_is_preferred_and_documents_are_never_opened(archive: Archive, acto
     assert choose(archive) is None
     fill(archive, actor, study="us", modality="US", slices=5)
     chosen = choose(archive)
-    assert chosen == Subject(new_uid("us"), new_uid("us", "series"), 5)
+    assert chosen == Subject(
+        new_uid("us"), new_uid("us", "series"), frozenset(new_uid("us", str(number)) for number in range(5))
+    )
     fill(archive, actor, study="ct", slices=2)
     chosen = choose(archive)
     assert chosen is not None
     assert chosen.study_instance_uid == new_uid("ct")
-    assert choose(with_probe(archive, images=1)) == replace(chosen, images=1)
+    assert choose(with_probe(archive, images=1)) == replace(chosen, instances=frozenset([new_uid("ct", "0")]))
 
 
 @pytest.mark.req("REQ-CDC-09")

@@ -345,17 +345,37 @@ def test_a_series_that_cannot_be_made_ready_stops_no_other(
 ) -> None:
     fill(archive, actor, ct_slice(), ct_slice(SeriesInstanceUID=new_uid("o"), SOPInstanceUID=new_uid("o1")))
     broken = series_pk(archive)
-    make: Callable[[Archive, int], bool] = prepare
+    make: Callable[..., bool] = prepare
 
-    def breaks(archive: Archive, pk: int) -> bool:
+    def breaks(archive: Archive, pk: int, **how: Any) -> bool:
         if pk == broken:
             raise OSError("broken")
-        return make(archive, pk)
+        return make(archive, pk, **how)
 
     monkeypatch.setattr(series_metadata, "prepare", breaks)
     Preparing(archive, threading.Event(), quiet_seconds=0).look()
     settled(archive)
     assert kept_rows(archive) == 1
+
+
+def test_whoever_stops_waits_for_one_file_at_most(
+    archive: Archive, actor: Actor, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(archive, actor, *(ct_slice(number=number) for number in (1, 2, 3, 4)))
+    stopping = threading.Event()
+    metadata = json.metadata
+
+    def told_to_stop(path: str, **how: Any) -> dict[str, Any]:
+        stopping.set()
+        return metadata(path, **how)
+
+    monkeypatch.setattr("archive.outgoing.json.metadata", told_to_stop)
+    preparing = Preparing(archive, stopping, quiet_seconds=0)
+    preparing.look()
+    settled(archive)
+    assert (len(reads), kept_rows(archive)) == (1, 0)
+    monkeypatch.undo()
+    assert prepare(archive, series_pk(archive)) is True
 
 
 def test_a_series_that_is_gone_is_not_made_ready(archive: Archive) -> None:

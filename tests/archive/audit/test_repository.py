@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +223,24 @@ def test_a_chain_longer_than_a_batch_is_sent_in_its_order(opened: Archive, rsysl
     assert [repository.send(opened) for _ in range(4)] == [repository.BATCH, repository.BATCH, 1, 0]
     times = [one["time"] for one in rsyslog.wait(repository.BATCH * 2 + 1)]
     assert times == sorted(times)
+
+
+def test_a_large_backlog_leaves_in_batches_that_a_slow_line_carries(
+    archive: Archive, actor: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The receipt is awaited for a few seconds: a batch has a size that 1 Mbit/s carries meanwhile."""
+    assert repository.BATCH_BYTES * 8 < 5 * 1_000_000
+    sent: list[Sequence[bytes]] = []
+    monkeypatch.setattr(repository, "_deliver", lambda settings, records: sent.append(records))
+    write(archive, actor, range(7))
+    with archive.reading() as conn:
+        every = repository._next(conn, archive.settings).records
+    monkeypatch.setattr(repository, "BATCH_BYTES", sum(map(len, every[:2])) + len(every[0]) // 2)
+    assert [repository.send(archive) for _ in range(5)] == [2, 2, 2, 1, 0]
+    assert [record for batch in sent for record in batch] == list(every)
+    monkeypatch.setattr(repository, "BATCH_BYTES", 1)  # what is longer than a batch leaves by itself
+    write(archive, actor, range(7, 9))
+    assert [repository.send(archive) for _ in range(3)] == [1, 1, 0]
 
 
 def test_in_clear_text_it_leaves_for_this_machine_alone(

@@ -65,6 +65,9 @@ def test_any_text_makes_a_document_that_can_be_read(text: str, name: str) -> Non
         b'<!DOCTYPE a [<!ENTITY b "c">]><NativeDicomModel/>',
         b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><NativeDicomModel/>',
         b"<NativeDicomModel>" + b'<DicomAttribute tag="00081140" vr="SQ"><Item>' * 200,
+        b"<NativeDicomModel>"
+        + b"".join(b'<DicomAttribute tag="00090001" vr="LO" privateCreator="C%d"/>' % one for one in range(241))
+        + b"</NativeDicomModel>",
     ],
 )
 def test_what_is_not_of_the_model_is_refused_and_nothing_is_expanded(document: bytes) -> None:
