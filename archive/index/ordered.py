@@ -55,7 +55,7 @@ def ask_about_order(conn: Connection, claim: Claim, patient_pk: int) -> None:
     patient or accession number than it: who shares it by its report finds images of something else (REQ-DRIM-02)."""
     asked = {"accession_number": claim.accession_number, "study_instance_uid": claim.study_instance_uid}
     orders = _ORDERS.all(conn, asked)
-    if not orders or (patient_pk, claim.accession_number) in [tuple(one) for one in orders]:
+    if not orders or any(of == patient_pk and number in ("", claim.accession_number) for of, number in orders):
         return
     whose, accession = next((one for one in orders if one[0] == patient_pk), orders[0])
     open_item(

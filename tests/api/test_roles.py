@@ -121,7 +121,7 @@ TABLE = {
     f"POST {PAGE}/conservation": HOLD,
     f"POST {PAGE}/accord": RETENTION,
     f"POST {PAGE}/envoi": EXPORT,
-    **{f"GET /viewer{end}": SEE for end in ("", "/", "/{mode:str}")},
+    **{f"GET /viewer{end}": SEE for end in ("", "/", "/open", "/{mode:str}")},
     f"GET {PAGE}": FIND,
     f"GET {PAGE}/series/1.2.3": SEE,
     f"GET {PAGE}/images/1.2.3": SEE,
