@@ -81,7 +81,7 @@ def export(
     if to.exists() and (not inside or any(to.iterdir())):
         raise InvalidRequest(f"{to} exists already: name a new {'file' if as_zip else 'folder'}")
     access = open_access(archive, found, actor=actor, destination="media", event=Event.EXPORT)
-    done, written = Exported(), dict[str, tuple[Stored, int]]()
+    done, written = Exported(), dict[str, int]()
     try:
         (to if inside else to.parent).mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".export-", dir=to if inside else to.parent) as made:
@@ -100,10 +100,10 @@ def export(
     finally:
         for one in found:
             if one.sop_instance_uid in written:
-                access.count(one, written[one.sop_instance_uid][1])
+                access.count(one, written[one.sop_instance_uid])
             else:
                 access.failed(one)
-    done.instances, done.bytes = len(written), sum(size for _, size in written.values())
+    done.instances, done.bytes = len(written), sum(written.values())
     return done
 
 
@@ -121,20 +121,20 @@ def _found(archive: Archive, study_uids: Sequence[str]) -> list[Stored]:
 
 def _written(
     archive: Archive, found: Sequence[Stored], root: Path, done: Exported, progress: Progress | None
-) -> dict[str, tuple[Stored, int]]:
-    """Each instance in its place below `root`, and the DICOMDIR; what is there, by SOP Instance UID, with its bytes."""
+) -> dict[str, int]:
+    """Each instance in its place below `root`, and the DICOMDIR; the bytes of each there, by SOP Instance UID."""
     files, identifiers = _file_set(root.parent), _identifiers(found)
-    written: dict[str, tuple[Stored, int]] = {}
+    written: dict[str, int] = {}
     for number, one in enumerate(found, start=1):
         try:
-            stored, size, header = _leaving(archive, one, root.parent / one.sop_instance_uid)
+            size, header = _leaving(archive, one, root.parent / one.sop_instance_uid)
             _add(files, header, patient_id=identifiers.get(_owner(one), ""), number=len(written))
         except Unavailable:
             raise
         except (ArchiveError, ValueError, AttributeError, KeyError, TypeError) as error:  # by what came
             done.left_out.append((one.sop_instance_uid, f"has no place in a DICOMDIR: {error}"))
             continue
-        written[stored.sop_instance_uid] = (stored, size)
+        written[one.sop_instance_uid] = size
         if progress is not None:
             progress(number, len(found))
     if not written:
@@ -146,7 +146,7 @@ def _written(
     return written
 
 
-def _leaving(archive: Archive, stored: Stored, path: Path) -> tuple[Stored, int, bytes]:
+def _leaving(archive: Archive, stored: Stored, path: Path) -> tuple[int, bytes]:
     """Write an instance as it leaves, flushed; its size, and its file without pixels. One that is moved to the other
     tier meanwhile is looked for again."""
     try:
@@ -158,7 +158,7 @@ def _leaving(archive: Archive, stored: Stored, path: Path) -> tuple[Stored, int,
         return _copied(outgoing(archive, now), path)
 
 
-def _copied(leaving: Outgoing, path: Path) -> tuple[Stored, int, bytes]:
+def _copied(leaving: Outgoing, path: Path) -> tuple[int, bytes]:
     stored = leaving.stored
     syntax = EXPLICIT_LE if stored.transfer_syntax_uid in _PLAIN else stored.transfer_syntax_uid
     with path.open("wb") as file:
@@ -168,7 +168,7 @@ def _copied(leaving: Outgoing, path: Path) -> tuple[Stored, int, bytes]:
         os.fdatasync(file.fileno())
         size = file.tell()
     head = file_head(FileMeta(stored.sop_class_uid, stored.sop_instance_uid, syntax))
-    return stored, size, head + b"".join(leaving.data_set(syntax, bulk=False))
+    return size, head + b"".join(leaving.data_set(syntax, bulk=False))
 
 
 def _owner(one: Stored) -> str:
