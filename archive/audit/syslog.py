@@ -2,7 +2,8 @@
 
 Syslog has no acknowledgements. What is written to a socket may still be lost with the other side; so a batch has a
 connection of its own, and its end is the receipt: we say that we have nothing more, and the other side closes only when
-it has read to there (TLS close_notify, RFC 5425 §4.4; in clear text the end of the stream).
+it has read to there (TLS close_notify, RFC 5425 §4.4). Where it says no close_notify (the GnuTLS driver of rsyslog,
+clear text), a program that was killed with the batch in its memory ends the same way: it has to be there still.
 """
 
 from __future__ import annotations
@@ -62,17 +63,8 @@ def deliver(
     """
     pinned = frozenset(fingerprints)
     try:
-        with socket.create_connection((host, port), seconds) as sock:
-            if tls is None:
-                sock.sendall(b"".join(records))
-                _await_end(sock, seconds)
-                return
-            with tls.wrap_socket(sock, server_hostname=host) as secured:
-                shown = secured.getpeercert(binary_form=True)
-                if pinned and (shown is None or fingerprint(shown) not in pinned):
-                    raise NotBelieved("the certificate of the repository is not among its fingerprints")
-                secured.sendall(b"".join(records))
-                _say_goodbye(secured, seconds)
+        if not _hand_over(b"".join(records), (host, port), tls, pinned, seconds):
+            _hand_over(b"", (host, port), tls, pinned, seconds)
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError) as error:
         raise NotDelivered(f"{host}:{port} ended the connection") from error
     except ssl.SSLError as error:
@@ -83,14 +75,34 @@ def deliver(
         raise NotDelivered(f"{host}:{port}: {error.strerror or error}") from error
 
 
-def _say_goodbye(sock: ssl.SSLSocket, seconds: float) -> None:
-    """Until their close_notify, or at least the end of the stream, where they send none (the GnuTLS driver of rsyslog).
-    Either may be older than what we sent, when they do not believe our certificate: the end below it tells."""
+def _hand_over(
+    data: bytes, address: tuple[str, int], tls: ssl.SSLContext | None, pinned: frozenset[str], seconds: float
+) -> bool:
+    """Send it in a connection of its own, until they close that with all of it read; True: having said close_notify."""
+    with socket.create_connection(address, seconds) as sock:
+        if tls is None:
+            sock.sendall(data)
+            _await_end(sock, seconds)
+            return False
+        with tls.wrap_socket(sock, server_hostname=address[0]) as secured:
+            shown = secured.getpeercert(binary_form=True)
+            if pinned and (shown is None or fingerprint(shown) not in pinned):
+                raise NotBelieved("the certificate of the repository is not among its fingerprints")
+            secured.sendall(data)
+            return _say_goodbye(secured, seconds)
+
+
+def _say_goodbye(sock: ssl.SSLSocket, seconds: float) -> bool:
+    """Until their close_notify (True), or at least the end of the stream. Either may be older than what we sent, when
+    they do not believe our certificate: the end below it tells."""
+    said = False
     with contextlib.suppress(ssl.SSLEOFError):
         sock.unwrap()
+        said = True
     with socket.socket(fileno=sock.detach()) as below:
         below.settimeout(seconds)
         _await_end(below, seconds)
+    return said
 
 
 def _await_end(sock: socket.socket, seconds: float) -> None:
