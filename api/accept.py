@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from urllib.parse import unquote
 
+from archive.dicom import lossless
 from archive.dicom.syntaxes import EXPLICIT_LE, JPEG, NATIVE, RLE
 from archive.errors import InvalidRequest, NotAcceptable
 
@@ -73,7 +74,7 @@ class Representation:
     recompressed: bool = False
 
 
-_REMEMBERED_BYTES = 512
+REMEMBERED_BYTES = 512  # a longer header is worked out anew each time
 _PART = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*"?)+')
 _PARAMETER = re.compile(r';\s*([!#$%&\'*+.^_`|~\w-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;"]*)\s*')
 _MEDIA_TYPE = re.compile(r"([!#$%&'*+.^_`|~\w-]+)/([!#$%&'*+.^_`|~\w-]+)", re.ASCII)
@@ -88,7 +89,7 @@ def parse(header: str | None) -> tuple[Range, ...]:
     Raises:
         InvalidRequest: an element is no media range, or its q is no number from 0 to 1.
     """
-    return (_remembered if len(header or "") <= _REMEMBERED_BYTES else _parsed)(header or "")
+    return (_remembered if len(header or "") <= REMEMBERED_BYTES else _parsed)(header or "")
 
 
 def _parsed(header: str) -> tuple[Range, ...]:
@@ -214,6 +215,12 @@ def content_type(offer: Representation) -> str:
     return f"{offer.media_type}{syntax}"
 
 
+@lru_cache(maxsize=256)
+def part_type(offer: Representation) -> str:
+    """The Content-Type of one part that is given so, or of the body itself."""
+    return content_type(replace(offer, multipart=False))
+
+
 def takes_gzip(header: str) -> bool:
     """Whether an Accept-Encoding header takes gzip (RFC 9110 12.5.3): its own weight counts before that of `*`."""
     weights: dict[str, str] = {}
@@ -264,18 +271,22 @@ def of_frames(stored: str, *, decodable: bool, lossy: bool, single: bool) -> tup
     Native pixels are octets in Explicit VR Little Endian. Compressed ones come decoded when that is possible, which
     is the default for lossless ones (PS3.18 8.7.3.3); as they are under their own media type; or as they are as
     octets, for a client that asks for `type="application/octet-stream"; transfer-syntax=*` and reads the syntax from
-    the part. `single`: one frame was asked for, which may come without multipart.
+    the part. What is there without loss also comes compressed without loss, for whoever names it. `single`: one frame
+    was asked for, which may come without multipart.
     """
+    made = [syntax for syntax in lossless.SYNTAXES if decodable and not lossy and syntax != stored]
     offers: list[Representation] = []
     for multipart in (True, False) if single else (True,):
         decoded = Representation(OCTETS, EXPLICIT_LE, multipart, stored=stored in NATIVE)
-        if stored in NATIVE:
-            offers.append(decoded)
-            continue
         forms = [decoded] if decodable else []
-        own = FRAME_MEDIA_TYPES.get(stored)
-        if own is not None:
-            forms.insert(0 if lossy else 1, Representation(own, stored, multipart, stored=True))
-        as_it_is = Representation(OCTETS, stored, multipart, not decodable, stored=True, open_type=own is None)
-        offers += [*forms, as_it_is]
+        if stored not in NATIVE:
+            own = FRAME_MEDIA_TYPES.get(stored)
+            if own is not None:
+                forms.insert(0 if lossy else 1, Representation(own, stored, multipart, stored=True))
+            forms.append(Representation(OCTETS, stored, multipart, not decodable, stored=True, open_type=own is None))
+        forms += [
+            Representation(FRAME_MEDIA_TYPES[syntax], syntax, multipart, recompressed=stored not in NATIVE)
+            for syntax in made
+        ]
+        offers += forms
     return tuple(offers)

@@ -11,7 +11,6 @@ from anyio import CapacityLimiter, move_on_after
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -55,6 +54,7 @@ from api import (
     wado_uri,
     work,
 )
+from api.at_once import AtOnce
 from archive.clock import monotonic
 from archive.core import Archive
 from archive.errors import ArchiveError, InvalidRequest, NotAllowed, NotAuthenticated
@@ -79,34 +79,44 @@ _CROSS_ORIGIN: dict[str, Any] = {  # what scripts of other origins may ask for, 
     ),
     "expose_headers": ("Accept-Ranges", "Content-Location", "Content-Range", "ETag", "Link", "Retry-After", "Warning"),
 }
+_NONE_ELSEWHERE: Any = {"tracing": False, "metrics": False, "logs": False}  # of FastAPI's own: ours are `/metrics`
 BODY_SECONDS = 60.0  # of silence in the middle of a request's body
 _MACHINES = ("/dicom-web", "/wado", "/api", "/healthz", "/readyz", "/metrics")  # answered with problems, not with pages
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
-_HEADERS = {
-    "content-security-policy": (
-        "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    # not no-referrer: a browser would then send «Origin: null» with our own forms, which looks like another site
-    "referrer-policy": "same-origin",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "permissions-policy": "camera=(), geolocation=(), microphone=()",
-    "cache-control": "no-store",  # patient data, unless an answer says otherwise
-}
+_HEADERS = [
+    (name.encode(), value.encode())
+    for name, value in {
+        "content-security-policy": (
+            "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+            "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        ),
+        "x-content-type-options": "nosniff",
+        "x-frame-options": "DENY",
+        # not no-referrer: a browser would then send «Origin: null» with our own forms, which looks like another site
+        "referrer-policy": "same-origin",
+        "cross-origin-opener-policy": "same-origin",
+        "cross-origin-resource-policy": "same-origin",
+        "permissions-policy": "camera=(), geolocation=(), microphone=()",
+        "cache-control": "no-store",  # patient data, unless an answer says otherwise
+    }.items()
+]
+_HTTPS = (b"strict-transport-security", b"max-age=31536000")
 
 
 def create_app(archive: Archive) -> FastAPI:
     """The ASGI application of the API edge. It holds no state but the archive's."""
-    app = FastAPI(title="minipacs", version="1", openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="minipacs", version="1", openapi_url=None, docs_url=None, redoc_url=None, telemetry=_NONE_ELSEWHERE
+    )
     app.state.archive = archive
     app.state.metrics = probes.Metrics(archive)
     app.state.logins = CapacityLimiter(auth.LOGINS_AT_ONCE)
     app.state.ingest_pool = ThreadPoolExecutor(INGEST_THREADS, thread_name_prefix="stow")
     app.state.assembling = Semaphore(1)
     app.add_middleware(Gzip, minimum_size=GZIP_BYTES, compresslevel=1, exclude_content_types=_NOT_GZIPPED)
+    if archive.reads_at_once:
+        hot = [Route(f"/dicom-web{route.path}", route.endpoint) for route in frames.routes]
+        app.add_middleware(AtOnce, routes=hot)
     if archive.settings.api.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=archive.settings.api.cors_origins, **_CROSS_ORIGIN)
     app.add_middleware(Shell, metrics=app.state.metrics)
@@ -181,14 +191,15 @@ def _complete_host(scope: Scope) -> None:
 
     dicomweb-client leaves it out. Behind a reverse proxy, which says so, the header stands as it is.
     """
+    if any(name == b"host" and b":" in value.rpartition(b"]")[2] for name, value in scope["headers"]):
+        return
     headers = dict(scope["headers"])
     host, server = headers.get(b"host", b""), scope.get("server")
     usual = {"http": 80, "https": 443}[scope["scheme"]]
     if not host or not server or not server[1] or server[1] == usual or any(name in headers for name in _FORWARDED):
         return
-    if b":" not in host.rpartition(b"]")[2]:
-        complete = host + b":" + str(server[1]).encode()
-        scope["headers"] = [(name, complete if name == b"host" else value) for name, value in scope["headers"]]
+    complete = host + b":" + str(server[1]).encode()
+    scope["headers"] = [(name, complete if name == b"host" else value) for name, value in scope["headers"]]
 
 
 def _holds_nul(scope: Scope) -> bool:
@@ -246,13 +257,14 @@ class Shell:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                if scope["path"].startswith("/static/"):
-                    headers.setdefault("cache-control", "public, max-age=3600")
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-                if scope["scheme"] == "https":
-                    headers.setdefault("strict-transport-security", "max-age=31536000")
+                headers = message["headers"] = list(message.get("headers", ()))
+                said = {name.lower() for name, _ in headers}
+                if scope["path"].startswith("/static/") and b"cache-control" not in said:
+                    headers.append((b"cache-control", b"public, max-age=3600"))
+                    said.add(b"cache-control")
+                headers += [field for field in _HEADERS if field[0] not in said]
+                if scope["scheme"] == "https" and _HTTPS[0] not in said:
+                    headers.append(_HTTPS)
             await send(message)
 
         try:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from api import accept, auth, conditional, multipart
@@ -45,7 +44,7 @@ def retrieve_bulk_data(request: Request) -> Response:
         encoded = _encoded_frames(one, path, error)
         offers = accept.of_frames(stored, decodable=False, lossy=True, single=False)
     chosen = wish_of(request).demand(offers)
-    kind = accept.content_type(replace(chosen, multipart=False))
+    kind = accept.part_type(chosen)
     boundary = multipart.new_boundary()
     whole = multipart.related_type(chosen.media_type, boundary) if chosen.multipart else kind
     tag = conditional.tag_of(request, [one], chosen, path, weak=chosen.multipart)
@@ -72,7 +71,7 @@ def retrieve_bulk_data(request: Request) -> Response:
         body = counted(octets, access, one)
         if chosen.multipart:
             body = multipart.related([multipart.Part(kind, body, address)], boundary)
-    return StreamingResponse(multipart.in_threads(body), status, headers)
+    return multipart.Stream(body, status, headers)
 
 
 def _encoded_frames(one: Stored, path: str, why: Unsupported) -> Iterator[bytes]:

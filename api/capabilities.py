@@ -29,7 +29,7 @@ _PICTURES = tuple(one.media_type for one in accept.RENDERED)
 _ALL_PICTURES = tuple(accept.content_type(one) for one in accept.ALL_RENDERED)
 _FRAMES = tuple(dict.fromkeys(("application/octet-stream", *accept.FRAME_MEDIA_TYPES.values())))
 _SEARCH = ("includefield", "limit", "offset", "fuzzymatching", "emptyvaluematching", "multiplevaluematching", "strict")
-_RENDER = ("window", "viewport", "quality")
+_RENDER = ("window", "viewport", "quality", "annotation")
 
 
 @dataclass(frozen=True, slots=True)

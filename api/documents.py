@@ -21,6 +21,7 @@ def documents(found: list[Any], form: accept.Representation) -> Response:
     return Response(body, headers={"Content-Type": multipart.related_type(accept.XML, boundary)})
 
 
-def parts(found: Iterable[Mapping[str, Any]], boundary: str) -> Iterator[bytes]:
+def parts(found: Iterable[Mapping[str, Any]], boundary: str) -> Iterator[multipart.Bytes]:
     """A multipart body of one XML document for each data set."""
-    return multipart.related((multipart.Part(accept.XML, iter((xml.written(one),))) for one in found), boundary)
+    documents = (multipart.Part(accept.XML, iter((xml.written(one),))) for one in found)
+    return multipart.flat(multipart.related(documents, boundary))

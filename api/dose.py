@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from api import auth, multipart
 from api.answers import as_json, given_as, position
@@ -59,9 +59,8 @@ def doses(
     days = {"since": f"{since:%Y%m%d}" if since else "", "until": f"{until:%Y%m%d}" if until else ""}
     audit_query(archive.commit, actor, parameters={"query": {"dose": {**days, "modality": modality}}})
     if format == "csv":
-        pieces = multipart.in_threads(_csv(archive, **days, modality=modality))
-        headers = {"content-disposition": 'attachment; filename="doses.csv"'}
-        return StreamingResponse(pieces, media_type="text/csv; charset=utf-8", headers=headers)
+        headers = {"Content-Type": "text/csv; charset=utf-8", "Content-Disposition": 'attachment; filename="doses.csv"'}
+        return multipart.Stream(_csv(archive, **days, modality=modality), headers=headers)
     with archive.reading() as conn:
         found = list_reports(conn, **days, modality=modality, after=position(cursor), limit=limit + 1)
     items = [_shape(one, events=False) for one in found[:limit]]

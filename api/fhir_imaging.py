@@ -30,7 +30,8 @@ from archive.index import zones
 from archive.index.asked import audit_query
 from archive.index.match import Key
 from archive.index.patients import owner_of, patients_of_studies, studies_of_patients
-from archive.index.query import Query, Row, count, find
+from archive.index.query import Query, count, find
+from archive.index.rows import Row
 from archive.policy import PARIS
 
 DCM = "http://dicom.nema.org/resources/ontology/DCM"
@@ -126,7 +127,7 @@ def _keys(conn: Connection, archive: Archive, asked: Search) -> tuple[Key, ...] 
         else:  # accession numbers have no system here
             known = [one.value for one in tokens if not one.system and not _WILD.search(one.value)]
             possible = possible and bool(known)
-            wanted.append(Key(_ACCESSION, "SH", "\\".join(known), several=True))
+            wanted.append(Key(_ACCESSION, "SH", "\\".join(known), any_of=True))
     for ids in asked.values("_id"):
         uids = set(ids) if uids is None else uids & set(ids)
     patients = _patients(conn, archive, asked)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import orjson
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from api import accept, auth, conditional, multipart
@@ -49,6 +49,7 @@ def retrieve_metadata(request: Request) -> Response:
     access = begin(request, [*standing, *missing], actor)
     for one in missing:
         access.failed(one)
+    pieces: Iterator[multipart.Bytes]
     if as_xml:
         pieces = parts((orjson.loads(told_of(archive, one, service)) for one in standing), boundary)
     elif "instance" in request.path_params:
@@ -59,10 +60,10 @@ def retrieve_metadata(request: Request) -> Response:
         headers["Content-Encoding"] = "gzip"
         pieces = _compressed(pieces)
     pieces = counted(pieces, access, *standing)
-    return StreamingResponse(multipart.in_threads(pieces), status, headers)
+    return multipart.Stream(pieces, status, headers)
 
 
-def _compressed(pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _compressed(pieces: Iterator[multipart.Bytes]) -> Iterator[multipart.Bytes]:
     deflater = zlib.compressobj(_QUICK, wbits=_GZIP)
     for piece in pieces:
         yield deflater.compress(piece)

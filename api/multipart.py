@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import suppress
+import os
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from anyio import to_thread
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from api.wire import EXTENSION, Batch
 from archive.errors import InvalidRequest, Unsupported
+from archive.stretch import Stretch
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+Bytes = bytes | memoryview  # as ASGI servers take them
+Piece = Bytes | Stretch
 PIECE_BYTES = 1 << 20
+BATCH_BYTES = 8 << 20  # that leave without being read
 SMALL_BYTES = 64 << 10
 HEADER_BYTES = 8 << 10  # of one header line of a part
 
@@ -31,19 +36,19 @@ class Part:
     """One part to write: Content-Type, bytes, where it can be had alone, and its length in bytes, if it is known."""
 
     content_type: str
-    body: Iterator[bytes]
+    body: Iterator[Piece]
     location: str = ""
     size: int | None = None
 
     def head(self) -> bytes:
-        """Its header lines."""
+        """Its header lines, and the empty one behind them."""
         location = f"Content-Location: {self.location}\r\n" if self.location else ""
         return f"Content-Type: {self.content_type}\r\n{location}\r\n".encode("latin-1")
 
 
 def new_boundary() -> str:
-    """A boundary that no data set contains: 122 random bits."""
-    return f"minipacs-{uuid.uuid4().hex}"
+    """A boundary that no data set contains: 128 random bits."""
+    return f"minipacs-{os.urandom(16).hex()}"
 
 
 def related_type(media_type: str, boundary: str) -> str:
@@ -51,13 +56,19 @@ def related_type(media_type: str, boundary: str) -> str:
     return f'multipart/related; type="{media_type}"; boundary={boundary}'
 
 
-def related(parts: Iterable[Part], boundary: str) -> Iterator[bytes]:
+def around(part: Part, boundary: str) -> tuple[bytes, bytes]:
+    """What stands before and behind the body of the only part of a multipart/related message."""
+    return _delimiter(boundary)[2:] + part.head(), _end(boundary)
+
+
+def related(parts: Iterable[Part], boundary: str) -> Iterator[Piece]:
     """The body of a multipart/related message, in pieces as the parts give them."""
-    opening = f"--{boundary}\r\n".encode("latin-1")
+    delimiter = _delimiter(boundary)
+    opening = delimiter[2:]
     for part in parts:
         yield opening + part.head()
         yield from part.body
-        opening = f"\r\n--{boundary}\r\n".encode("latin-1")
+        opening = delimiter
     yield _end(boundary)
 
 
@@ -72,75 +83,143 @@ def length(parts: Iterable[Part], boundary: str) -> int | None:
     return total
 
 
+def _delimiter(boundary: str) -> bytes:
+    return f"\r\n--{boundary}\r\n".encode("latin-1")
+
+
 def _end(boundary: str) -> bytes:
     return f"\r\n--{boundary}--\r\n".encode("latin-1")
 
 
 class Pieces(Response):
-    """An answer that lies in memory in pieces, which are sent as they are: to join large ones costs more than to send
-    them."""
+    """An answer in pieces that lie in memory, stretches of files among them: they are sent as they are, for to join
+    large ones, or to read them, costs more than to send them.
 
-    def __init__(self, pieces: Iterable[bytes], headers: Mapping[str, str]) -> None:
-        self._pieces = tuple(pieces)
+    Raises WouldWait: a stretch does not lie in memory, and nobody may wait here. StorageFailed: it cannot be read.
+    """
+
+    def __init__(self, pieces: Iterable[Piece], headers: Mapping[str, str]) -> None:
+        self._pieces = tuple(pieces) or (b"",)
+        self._lying = [piece for piece in self._pieces if isinstance(piece, Stretch)]
+        for piece in self._lying:
+            piece.fetch()
         super().__init__(None, headers={**headers, "Content-Length": str(sum(map(len, self._pieces)))})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pieces: Sequence[Bytes | Batch]
+        offered = scope.get("extensions", {}).get(EXTENSION) if self._lying else None
+        if offered is not None:
+            offered["wire"].hold()
+            pieces = [Batch(self._pieces, fetched=True), b""]
+        else:
+            pieces = list(flat(iter(self._pieces)))
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for piece in self._pieces:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body"})
+        last = len(pieces) - 1
+        for n, piece in enumerate(pieces):
+            await send({"type": "http.response.body", "body": piece, "more_body": n < last})
 
 
-async def in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Pull `pieces`, which may block, in worker threads; about a mebibyte for each visit to one, the next of them while
-    the one before is sent.
+class Stream(StreamingResponse):
+    """An answer in pieces, which may block: they are pulled in worker threads, about a mebibyte for each visit to one,
+    the next of them while the one before is sent. Stretches of files leave unread where the server can (`api.wire`).
 
     Whoever stops listening closes the iterator: a cancelled download stops work.
     """
+
+    def __init__(self, pieces: Iterator[Piece], status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__((), status, headers)
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        unread = EXTENSION in scope.get("extensions", ()) and "Content-Length" in self.headers
+        self.body_iterator: AsyncGenerator[Any] = in_threads(self._pieces, unread=unread)
+        await super().__call__(scope, receive, send)
+
+    async def stream_response(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self.body_iterator):
+            async for piece in self.body_iterator:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def in_threads(pieces: Iterator[Piece], *, unread: bool = False) -> AsyncGenerator[Any]:
+    """Pull `pieces` in worker threads: as bytes, or with `unread` as a `Batch` where there are stretches of files."""
+    pieces = pieces if unread else flat(pieces)
     coming = _next(pieces)
+    batch: list[Any] = []
     try:
         while batch := await asyncio.shield(coming):  # a thread within the iterator is waited for, not left alone
             coming = _next(pieces)
             for piece in batch:
                 yield piece
     finally:
-        coming.add_done_callback(lambda _: _close(pieces))
+        _give_up(batch)
+        coming.add_done_callback(partial(_forget, pieces))
 
 
-def _close(pieces: Iterator[bytes]) -> None:
+def _forget(pieces: Iterator[Piece], last: asyncio.Task[list[Any]]) -> None:
+    """Nobody listens any more."""
+    if not last.cancelled() and last.exception() is None:
+        _give_up(last.result())
+    _close(pieces)
+
+
+def _give_up(batch: list[Any]) -> None:
+    for piece in batch:
+        if isinstance(piece, Batch):
+            piece.give_up()
+
+
+def _close(pieces: object) -> None:
     close = getattr(pieces, "close", None)
     if close is not None:
         with suppress(ValueError):  # the loop ends before the thread does
             close()
 
 
-def _next(pieces: Iterator[bytes]) -> asyncio.Task[list[bytes]]:
+def _next(pieces: Iterator[Piece]) -> asyncio.Task[list[Any]]:
     task = asyncio.ensure_future(to_thread.run_sync(partial(_batch, pieces)))
     task.add_done_callback(_seen)
     return task
 
 
-def _seen(task: asyncio.Task[list[bytes]]) -> None:
+def _seen(task: asyncio.Task[list[Any]]) -> None:
     """What failed after nobody listened any more is no news."""
     if not task.cancelled():
         task.exception()
 
 
-def _batch(pieces: Iterator[bytes]) -> list[bytes]:
-    batch: list[bytes] = []
-    size = 0
+def flat(pieces: Iterator[Piece]) -> Iterator[Bytes]:
+    """The pieces, stretches of files as their bytes."""
+    try:
+        for piece in pieces:
+            if isinstance(piece, Stretch):
+                yield from piece.pieces()
+            else:
+                yield piece
+    finally:
+        _close(pieces)
+
+
+def _batch(pieces: Iterator[Piece]) -> list[Any]:
+    """The next pieces, about a mebibyte of bytes, or more of what is not read."""
+    batch: list[Any] = []
+    read = size = 0
     for piece in pieces:
         batch.append(piece)
         size += len(piece)
-        if size >= PIECE_BYTES:
+        if not isinstance(piece, Stretch):
+            read += len(piece)
+        if read >= PIECE_BYTES or size >= BATCH_BYTES:
             break
-    return _joined(batch)
+    return [Batch(batch)] if size > read else _joined(batch)
 
 
-def _joined(pieces: list[bytes]) -> list[bytes]:
+def _joined(pieces: list[Bytes]) -> list[Bytes]:
     """The same bytes, small neighbours in one piece: each piece costs a system call."""
-    joined: list[bytes] = []
-    small: list[bytes] = []
+    joined: list[Bytes] = []
+    small: list[Bytes] = []
     for piece in pieces:
         if len(piece) < SMALL_BYTES:
             small.append(piece)

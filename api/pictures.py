@@ -29,8 +29,8 @@ class Picture:
         """A small picture of it: its middle frame."""
         size = f"viewport={PREVIEW_PIXELS},{PREVIEW_PIXELS}"
         if self.frames > 1:
-            return f"{self.address}/frames/{(self.frames + 1) // 2}/rendered?{size}"
-        return f"{self.address}/rendered?{size}"
+            return f"{self.address}/frames/{(self.frames + 1) // 2}/thumbnail?{size}"
+        return f"{self.address}/thumbnail?{size}"
 
     def frame_src(self, frame: int) -> str:
         """One of its frames in full size."""

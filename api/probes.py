@@ -42,6 +42,7 @@ class Metrics:
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
             registry=self.registry,
         )
+        self._found: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         free = Gauge(
             "minipacs_hot_free_bytes", "Free space of the hot volume above the reserve", registry=self.registry
         )
@@ -51,8 +52,12 @@ class Metrics:
     def count(self, method: str, resource: str, status: int, seconds: float) -> None:
         """One request was answered; `status` 0 when its connection broke off before."""
         known = method if method in _METHODS else "other"
-        self._requests.labels(known, resource, str(status)).inc()
-        self._seconds.labels(resource).observe(seconds)
+        found = self._found.get((known, resource, status))
+        if found is None:  # to look them up by their labels costs more than to count
+            found = self._requests.labels(known, resource, str(status)), self._seconds.labels(resource)
+            self._found[known, resource, status] = found
+        found[0].inc()
+        found[1].observe(seconds)
 
     def text(self) -> bytes:
         """The figures in Prometheus' text format."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter
@@ -18,15 +18,16 @@ from api.wado import uid_of, wish_of
 from archive.access import Action
 from archive.audit.record import Outcome
 from archive.dicom.attributes import BY_KEYWORD, BY_TAG, Level
-from archive.dicom.dictionary import public_vr, tag_of
+from archive.dicom.dictionary import holds_several, public_vr, tag_of
 from archive.dicom.json import CHARACTER_SET
 from archive.errors import InvalidQuery, InvalidRequest, Rejected
 from archive.index import query as index
 from archive.index.alternates import ALTERNATE_REPRESENTATIONS
 from archive.index.asked import audit_query
 from archive.index.computed import COMPUTED, COMPUTED_BY_TAG
-from archive.index.match import Key, is_asking
-from archive.index.query import TIMEZONE_OFFSET, Query, Row
+from archive.index.match import Key, each_value, is_asking
+from archive.index.query import TIMEZONE_OFFSET, Query
+from archive.index.rows import Row
 
 EMPTY = '""'  # what a key says that asks for no value (PS3.4 C.2.2.2.7)
 SHOWN = 20  # parameters that a warning names
@@ -73,11 +74,9 @@ _TAGS = {
 
 @dataclass(slots=True)
 class _Asked:
-    """A request, read. `ignored` are parameters that are not known here; `further` keys ask more of an attribute with
-    several values that `keys` asks something of already."""
+    """A request, read. `ignored` are parameters that are not known here."""
 
     keys: dict[int, Key] = field(default_factory=dict)
-    further: list[Key] = field(default_factory=list)
     included: set[int] = field(default_factory=set)
     everything: bool = False
     limit: int | None = None
@@ -133,7 +132,7 @@ def _search(request: Request, level: Level) -> Response:
         limit = min(asked.limit or most, most)
         query = Query(
             level,
-            tuple(key for key in (*asked.keys.values(), *asked.further) if is_asking(key)),
+            tuple(key for key in _keys(asked) if is_asking(key)),
             want=frozenset(tag for tag in fields if tag in index.returnable(level)),
             limit=limit + 1,
             offset=asked.offset,
@@ -150,7 +149,6 @@ def _search(request: Request, level: Level) -> Response:
         if len(found) > limit:
             found.pop()
             asked.warnings.append(_more(index.count(conn, query, at_most=asked.offset + limit + COUNTED), asked, limit))
-        conn.commit()  # nothing was written; after a rollback PostgreSQL's driver would prepare statements anew
     if asked.ignored:
         asked.warnings.append(f"The following parameters are not supported and were ignored: {_names(asked.ignored)}")
     response = documents(found, form) if found else Response(status_code=204)
@@ -221,27 +219,41 @@ def _match(asked: _Asked, name: str, value: str, level: Level) -> None:
     if len(path) == 1:
         if known is not None:
             raise InvalidQuery("an attribute is given twice", tag=first)
-        asked.keys[first], *further = _keys(asked, first, vr, value)
-        asked.further += further
+        asked.keys[first] = _key(asked, first, vr, value)
     else:
-        asked.keys[first] = _within(known or Key(first, "SQ"), path[1:], value)
+        asked.keys[first] = _within(asked, known or Key(first, "SQ"), path[1:], value)
 
 
-def _keys(asked: _Asked, tag: int, vr: str, value: str) -> list[Key]:
-    """What is asked of one attribute; several keys have to be met all (PS3.4 C.2.2.2.8)."""
+def _keys(asked: _Asked) -> Iterable[Key]:
+    """What has to be met, all of it; several values of an attribute each, where that was asked (PS3.4 C.2.2.2.8)."""
+    for key in asked.keys.values():
+        yield from each_value(key) if asked.multiplevaluematching else (key,)
+
+
+def _key(asked: _Asked, tag: int, vr: str, value: str) -> Key:
+    """What is asked of one attribute."""
     if asked.emptyvaluematching and value == EMPTY:
-        return [Key(tag, vr, value, empty=True)]
-    if asked.multiplevaluematching and index.is_multivalued(tag) and vr != "UI":
-        parts = [part for part in value.replace(",", "\\").split("\\") if part]
-        return [Key(tag, vr, part) for part in dict.fromkeys(parts)] or [Key(tag, vr)]
-    if vr == "UI" or tag == _MODALITIES:
-        value = value.replace(",", "\\")
-    if asked.fuzzymatching and vr == "PN" and not set(value) & set("*?"):
-        value = "=".join("^".join(f"{part}*" for part in group.split("^")) for group in value.split("="))
-    return [Key(tag, vr, value)]
+        return Key(tag, vr, value, empty=True)
+    value = _listed(asked, tag, vr, value)
+    if asked.fuzzymatching and vr == "PN":
+        value = "\\".join(map(_fuzzy, value.split("\\")))
+    return Key(tag, vr, value)
 
 
-def _within(sequence: Key, path: list[int], value: str) -> Key:
+def _listed(asked: _Asked, tag: int, vr: str, value: str) -> str:
+    """Where several values may be asked, they are joined by backslashes, as in C-FIND."""
+    listed = vr == "UI" or tag == _MODALITIES or (asked.multiplevaluematching and holds_several(tag))
+    return value.replace(",", "\\") if listed else value
+
+
+def _fuzzy(name: str) -> str:
+    """Names whose components begin so; where there is a wildcard already it says how."""
+    if not name or set(name) & set("*?"):
+        return name
+    return "=".join("^".join(f"{part}*" for part in group.split("^")) for group in name.split("="))
+
+
+def _within(asked: _Asked, sequence: Key, path: list[int], value: str) -> Key:
     """The sequence's key with one more key in its item."""
     tag, rest = path[0], path[1:]
     vr = _vr(tag)
@@ -250,10 +262,10 @@ def _within(sequence: Key, path: list[int], value: str) -> Key:
     if (vr == "SQ") != bool(rest) or (known is not None and not rest):
         raise InvalidQuery("an attribute of a sequence is given twice, or is not of this form", tag=tag)
     if rest:
-        inner = _within(known or Key(tag, "SQ"), rest, value)
+        inner = _within(asked, known or Key(tag, "SQ"), rest, value)
     else:
-        inner = Key(tag, vr, value.replace(",", "\\") if vr == "UI" else value)
-    return replace(sequence, items=(*others, inner))
+        inner = Key(tag, vr, _listed(asked, tag, vr, value))
+    return sequence._replace(items=(*others, inner))
 
 
 def _tag(name: str) -> int | None:

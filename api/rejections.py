@@ -8,7 +8,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Depends, Form, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response
 
 from api import auth, multipart
 from api.answers import as_json, given_as
@@ -67,7 +67,7 @@ def rejections_of(request: Request, study: str, actor: MayReview) -> Response:
 def note(request: Request, note: str, actor: MayReview) -> Response:
     """A rejection note as DICOM, also one that no query shows."""
     pieces = note_file(auth.archive_of(request), note, actor=actor)
-    return StreamingResponse(multipart.in_threads(pieces), media_type="application/dicom")
+    return multipart.Stream(pieces, headers={"Content-Type": "application/dicom"})
 
 
 @router.delete("/rejections/{note}", status_code=204)

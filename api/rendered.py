@@ -5,21 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
-from typing import Any
 
+import orjson
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from api import accept, auth, conditional, multipart
-from api.wado import INSTANCE, SERIES, STUDY, address_of, begin, chosen, head, no_copy, selected, wish_of
+from api.looks import Look, look_of, number, thumbnail_of, warning_of
+from api.wado import (
+    INSTANCE,
+    SERIES,
+    STUDY,
+    address_of,
+    begin,
+    chosen,
+    head,
+    no_copy,
+    selected,
+    service_address,
+    wish_of,
+)
 from archive.access import Action, Actor
 from archive.dicom import pixels
+from archive.dicom.lettering import words
 from archive.dicom.render import render
 from archive.errors import InvalidRequest, NotAcceptable, NotFound, UnreadableInstance, Unsupported
 from archive.retrieve import Stored
+from archive.series_metadata import told_of
 
-MOST_PIXELS = 16384  # of a side of a viewport
 THUMBNAIL_PIXELS = 200  # of a side, unless a viewport is given
 TRIED = 16  # instances of a series that are looked at for a picture of it
 
@@ -27,7 +41,8 @@ TRIED = 16  # instances of a series that are looked at for a picture of it
 def retrieve_rendered(request: Request) -> Response:
     """The instance's first frame, or the frame of the address, as JPEG or PNG.
 
-    `window=centre,width[,function]`, `viewport=width,height` (never enlarged) and `quality=1…100` are understood.
+    `window=centre,width[,function]`, `viewport=vw,vh[,sx,sy,sw,sh]`, `quality=1…100` and
+    `annotation=patient,technique` are understood.
     """
     actor = auth.demand_right(request, Action.SEE)
     one = selected(request)
@@ -37,9 +52,7 @@ def retrieve_rendered(request: Request) -> Response:
         actor,
         media_type=wish_of(request).demand(accept.RENDERED).media_type,
         frame=_frame(request) or 1,
-        window=_window(request),
-        size=_viewport(request),
-        quality=number(request.query_params.get("quality", "90"), "quality", 1, 100),
+        look=look_of(request),
     )
 
 
@@ -49,16 +62,15 @@ def retrieve_all_rendered(request: Request) -> Response:
     actor = auth.demand_right(request, Action.SEE)
     found, missing = chosen(request)
     media_type = wish_of(request).demand(accept.ALL_RENDERED).media_type
-    window, size = _window(request), _viewport(request)
-    quality = number(request.query_params.get("quality", "90"), "quality", 1, 100)
-    pictures = _pictures(found, media_type=media_type, window=window, size=size, quality=quality)
+    look = look_of(request)
+    pictures = _pictures(request, found, media_type, look)
     first = next(pictures, None)  # before anything is said: there may be none
     if not found:
         raise no_copy()
     if first is None:
         raise NotAcceptable("there is no picture of this: no image that a decoder takes")
     boundary = multipart.new_boundary()
-    headers = {"Content-Type": multipart.related_type(media_type, boundary)}
+    headers = {"Content-Type": multipart.related_type(media_type, boundary), **_warning(request, look)}
     status = 206 if missing else 200
     if request.method == "HEAD":
         return head(status, headers)
@@ -71,14 +83,38 @@ def retrieve_all_rendered(request: Request) -> Response:
             access.count(one, len(made))
             yield multipart.Part(media_type, iter((made,)), f"{address_of(request, one)}/rendered")
 
-    return StreamingResponse(multipart.in_threads(multipart.related(parts(), boundary)), status, headers)
+    return multipart.Stream(multipart.related(parts(), boundary), status, headers)
 
 
-def _pictures(found: Sequence[Stored], **how: Any) -> Iterator[tuple[Stored, bytes]]:
+def _pictures(request: Request, found: Sequence[Stored], media_type: str, look: Look) -> Iterator[tuple[Stored, bytes]]:
     for one in found:
         if one.pixel_offset is not None:
-            with suppress(Unsupported):
-                yield one, render(one.path, **how)
+            with suppress(Unsupported, InvalidRequest):  # no picture, or none of this region
+                yield one, _made(request, one, media_type, 1, look)
+
+
+def _made(request: Request, one: Stored, media_type: str, frame: int, look: Look) -> bytes:
+    """Raises Unsupported, InvalidRequest as `render`."""
+    said = None
+    if look.annotation:
+        told = orjson.loads(told_of(auth.archive_of(request), one, service_address(request)))
+        said = words(told, look.annotation, frame=frame)
+    return render(
+        one.path,
+        frame=frame,
+        window=look.window,
+        size=look.size,
+        region=look.region,
+        enlarge=look.enlarge,
+        said=said,
+        media_type=media_type,
+        quality=look.quality,
+    )
+
+
+def _warning(request: Request, look: Look) -> dict[str, str]:
+    warning = warning_of(look)
+    return {"Warning": f'299 {service_address(request)}: "{warning}"'} if warning else {}
 
 
 def retrieve_thumbnail(request: Request) -> Response:
@@ -92,7 +128,7 @@ def retrieve_thumbnail(request: Request) -> Response:
     if not found:
         raise no_copy()
     media_type = wish_of(request).demand(accept.RENDERED).media_type
-    size = _viewport(request) or (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS)
+    look = thumbnail_of(request, THUMBNAIL_PIXELS)
     frame = _frame(request)
     for one in _middle_first(found):
         if frame is None:
@@ -106,9 +142,7 @@ def retrieve_thumbnail(request: Request) -> Response:
                 actor,
                 media_type=media_type,
                 frame=frame or (count + 1) // 2,
-                window=None,
-                size=size,
-                quality=80,
+                look=look,
             )
         except NotAcceptable:
             if len(found) == 1:
@@ -145,28 +179,31 @@ def picture(
     *,
     media_type: str,
     frame: int,
-    window: tuple[float, float] | None,
-    size: tuple[int, int] | None,
-    quality: int,
+    look: Look,
 ) -> Response:
     """A frame of an instance as a picture (`archive.dicom.render`).
 
     Raises:
         NotFound: there is no such frame.
         NotAcceptable: it has no picture.
+        InvalidRequest: it has nothing in the region that is asked for.
     """
-    form = (media_type, frame, window, size, quality)
-    tag = conditional.tag_of(request, [one], *form)
+    tag = conditional.tag_of(request, [one], media_type, frame, look)
     if conditional.is_known(request, tag):
         begin(request, [one], actor)
         return conditional.not_modified(tag)
     try:
-        made = render(one.path, frame=frame, window=window, size=size, media_type=media_type, quality=quality)
+        made = _made(request, one, media_type, frame, look)
     except Unsupported as error:
         if 0 < frames_of(one) < frame:
             raise NotFound(f"there is no frame {frame}") from error
         raise NotAcceptable(f"this instance has no rendered form: {error}") from error
-    headers = {"Content-Type": media_type, "Content-Length": str(len(made)), **conditional.headers(tag)}
+    headers = {
+        "Content-Type": media_type,
+        "Content-Length": str(len(made)),
+        **conditional.headers(tag),
+        **_warning(request, look),
+    }
     if request.method == "HEAD":
         return head(200, headers)
     access = begin(request, [one], actor)
@@ -177,45 +214,6 @@ def picture(
 def _frame(request: Request) -> int | None:
     text = request.path_params.get("frame")
     return None if text is None else number(str(text), "frame", 1, 1 << 31)
-
-
-def _window(request: Request) -> tuple[float, float] | None:
-    text = request.query_params.get("window")
-    if text is None:
-        return None
-    centre, _, rest = text.partition(",")
-    width, _, function = rest.partition(",")
-    window = window_of(centre, width)
-    if function.lower() not in ("", "linear"):
-        raise InvalidRequest("of the window functions, linear is there")
-    return window
-
-
-def window_of(centre: str, width: str) -> tuple[float, float]:
-    """Centre and width in modality units. Raises InvalidRequest."""
-    try:
-        window = float(centre), float(width)
-    except ValueError:
-        window = 0.0, 0.0
-    if not (1 <= window[1] < 1e9 and -1e9 < window[0] < 1e9):
-        raise InvalidRequest("a window is centre,width[,function]; the width is 1 or more")
-    return window
-
-
-def _viewport(request: Request) -> tuple[int, int] | None:
-    """Rows and columns to fit in."""
-    text = request.query_params.get("viewport")
-    if text is None:
-        return None
-    width, _, height = text.partition(",")
-    return number(height, "viewport", 1, MOST_PIXELS), number(width, "viewport", 1, MOST_PIXELS)
-
-
-def number(text: str, name: str, least: int, most: int) -> int:
-    """A parameter that is a number within bounds. Raises InvalidRequest."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 10 and least <= int(text) <= most):
-        raise InvalidRequest(f"{name} is not a number from {least} to {most}")
-    return int(text)
 
 
 routes = [

@@ -12,6 +12,7 @@ import uvicorn
 
 from api.app import create_app
 from api.opening import prober
+from api.wire import Protocol
 from archive.core import Archive
 
 GRACE_SECONDS = 20  # for requests that run when the stop is called
@@ -43,7 +44,7 @@ def serve(archive: Archive, sock: socket.socket, stopping: threading.Event) -> N
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="off",
         log_config=None,

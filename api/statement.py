@@ -10,6 +10,7 @@ from archive.config import Settings
 from archive.dicom import lossless, syntaxes
 from archive.dicom.attributes import ATTRIBUTES, Level
 from archive.dicom.dictionary import name_of_uid
+from archive.dicom.viewport import ENLARGED_PIXELS
 from archive.index.computed import COMPUTED
 from archive.index.query import matchable
 
@@ -58,12 +59,14 @@ def _lines(settings: Settings) -> Iterator[str]:
     yield "### Transfer syntaxes given over DICOMweb"
     yield ""
     compressed = ", ".join(f"{name_of_uid(uid)} ({uid})" for uid in lossless.SYNTAXES)
+    frames = ", ".join(f"{accept.FRAME_MEDIA_TYPES[uid]} ({uid})" for uid in lossless.SYNTAXES)
     yield (
         f"As stored (`transfer-syntax=*`); Explicit VR Little Endian when none is named, as stored where pixels are "
         f"lossy or no decoder takes them; by name also Implicit VR Little Endian, {compressed}. Never with a new loss, "
         "else 406. The highest q decides; what is stored compressed and accepted so is not compressed anew. "
-        f"Explicit VR Big Endian ({syntaxes.EXPLICIT_BE}) is never given. Frames: decoded, or as stored under "
-        f"{', '.join(dict.fromkeys(accept.FRAME_MEDIA_TYPES.values()))}."
+        f"Explicit VR Big Endian ({syntaxes.EXPLICIT_BE}) is never given, HTJ2K only of what is stored so. Frames: "
+        f"decoded, or as stored under {', '.join(dict.fromkeys(accept.FRAME_MEDIA_TYPES.values()))}; of what is stored "
+        f"without loss also compressed frame by frame, when it is named: {frames}."
     )
     yield ""
     yield "### Searching"
@@ -93,12 +96,12 @@ def _lines(settings: Settings) -> Iterator[str]:
     yield ""
     yield (
         "Status codes: 200, 206 (some of it, or a range), 304, 400, 401, 403, 404, 406, 410 (purged, rejected, or "
-        "replaced, with a Link to what stands for it), 416, 503. Rendered: `window` (linear), `viewport` (never "
-        f"enlarged, no region), `quality`; thumbnails of {rendered.THUMBNAIL_PIXELS} pixels, nothing burnt in. "
+        "replaced, with a Link to what stands for it), 416, 503. Rendered: `window` (linear), `viewport` (with region "
+        f"and flips; enlarged to {ENLARGED_PIXELS} pixels at most), `quality`, `annotation` (patient, technique); "
+        f"thumbnails of {rendered.THUMBNAIL_PIXELS} pixels, nothing burnt in. "
         "ETag and If-None-Match where images are given; Range on bulk data and on instances that leave as they lie. "
-        "WADO-URI: contentType application/dicom, image/jpeg, image/png; annotation, region, anonymize, "
-        "presentationUID are refused. "
-        "Not there: annotation, UPS-RS, Storage Commitment over DICOMweb."
+        "WADO-URI: contentType application/dicom, image/jpeg, image/png; anonymize and presentationUID are refused. "
+        "Not there: UPS-RS, Storage Commitment over DICOMweb."
     )
     yield ""
     yield "### Deleting"

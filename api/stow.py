@@ -7,8 +7,9 @@ next one arrives, so that one commit serves several.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -220,7 +221,7 @@ async def store(request: Request) -> Response:
             "application/dicom+xml, or application/dicom"
         )
     try:
-        await _pour(request, lambda data: run_in_threadpool(feed, data))
+        await _pour(request, feed)
         await run_in_threadpool(end)
         if described is not None:
             async with request.app.state.assembling:
@@ -233,21 +234,33 @@ async def store(request: Request) -> Response:
     return await run_in_threadpool(_answer, request, archive, intake.items, study)
 
 
-async def _pour(request: Request, feed: Callable[[bytes], Awaitable[None]]) -> None:
-    """Hand the body over in pieces worth a visit to a worker thread."""
+async def _pour(request: Request, feed: Callable[[bytes], None]) -> None:
+    """Hand the body over to worker threads, one at a time, in pieces worth the visit; the next arrives meanwhile."""
+
+    def take(chunks: list[bytes]) -> None:
+        for chunk in chunks:
+            feed(chunk)
+
     gathered: list[bytes] = []
     size = 0
+    taking: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    taking.set_result(None)
     try:
         async for chunk in request.stream():
             gathered.append(chunk)
             size += len(chunk)
             if size >= GATHER_BYTES:
-                await feed(b"".join(gathered))
+                await asyncio.shield(taking)  # a thread is waited for, not left alone
+                taking = asyncio.ensure_future(run_in_threadpool(take, gathered))
                 gathered, size = [], 0
+        await asyncio.shield(taking)
+        await run_in_threadpool(take, gathered)
     except ClientDisconnect:
         raise errors.InvalidRequest("the request broke off") from None
-    if gathered:
-        await feed(b"".join(gathered))
+    finally:
+        await asyncio.wait([taking])
+        if not taking.cancelled():
+            taking.exception()  # where another came first, it is no news
 
 
 def _answer(request: Request, archive: Archive, items: list[_Item], study: str | None) -> Response:

@@ -1,34 +1,37 @@
 """WADO-RS: studies, series and instances (PS3.18 10.4, REQ-DCM-90).
 
-What can be given as it lies is streamed as it lies, a mebibyte at a time; what was corrected leaves corrected
-(REQ-DCM-70). Nothing leaves before the opening row of the access is committed (law 4); nothing is ever given with a new
-loss (REQ-DCM-41).
+What can be given as it lies leaves as it lies, unread where the server can (`api.wire`); what was corrected leaves
+corrected (REQ-DCM-70). Nothing leaves before the opening row of the access is committed (law 4); nothing is ever given
+with a new loss (REQ-DCM-41).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
+from typing import TypeVar
 
 import structlog
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from api import accept, auth, conditional, multipart
 from api.manifests import HEADER, named_by
+from archive import waiting
 from archive.access import Action, Actor
+from archive.audit.record import Event
 from archive.core import Archive
 from archive.dicom.header import is_legal_uid
 from archive.dicom.syntaxes import EXPLICIT_BE, EXPLICIT_LE, LOSSY
 from archive.dicom.transcode import alternatives
-from archive.errors import Gone, InvalidRequest, NotAcceptable, NotFound, StorageFailed, UnreadableInstance
+from archive.errors import Gone, InvalidRequest, NotAcceptable, NotFound, StorageFailed, UnreadableInstance, unreadable
 from archive.outgoing import Outgoing, outgoing
 from archive.retrieve import Access, Stored, named, open_access, select, why_gone
 
 log = structlog.get_logger(__name__)
+P = TypeVar("P", bound=multipart.Piece)
 
 
 def uid_of(request: Request, name: str) -> str:
@@ -146,12 +149,36 @@ def study_address(request: Request, study: str) -> str:
 
 def service_address(request: Request) -> str:
     """The address of DICOMweb, absolute."""
-    return f"{request.base_url}dicom-web"
+    scope = request.scope
+    known: str | None = scope.get(_ADDRESS)
+    if known is None:
+        root = scope.get("app_root_path", scope.get("root_path", ""))
+        known = _service_address(scope["scheme"], request.headers.get("host"), scope.get("server"), root)
+        scope[_ADDRESS] = known
+    return known
+
+
+_ADDRESS = "minipacs.service_address"  # in the scope of a request: asked for with each instance
+
+
+@lru_cache(maxsize=64)
+def _service_address(scheme: str, host: str | None, server: tuple[str, int | None] | None, root: str) -> str:
+    headers = [] if host is None else [(b"host", host.encode("latin-1"))]
+    scope = {"type": "http", "scheme": scheme, "server": server, "headers": headers, "path": "/", "root_path": root}
+    return f"{Request(scope).base_url}dicom-web"
 
 
 def begin(request: Request, stored: Sequence[Stored], actor: Actor) -> Access:
     """Commit that what was `chosen` is handed over, or a part of it, and by which manifest; then bytes may leave."""
     return open_access(auth.archive_of(request), stored, actor=actor, scope=request.state.scope)
+
+
+def demand_begun(request: Request, actor: Actor) -> None:
+    """Raise WouldWait where nobody may wait, unless this actor has the study of the address open: who has, asked for it
+    just now, so that what the index says of it lies in memory."""
+    study = str(request.path_params["study"])
+    if not auth.archive_of(request).accesses.is_open(actor, Event.INSTANCES_TRANSFERRED, "R", study=study):
+        waiting.demand()
 
 
 def head(status: int, headers: Mapping[str, str]) -> Response:
@@ -208,7 +235,7 @@ def retrieve(request: Request) -> Response:
     for one in missing:
         access.failed(one)
     body = multipart.related((form.part(access) for form in forms), boundary)
-    return StreamingResponse(multipart.in_threads(body), status, headers)
+    return multipart.Stream(body, status, headers)
 
 
 def _in_syntax(kind: str, syntaxes: Collection[str | None]) -> str:
@@ -230,7 +257,7 @@ def _length_as_it_lies(
     for one, form in plan:
         if not _is_intact(outgoing(archive, one), form):
             return None
-        kind = accept.content_type(replace(form, multipart=False))
+        kind = accept.part_type(form)
         parts.append(multipart.Part(kind, iter(()), address_of(request, one), one.file_bytes))
     return multipart.length(parts, boundary)
 
@@ -259,8 +286,12 @@ class _Form:
         while True:
             syntax = chosen.transfer_syntax or ""
             try:
-                self._pieces = leaving.file(syntax)
-                self._first = next(self._pieces)
+                self._pieces: Iterator[multipart.Piece]
+                if leaving.intact(syntax):
+                    self._pieces = iter((leaving.stretch(),))
+                else:
+                    made = leaving.file(syntax)
+                    self._pieces = chain((next(made),), made)
                 break
             except (NotAcceptable, UnreadableInstance) as error:
                 impossible.add(syntax)
@@ -270,18 +301,18 @@ class _Form:
                     raise NotAcceptable(f"an instance can be given only as it is stored: {error}") from error
                 chosen = again
         self.transfer_syntax_uid = syntax
-        self.content_type = accept.content_type(replace(chosen, multipart=False))
+        self.content_type = accept.part_type(chosen)
 
-    def counted(self, access: Access) -> Iterator[bytes]:
+    def counted(self, access: Access) -> Iterator[multipart.Piece]:
         """Its bytes; at the end they are counted."""
-        return counted(chain((self._first,), self._pieces), access, self._one)
+        return counted(self._pieces, access, self._one)
 
     def part(self, access: Access) -> multipart.Part:
         """It, as a part of a multipart message."""
         return multipart.Part(self.content_type, self.counted(access), self._address)
 
 
-def counted(pieces: Iterator[bytes], access: Access, *stored: Stored) -> Iterator[bytes]:
+def counted(pieces: Iterator[P], access: Access, *stored: Stored) -> Iterator[P]:
     """The pieces, of instances of one study; when all have left they are counted."""
     sent = 0
     for piece in pieces:
@@ -297,7 +328,7 @@ def read(pieces: Iterator[bytes]) -> Iterator[bytes]:
         yield head + next(pieces, b"")
         yield from pieces
     except OSError as error:
-        raise StorageFailed(f"the copy cannot be read: {error.strerror}") from error
+        raise unreadable(error) from error
 
 
 def no_copy() -> StorageFailed:
@@ -342,15 +373,15 @@ def alone(request: Request, one: Stored, actor: Actor, wish: accept.Wish) -> Res
         headers |= length
     if request.method == "HEAD":
         return head(status, headers)
+    body: Iterator[multipart.Piece]
     if asked is not None:
-        pieces = leaving.stretch(*asked)
-        first = next(pieces)  # before anything is said: it may not be readable
-        body = counted(chain((first,), pieces), begin(request, [one], actor), one)
+        stretch = leaving.stretch(*asked)  # before anything is said: it may not be readable
+        body = counted(iter((stretch,)), begin(request, [one], actor), one)
     else:
         form = _Form(request, one, chosen, wish)
         headers["Content-Type"] = form.content_type
         body = form.counted(begin(request, [one], actor))
-    return StreamingResponse(multipart.in_threads(body), status, headers)
+    return multipart.Stream(body, status, headers)
 
 
 STUDY = "/studies/{study}"

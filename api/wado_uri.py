@@ -8,16 +8,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api import accept, auth, rendered
+from api import accept, auth, looks, rendered
+from api.looks import Look
 from api.wado import alone, selected
 from archive.access import Action
 from archive.dicom.header import is_legal_uid
+from archive.dicom.lettering import known
 from archive.errors import InvalidRequest
 from archive.retrieve import Stored
 
 _UIDS = {"study": "studyUID", "series": "seriesUID", "instance": "objectUID"}
-_NOT_HERE = ("anonymize", "annotation", "region", "presentationUID", "presentationSeriesUID", "charset")
-_OF_PICTURES = ("frameNumber", "rows", "columns", "windowCenter", "windowWidth", "imageQuality")
+_NOT_HERE = ("anonymize", "presentationUID", "presentationSeriesUID", "charset")
+_OF_PICTURES = (
+    "frameNumber", "rows", "columns", "windowCenter", "windowWidth", "imageQuality", "annotation", "region"
+)  # fmt: skip
 _FORMS = (accept.Representation(accept.DICOM), *accept.RENDERED)
 
 
@@ -25,7 +29,8 @@ def retrieve_object(request: Request) -> Response:
     """One instance as application/dicom, or its picture (or that of `frameNumber`) as image/jpeg or image/png.
 
     Without `contentType` an image of one frame comes as a picture, everything else as DICOM (PS3.18 Table 8.7.4-1).
-    What is asked for and not done here (`anonymize`, `region`…) is refused: nobody is to take what came for it.
+    What is asked for and not done here (`anonymize`, `presentationUID`…) is refused: nobody is to take what came
+    for it.
     """
     actor = auth.demand_right(request, Action.SEE)
     asked = _parameters(request)
@@ -39,10 +44,8 @@ def retrieve_object(request: Request) -> Response:
             one,
             actor,
             media_type=kind,
-            frame=rendered.number(asked.get("frameNumber", "1"), "frameNumber", 1, 1 << 31),
-            window=_window(asked),
-            size=_size(asked),
-            quality=rendered.number(asked.get("imageQuality", "90"), "imageQuality", 1, 100),
+            frame=looks.number(asked.get("frameNumber", "1"), "frameNumber", 1, 1 << 31),
+            look=_look(asked),
         )
     for name in _OF_PICTURES:
         if name in asked:
@@ -87,22 +90,39 @@ def _kind(asked: Mapping[str, str], one: Stored) -> str:
     return accept.RENDERED[0].media_type
 
 
+def _look(asked: Mapping[str, str]) -> Look:
+    """Rows and columns are bounds, to which only a region of an image is enlarged."""
+    annotation, not_done = known(asked.get("annotation", "").split(","))
+    if not_done:
+        raise InvalidRequest("an annotation is patient, technique, or both with a comma between")
+    region = looks.region_of(asked["region"]) if "region" in asked else None
+    size = _size(asked)
+    return Look(
+        window=_window(asked),
+        size=size,
+        region=region,
+        enlarge=region is not None and size is not None,
+        quality=looks.number(asked.get("imageQuality", "90"), "imageQuality", 1, 100),
+        annotation=annotation,
+    )
+
+
 def _window(asked: Mapping[str, str]) -> tuple[float, float] | None:
     centre, width = asked.get("windowCenter"), asked.get("windowWidth")
     if centre is None and width is None:
         return None
     if centre is None or width is None:
         raise InvalidRequest("windowCenter and windowWidth go together")
-    return rendered.window_of(centre, width)
+    return looks.window_of(centre, width)
 
 
 def _size(asked: Mapping[str, str]) -> tuple[int, int] | None:
     """Rows and columns to fit in; one alone leaves the other free."""
     if "rows" not in asked and "columns" not in asked:
         return None
-    most = rendered.MOST_PIXELS
-    rows = rendered.number(asked.get("rows", str(most)), "rows", 1, most)
-    return rows, rendered.number(asked.get("columns", str(most)), "columns", 1, most)
+    most = looks.MOST_PIXELS
+    rows = looks.number(asked.get("rows", str(most)), "rows", 1, most)
+    return rows, looks.number(asked.get("columns", str(most)), "columns", 1, most)
 
 
 routes = [Route("/wado", retrieve_object)]

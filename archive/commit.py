@@ -1,10 +1,10 @@
 """Group commit: one thread per process does every write, many writes in one transaction.
 
-`GroupCommit.run` returns when the write is durable. The thread runs the writes that wait, flushes the folders that
-they touched once, COMMITs once, then releases the callers (law 1). If a write fails, all roll back and each runs
-again alone: a bad write fails alone, a lost race heals, and so does a deadlock, some times over. So a write only
-touches its `conn` and is safe to run more than once. Facts that no image carries are appended to their journal between
-COMMIT and release.
+`GroupCommit.run` returns when the write is durable. The callers flush the folders that they touched, sharing flushes;
+then the thread runs the writes that wait, COMMITs once, and releases them (law 1). If a write fails, all roll back and
+each runs again alone: a bad write fails alone, a lost race heals, and so does a deadlock, some times over. So a write
+only touches its `conn` and is safe to run more than once. Facts that no image carries are appended to their journal
+between COMMIT and release.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from time import sleep
 from typing import Any, Protocol, TypeVar
 
@@ -25,13 +23,16 @@ import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
+from archive import waiting
 from archive.clock import monotonic
 from archive.errors import ArchiveError, Busy, CommitInDoubt, IndexUnavailable, StorageFailed, StorageFull
+from archive.folders import FolderFlushes, flush_directory
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 BATCH = 64  # writes in one transaction at most, so that the first caller does not wait for the last
+JOIN_SECONDS = 0.002  # a transaction begins so much later at most, that callers may join who are flushing their folders
 DEADLOCK_PAUSES = (0.01, 0.03, 0.1, 0.3)  # seconds before a write that lost a race goes again
 _ROLLED_BACK = frozenset({"40P01", "40001"})  # deadlock detected, serialization failure (PostgreSQL, appendix A)
 LATER_SECONDS = 0.5  # a write that nobody waits for is committed within this (law 4: within a second)
@@ -67,25 +68,21 @@ class Journal(Protocol):
         """Nobody knows whether the transaction was committed."""
 
 
-@dataclass(slots=True)
 class _Write:
-    run: Callable[[Connection], Any]
-    directories: tuple[str, ...]
-    future: Future[Any]
-    awaited: bool = True
-    result: Any = field(default=None)
+    """A write, and what became of it once `ended` can be acquired."""
+
+    __slots__ = ("awaited", "ended", "error", "result", "run")
+
+    def __init__(self, run: Callable[[Connection], Any], *, awaited: bool = True) -> None:
+        self.run = run
+        self.awaited = awaited
+        self.result: Any = None
+        self.error: Exception | None = None
+        self.ended = threading.Lock()  # the caller waits for it: the cheapest of what wakes a thread
+        self.ended.acquire()
 
 
-_WAKE = _Write(lambda conn: None, (), Future(), awaited=False)  # there are writes that nobody awaits
-
-
-def flush_directory(path: str) -> None:
-    """Make the names in a folder durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+_WAKE = _Write(lambda conn: None, awaited=False)  # there are writes that nobody awaits
 
 
 class GroupCommit:
@@ -102,32 +99,46 @@ class GroupCommit:
         self._engine = engine
         self._ledger = ledger
         self._journal = journal
-        self._flush = flush
+        self._folders = FolderFlushes(flush)
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
-        self._unawaited: deque[_Write] = (
-            deque()
-        )  # the thread is not woken for each of them: _WAKE tells it of the first
+        # The thread is not woken for each of them: _WAKE tells it of the first.
+        self._unawaited: deque[_Write] = deque()
         self._conn: Connection | None = None
+        self._coming = 0  # callers that are flushing their folders
         self._closed = False
         self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="commit", daemon=True)
         self._thread.start()
 
     def run(self, write: Callable[[Connection], T], *, directories: Iterable[str] = ()) -> T:
-        """Run `write(conn)` in a transaction, flush `directories`, COMMIT; then return its result.
+        """Flush `directories`, run `write(conn)` in a transaction, COMMIT; then return its result.
 
-        Raises whatever `write` raised (nothing was written), or Unavailable.
+        Raises whatever `write` raised (nothing was written), Unavailable, or WouldWait where nobody may wait.
         """
-        future: Future[T] = Future()
-        self._put(_Write(write, tuple(directories), future))
-        return future.result()
+        waiting.demand()
+        handed_in = None
+        with self._closing:
+            self._coming += 1
+        try:
+            for directory in dict.fromkeys(directories):
+                self._folders.flush(directory)
+            handed_in = _Write(write)
+        except OSError as error:
+            raise StorageFailed(f"a folder cannot be flushed: {error.strerror}") from error
+        finally:
+            self._hand_in(handed_in)
+        handed_in.ended.acquire()
+        if handed_in.error is not None:
+            raise handed_in.error
+        result: T = handed_in.result
+        return result
 
     def later(self, write: Callable[[Connection], object]) -> None:
         """Have `write(conn)` committed within a second; a failure is logged, for nobody waits."""
         with self._closing:
             if self._closed:
                 raise Busy("the archive is stopping")
-            self._unawaited.append(_Write(write, (), Future(), awaited=False))
+            self._unawaited.append(_Write(write, awaited=False))
             if len(self._unawaited) in (1, LATER_BATCH):  # under the lock: one caller at a time
                 self._queue.put(_WAKE)
 
@@ -140,8 +151,12 @@ class GroupCommit:
             self._queue.put(None)
         self._thread.join()
 
-    def _put(self, write: _Write) -> None:
+    def _hand_in(self, write: _Write | None) -> None:
+        """A caller is there that was coming; None: it is not, its folders failed."""
         with self._closing:
+            self._coming -= 1
+            if write is None:
+                return
             if self._closed:
                 raise Busy("the archive is stopping")
             self._queue.put(write)
@@ -162,20 +177,28 @@ class GroupCommit:
             os._exit(70)
 
     def _collect(self) -> tuple[list[_Write], bool]:
-        """Wait for a write, then take what else is there. Writes that nobody awaits give others time to join."""
+        """Wait for a write, then take what else is there, or about to be. Writes that nobody awaits give others time to
+        join."""
         write = self._queue.get()
         leaving = monotonic() + LATER_SECONDS
         awaited: list[_Write] = []
         with contextlib.suppress(queue.Empty):
             while write is _WAKE and len(self._unawaited) < LATER_BATCH and (patience := leaving - monotonic()) > 0:
                 write = self._queue.get(timeout=patience)
+            leaving = monotonic() + JOIN_SECONDS
             while write is not None:
                 if write is not _WAKE:
                     awaited.append(write)
                 if len(awaited) == BATCH:
                     break
-                write = self._queue.get_nowait()
+                write = self._next(leaving)
         return self._take_unawaited() + awaited, write is None
+
+    def _next(self, leaving: float) -> _Write | None:
+        """The next write; while a caller is flushing its folders, until `leaving`. Raises queue.Empty."""
+        if self._coming and (patience := leaving - monotonic()) > 0:
+            return self._queue.get(timeout=patience)
+        return self._queue.get_nowait()
 
     def _take_unawaited(self) -> list[_Write]:
         """All of them, to the last: whoever adds one to none wakes the thread."""
@@ -219,13 +242,14 @@ class GroupCommit:
 
     def _release(self, batch: list[_Write]) -> None:
         for write in batch:
-            write.future.set_result(write.result)
+            write.ended.release()
 
     def _fail(self, batch: list[_Write], error: Exception) -> None:
         said = _translate(error)
         for write in batch:
             if write.awaited:
-                write.future.set_exception(said)
+                write.error = said
+                write.ended.release()
             else:
                 log.error("a write that nobody awaits failed", error=type(error).__name__, detail=str(said))
 
@@ -239,11 +263,6 @@ class GroupCommit:
                 self._ledger.flush(conn)
                 if self._journal is not None:
                     self._journal.recall(conn)
-                for directory in dict.fromkeys(path for write in batch for path in write.directories):
-                    try:
-                        self._flush(directory)
-                    except OSError as error:
-                        raise StorageFailed(f"a folder cannot be flushed: {error.strerror}") from error
                 undo.pop_all()
             try:
                 conn.commit()
@@ -271,7 +290,7 @@ class GroupCommit:
         except Exception as error:  # a bug, after a COMMIT: nothing may run a second time
             raise CommitInDoubt("the journal of facts cannot be written") from error
         if mark is not None:
-            self._unawaited.append(_Write(mark, (), Future(), awaited=False))
+            self._unawaited.append(_Write(mark, awaited=False))
             self._queue.put(_WAKE)
 
     def _connection(self) -> Connection:

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from time import sleep
-from typing import Any
 
-from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, select, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy import Connection, Engine, select, text
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from archive import waiting
 from archive.audit.accesses import Accesses
 from archive.audit.chain import AuditChain
 from archive.authorities import Authorities, authorities_of
-from archive.clock import Clock, monotonic
+from archive.clock import Clock
 from archive.commit import GroupCommit
 from archive.config import Settings
+from archive.engines import make_engine
 from archive.errors import IndexUnavailable, StorageFailed
 from archive.journal import FactJournal, complete, is_waiting, unknown, unwritten
 from archive.recognition import Recognition
 from archive.schema import REVISION, location
-from archive.schema.prepared import quote_nothing, run_text
+from archive.schema.prepared import run_text
 from archive.storage import marker
 from archive.storage.filesystem import Tier
 
 READERS = 16  # idle connections to read with that are kept
 READER_CACHE_KIB = 1024  # of SQLite, for each; behind it is the system's
-BUSY_SECONDS = 30  # patience for another process that writes to the same SQLite file
-LONGEST_LOOK_SECONDS = 0.005  # between two looks whether it has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +48,11 @@ class Archive:
     recognition: Recognition = field(default_factory=Recognition)
     _readers: deque[Connection] = field(default_factory=deque)  # of `reading`, idle
 
+    @property
+    def reads_at_once(self) -> bool:
+        """Whether the index is read within this process, and not asked of another."""
+        return self.engine.dialect.name == "sqlite"
+
     def clock(self) -> datetime:
         """The archive's time (law 6): policy, dates, audit."""
         return self.time.now()
@@ -64,35 +66,55 @@ class Archive:
         return self.cold if name == "cold" else self.hot
 
     @contextmanager
-    def reading(self) -> Iterator[Connection]:
+    def reading(self, *, brief: bool = False) -> Iterator[Connection]:
         """A connection to read with: all its statements see one state of the index, whatever is committed meanwhile
-        (REQ-DCM-83). Raises IndexUnavailable when the database does not answer."""
+        (REQ-DCM-83). At the end its transaction is committed: nothing was written, but after a rollback PostgreSQL's
+        driver would prepare statements anew. `brief`: for one statement alone, a row by its keys, which SQLite has at
+        hand where nobody may wait, and runs without a transaction.
+
+        Raises:
+            IndexUnavailable: the database does not answer.
+            WouldWait: nobody may wait here.
+        """
+        if not (brief and self.reads_at_once):
+            waiting.demand()
         try:
-            if self.engine.dialect.name == "sqlite":  # reads so by itself; its connections do not go stale
-                yield from self._reading_again()
+            if not self.reads_at_once:
+                with self.engine.connect() as conn:
+                    yield conn.execution_options(isolation_level="REPEATABLE READ")
+                    conn.commit()
                 return
-            with self.engine.connect() as conn:
-                yield conn.execution_options(isolation_level="REPEATABLE READ")
+            conn = self._reader()
+            begun = conn.in_transaction()  # for SQLAlchemy: see `_reader`
+            try:
+                if begun and not brief:
+                    run_text(conn, "BEGIN")  # touches no file yet
+                yield conn
+                if conn.in_transaction() and not (begun and brief):
+                    run_text(conn, "COMMIT")
+            except BaseException:
+                conn.close()
+                raise
+            if len(self._readers) < READERS:
+                self._readers.append(conn)
+            else:
+                conn.close()
         except (OperationalError, InterfaceError, PoolTimeout) as error:
             raise IndexUnavailable("the database cannot be read") from error
 
-    def _reading_again(self) -> Iterator[Connection]:
-        """A connection that was used before, or a new one; kept for the next, unless something went wrong with it."""
+    def _reader(self) -> Connection:
+        """A connection to SQLite that was used before, or a new one: such a connection does not go stale.
+
+        SQLAlchemy's own transactions cost more than what is read in them. So for SQLAlchemy the connection stays in
+        its first one, and SQLite is told by its driver where each begins and ends.
+        """
         try:
-            conn = self._readers.pop()
+            return self._readers.pop()
         except IndexError:
+            waiting.demand()
             conn = self.engine.connect()
             conn.connection.cursor().execute(f"PRAGMA cache_size=-{READER_CACHE_KIB}")
-        try:
-            yield conn
-            conn.rollback()
-        except BaseException:
-            conn.close()
-            raise
-        if len(self._readers) < READERS:
-            self._readers.append(conn)
-        else:
-            conn.close()
+            return conn
 
     def close(self) -> None:
         """Finish what was begun. Safe to call twice."""
@@ -101,92 +123,6 @@ class Archive:
         while self._readers:
             self._readers.pop().close()
         self.engine.dispose()
-
-
-def make_engine(url: str) -> Engine:
-    """An engine with the durability that the laws need: SQLite in WAL with synchronous=FULL, or PostgreSQL."""
-    if not url.startswith("sqlite"):
-        engine = create_engine(
-            url,
-            # a server set to acknowledge before its log is on disk would break law 1
-            connect_args={"options": "-c synchronous_commit=on"},
-            pool_size=16,
-            max_overflow=64,
-            pool_pre_ping=True,
-            hide_parameters=True,
-        )
-        event.listen(engine, "handle_error", _quote_nothing)
-        return engine
-    engine = create_engine(
-        url,
-        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
-        pool_size=16,
-        max_overflow=64,
-        hide_parameters=True,  # a traceback names no patient
-    )
-
-    @event.listens_for(engine, "connect")
-    def _prepare(dbapi: sqlite3.Connection, _record: Any) -> None:
-        dbapi.isolation_level = None  # transactions are begun below, not by the driver
-        _keep_a_log(dbapi)
-        for pragma in (
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            "case_sensitive_like=ON",
-            "cache_size=-16384",
-            "wal_autocheckpoint=4000",  # 16 MB: pages that change again and again are copied back once
-        ):
-            dbapi.execute(f"PRAGMA {pragma}").close()
-
-    @event.listens_for(engine, "begin")
-    def _begin(conn: Connection) -> None:
-        if conn.get_execution_options().get("minipacs_write"):
-            _begin_writing(conn)
-        else:
-            run_text(conn, "BEGIN")  # touches no file yet
-
-    return engine
-
-
-def _begin_writing(conn: Connection) -> None:
-    """Wait for other processes that write, and begin. SQLite's own patience sleeps up to a tenth of a second between
-    two looks, and several workers would wait more than they write.
-
-    Raises DBAPIError after BUSY_SECONDS.
-    """
-    if not conn.info.get("looks by itself"):
-        run_text(conn, "PRAGMA busy_timeout=0")
-        conn.info["looks by itself"] = True
-    deadline, pause = monotonic() + BUSY_SECONDS, 0.0002
-    while True:
-        try:
-            run_text(conn, "BEGIN IMMEDIATE")
-            return
-        except DBAPIError as error:
-            if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or monotonic() > deadline:
-                raise
-        sleep(pause)
-        pause = min(pause * 1.5, LONGEST_LOOK_SECONDS)
-
-
-def _keep_a_log(dbapi: sqlite3.Connection) -> None:
-    """Have a database in WAL. Where it is not yet, another process may be about to: SQLite then says «locked» at once,
-    without the patience that it has for every other lock."""
-    deadline = monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            dbapi.execute("PRAGMA journal_mode=WAL").close()
-            return
-        except sqlite3.OperationalError:
-            if monotonic() > deadline:
-                raise
-            sleep(0.05)
-
-
-def _quote_nothing(context: ExceptionContext) -> None:
-    for error in (context.original_exception, context.sqlalchemy_exception):
-        if error is not None:
-            quote_nothing(error)
 
 
 def schema_revision(engine: Engine) -> str | None:

@@ -152,3 +152,8 @@ class Busy(Unavailable):
 
 class CommitInDoubt(Unavailable):
     """COMMIT was sent and its result is unknown. Nothing is removed (law 7)."""
+
+
+def unreadable(error: OSError) -> StorageFailed:
+    """What it means that a stored file cannot be read."""
+    return StorageFailed(f"the copy cannot be read: {error.strerror}")

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from archive.access import Action, Actor, demand
 from archive.audit.record import Event
-from archive.commit import flush_directory
 from archive.core import Archive
 from archive.dicom.file_meta import FileMeta, file_head
 from archive.dicom.syntaxes import DEFLATED_LE, EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE
 from archive.errors import ArchiveError, Gone, InvalidRequest, NotFound, StorageFailed, Unavailable
+from archive.folders import flush_directory
 from archive.outgoing import Outgoing, outgoing
 from archive.retrieve import Stored, again, open_access, select, why_gone
 

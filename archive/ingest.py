@@ -79,7 +79,6 @@ _IN_ITS_STEAD = (  # of an original that was replaced: the copies of its derived
         location.c.state == constant(str(CopyState.OK)),
     )
 )
-_LARGE_BYTES = 1 << 16
 _SOURCES = {Door.DICOM: "network", Door.COMMAND: "media"}
 
 
@@ -100,8 +99,6 @@ def ingest(archive: Archive, incoming: Incoming, *, actor: Actor, scope: str = "
         Unavailable: nothing was promised; sending again may help.
     """
     try:
-        if incoming.file_bytes >= _LARGE_BYTES:
-            incoming.begin_flush()  # the disk writes while the header is read
         header = _header(archive, incoming)
         offset, length = incoming.data_set_offset, incoming.data_set_bytes
         charset = archive.settings.dicom.default_charset

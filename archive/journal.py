@@ -29,8 +29,8 @@ import structlog
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from archive.clock import monotonic
-from archive.commit import flush_directory
 from archive.errors import StorageFailed
+from archive.folders import flush_directory
 from archive.schema import fact
 
 log = structlog.get_logger(__name__)

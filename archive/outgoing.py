@@ -14,13 +14,15 @@ from itertools import chain
 from archive.core import Archive
 from archive.dicom import coerce, corrections, json, transcode
 from archive.dicom.corrections import Changes
+from archive.dicom.elements import encoding_of
 from archive.dicom.file_meta import FileMeta, file_head
 from archive.dicom.header import read_header
-from archive.errors import ArchiveError, StorageFailed
+from archive.dicom.lines import Lines
+from archive.dicom.source import Source
+from archive.errors import ArchiveError, UnreadableInstance, unreadable
 from archive.retrieve import Stored
 from archive.storage.part10 import read_meta
-
-PIECE_BYTES = 1 << 20
+from archive.stretch import Stretch
 
 
 class Outgoing:
@@ -52,7 +54,7 @@ class Outgoing:
     def data_set(self, transfer_syntax_uid: str, *, bulk: bool = True) -> Iterator[bytes]:
         """Its data set as it leaves, in pieces; without `bulk` data, pixels and the like are left out.
 
-        Raises (with the first piece):
+        Raises (at once, or with the first piece):
             NotAcceptable: it cannot be given in this syntax.
             UnreadableInstance: its elements cannot be followed.
         """
@@ -65,14 +67,14 @@ class Outgoing:
             NotAcceptable, UnreadableInstance: as `data_set`.
         """
         if self.intact(transfer_syntax_uid):
-            return self._reading(self._range(0))
+            return self.stretch().pieces()
         data_set = self.data_set(transfer_syntax_uid)
         first = next(data_set, b"")  # what cannot be made is known before a head is
         return chain((self._file_head(transfer_syntax_uid) + first,), data_set)
 
-    def stretch(self, start: int, end: int) -> Iterator[bytes]:
-        """Bytes of its file from one position to another, in pieces. Of what leaves `intact` alone."""
-        return self._reading(self._range(start, end))
+    def stretch(self, start: int = 0, end: int | None = None) -> Stretch:
+        """Its file from one position to another, or to its end, as it lies: of what leaves `intact` alone."""
+        return Stretch(self.stored.open(), start, self.stored.file_bytes if end is None else end)
 
     def metadata(self, bulk_uri: json.BulkUri) -> dict[str, object]:
         """Its metadata as it leaves (`archive.dicom.json.metadata`).
@@ -97,7 +99,26 @@ class Outgoing:
                 bulk_uri=bulk_uri,
             )
         except OSError as error:
-            raise _unreadable(error) from error
+            raise unreadable(error) from error
+
+    def stored_line(self, lines: Lines, bulk_data: bytes) -> bytes:
+        """`stored_metadata` as bytes of JSON, and `source` with them; one of `lines` (`archive.dicom.lines`), which has
+        read its like before. `bulk_data`: as there.
+
+        Raises:
+            UnreadableInstance: its elements cannot be followed.
+        """
+        stored = self.stored
+        start, encoding = stored.data_set_offset, encoding_of(stored.transfer_syntax_uid)
+        fd = stored.open()
+        try:
+            self.source = _sender(os.pread(fd, start, 0))
+            source = Source(fd, offset=start, length=stored.data_set_bytes, deflated=encoding.deflated)
+            return lines.line(source, encoding, bulk_data)
+        except OSError as error:
+            raise unreadable(error) from error
+        finally:
+            os.close(fd)
 
     def corrected(self, found: dict[str, object], *, source: str | None = None) -> dict[str, object]:
         """Its stored metadata as they leave; `source`: the AE title that sent it, where that is known already.
@@ -112,7 +133,7 @@ class Outgoing:
     def _data_set(self, transfer_syntax_uid: str, *, bulk: bool) -> Iterator[bytes]:
         stored, changes = self.stored, self.changes
         if bulk and self.intact(transfer_syntax_uid):
-            return self._range(stored.data_set_offset)
+            return self.stretch(stored.data_set_offset).pieces()
         os.close(stored.open())  # nothing is rebuilt from what a file that was cut short still holds
         if changes is not None or not bulk:
             return coerce.pieces(
@@ -134,36 +155,23 @@ class Outgoing:
         """Group 0002 as it is stored, where it says the truth; else a new one."""
         stored = self.stored
         if transfer_syntax_uid == stored.transfer_syntax_uid:
-            return b"".join(self._reading(self._range(0, stored.data_set_offset)))
+            return b"".join(self.stretch(0, stored.data_set_offset).pieces())
         return file_head(FileMeta(stored.sop_class_uid, stored.sop_instance_uid, transfer_syntax_uid))
 
     @cached_property
     def source(self) -> str:
         """The AE title that sent it, from group 0002; "" when it is not known."""
         try:
-            return read_meta(b"".join(self._reading(self._range(0, self.stored.data_set_offset))))[0].source_ae
+            return _sender(b"".join(self.stretch(0, self.stored.data_set_offset).pieces()))
         except ArchiveError:
             return ""
-
-    def _range(self, start: int, end: int | None = None) -> Iterator[bytes]:
-        """Bytes of the file, which has to be as long as it was stored."""
-        fd = self.stored.open()
-        try:
-            at, last = start, self.stored.file_bytes if end is None else end
-            while at < last and (piece := os.pread(fd, min(PIECE_BYTES, last - at), at)):
-                at += len(piece)
-                yield piece
-        finally:
-            os.close(fd)
-        if at < last:
-            raise StorageFailed("the copy is not as long as it was stored")
 
     @staticmethod
     def _reading(pieces: Iterator[bytes]) -> Iterator[bytes]:
         try:
             yield from pieces
         except OSError as error:
-            raise _unreadable(error) from error
+            raise unreadable(error) from error
 
     def header(self) -> dict[str, object]:
         """What the stored header says of patient and study."""
@@ -178,7 +186,7 @@ class Outgoing:
                 default_charset=self._charset,
             )
         except OSError as error:
-            raise _unreadable(error) from error
+            raise unreadable(error) from error
         finally:
             os.close(fd)
         return corrections.said(header.levels)
@@ -214,5 +222,8 @@ def _changes(header: _Header, patient: str, study: str) -> Changes | None:
     return corrections.changes(header.read(), patient, study)
 
 
-def _unreadable(error: OSError) -> StorageFailed:
-    return StorageFailed(f"the copy cannot be read: {error.strerror}")
+def _sender(group_2: bytes) -> str:
+    try:
+        return read_meta(group_2)[0].source_ae
+    except UnreadableInstance:
+        return ""

@@ -11,12 +11,13 @@ from typing import Any
 import sqlalchemy as sql
 from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, func, or_
 
+from archive import waiting
 from archive.access import Actor
 from archive.audit.accesses import Access as StudyAccess
 from archive.audit.record import Event
 from archive.core import Archive
 from archive.dicom.patient_id import cx
-from archive.errors import Gone, StorageFailed
+from archive.errors import Gone, StorageFailed, unreadable
 from archive.index.conditions import constant, current
 from archive.index.held import held_back
 from archive.instance import CURRENT, HIDDEN, JUDGED, CopyState, State
@@ -62,7 +63,12 @@ class Stored:
         return self.file_bytes - self.data_set_offset
 
     def stands(self) -> bool:
-        """Whether its copy lies where the index says, as long as it was stored."""
+        """Whether its copy lies where the index says, as long as it was stored.
+
+        Raises WouldWait: nobody may wait here, and the other tier is slow or far away.
+        """
+        if self.tier != "hot":
+            waiting.demand()
         try:
             return bool(self.path) and os.stat(self.path).st_size == self.file_bytes
         except OSError:
@@ -82,7 +88,7 @@ class Stored:
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise StorageFailed(f"the copy cannot be read: {error.strerror}") from error
+            raise unreadable(error) from error
         if os.fstat(fd).st_size != self.file_bytes:
             os.close(fd)
             raise StorageFailed("the copy is not as long as it was stored: see «minipacs verify»")
@@ -181,17 +187,17 @@ def named(
 
     Raises:
         IndexUnavailable: the database cannot be read.
+        WouldWait: nobody may wait here, and it is more than one, or a database that has to be asked.
     """
     given = {"study": study_uid, "series": series_uid, "instance": instance_uid}
     asked = {name: uid for name, uid in given.items() if uid}
     found: list[Stored] = []
     last = None
-    with archive.reading() as conn:
+    with archive.reading(brief=bool(instance_uid)) as conn:
         for row in _named(len(asked), quality).all(conn, asked):
             if row[0] != last:
                 found.append(_of_columns(archive, *row))
             last = row[0]
-        conn.commit()  # nothing was written; after a rollback PostgreSQL's driver would prepare statements anew
     return found
 
 

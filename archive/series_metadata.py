@@ -12,9 +12,8 @@ In a kept line a byte that UTF-8 never has stands for the address of the service
 from __future__ import annotations
 
 import threading
-import uuid
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,6 +27,7 @@ import structlog
 from sqlalchemy import Connection, bindparam, func, select
 
 from archive.core import Archive
+from archive.dicom.lines import Lines
 from archive.errors import Busy, UnreadableInstance
 from archive.index.conditions import constant
 from archive.instance import CopyState
@@ -43,7 +43,6 @@ FORM = f"1 pydicom {version('pydicom')}"  # of a line: to be raised with whateve
 MOST_BYTES = 32 << 20  # of the lines of a series; more are not kept
 PIECE_BYTES = 1 << 18
 _PLACE = b"\xff"  # of the service's address in a line
-_SERVICE = f"urn:uuid:{uuid.uuid4()}"
 _SEPARATOR = b",\n"
 
 _LINES = (
@@ -108,22 +107,25 @@ def tag(archive: Archive, found: Sequence[Stored], service: str) -> str:
     return digest.hexdigest()
 
 
-def prepare(archive: Archive, series_pk: int, *, stopping: threading.Event | None = None) -> bool:
+def prepare(
+    archive: Archive, series_pk: int, *, alike: Lines | None = None, stopping: threading.Event | None = None
+) -> bool:
     """Keep what is missing of the lines of a series; False: nothing was, or `stopping` was set meanwhile.
+
+    `alike`: what read the series before, whose images may be like those of this one.
 
     Raises:
         StorageFailed, IndexUnavailable: it is done when somebody asks.
     """
     with archive.reading() as conn:
         row = _UIDS.first(conn, {"pk": series_pk})
-        conn.commit()
     if row is None:
         return False
     found = [one for one in named(archive, row[0], row[1], quality=True) if one.stands()]
     known = _kept(archive, row[1])
     if known is not None and {source for source, _ in known.sources} >= {_file(archive, one) for one in found}:
         return False
-    for _ in _series(archive, found, b""):
+    for _ in _lines(archive, found, known, alike):
         if stopping is not None and stopping.is_set():
             return False
     return bool(found)
@@ -140,7 +142,6 @@ def grown(archive: Archive, seen: int | None, *, look_back: int) -> tuple[int, l
         newest = int((_NEWEST.first(conn, {}) or (0,))[0] or 0)
         after = newest - look_back if seen is None else seen
         found = [int(pk) for (pk,) in _GROWN.all(conn, {"seen": after})] if newest > after else []
-        conn.commit()
     return newest, found
 
 
@@ -168,7 +169,6 @@ class _Kept:
 def _kept(archive: Archive, series_uid: str) -> _Kept | None:
     with archive.reading() as conn:
         row = conn.execute(_LINES, {"uid": series_uid}).first()
-        conn.commit()
     if row is None:
         return None
     return _Kept([(file, sender) for file, sender in orjson.loads(zlib.decompress(row.sources))], row.lines)
@@ -178,22 +178,32 @@ def _series(archive: Archive, found: list[Stored], service: bytes) -> Iterator[b
     """The objects of one series, with what stands between them."""
     known = _kept(archive, found[0].series_instance_uid) if found else None
     files = [_file(archive, one) for one in found]
-    leaving = [outgoing(archive, one) for one in found]
+    leaving = (outgoing(archive, one) for one in found)
     if known is not None and [file for file, _ in known.sources] == files and not _any_corrected(leaving):
         for piece in known.pieces():
             yield piece.replace(_PLACE, service)
         return
-    have = known.by_file() if known is not None else {}
-    complete = all(file in have for file in files)
-    writer = _Writer()
     separator = b""
-    for file, one in zip(files, leaving, strict=True):
-        text, sender = have.get(file) or _read(one)
-        if not complete:
-            writer.add(file, sender, text)
+    for one, text, sender in _lines(archive, found, known):
         yield separator + _corrected(one, text, sender, service)
         separator = _SEPARATOR
-    if not complete and writer.size <= MOST_BYTES:
+
+
+def _lines(
+    archive: Archive, found: list[Stored], known: _Kept | None, alike: Lines | None = None
+) -> Iterator[tuple[Outgoing, bytes, str | None]]:
+    """What is kept of each instance of a series, else what its file says, and the sender; then kept, if it was not."""
+    have = known.by_file() if known is not None else {}
+    files = [_file(archive, one) for one in found]
+    writer = None if all(file in have for file in files) else _Writer()
+    alike = alike or Lines()
+    for file, one in zip(files, found, strict=True):
+        leaving = outgoing(archive, one)
+        text, sender = have.get(file) or _read(leaving, alike)
+        if writer is not None:
+            writer.add(file, sender, text)
+        yield leaving, text, sender
+    if writer is not None and writer.size <= MOST_BYTES:
         with suppress(Busy):  # the archive is stopping
             archive.commit.later(partial(_keep, series_uid=found[0].series_instance_uid, done=writer.done()))
 
@@ -203,7 +213,7 @@ def _file(archive: Archive, one: Stored) -> str:
     return f"{one.tier}{one.path.removeprefix(str(archive.tier(one.tier).root))}"
 
 
-def _any_corrected(leaving: Sequence[Outgoing]) -> bool:
+def _any_corrected(leaving: Iterable[Outgoing]) -> bool:
     try:
         return any(one.changes is not None for one in leaving)
     except UnreadableInstance:
@@ -216,14 +226,13 @@ def _address(one: Stored, service: str) -> str:
     )
 
 
-def _read(leaving: Outgoing) -> tuple[bytes, str | None]:
+def _read(leaving: Outgoing, alike: Lines) -> tuple[bytes, str | None]:
     """What a file says, and who sent it."""
-    address = _address(leaving.stored, _SERVICE)
+    bulk_data = orjson.dumps(f"{_address(leaving.stored, '')}/bulkdata/")[1:-1]
     try:
-        found = leaving.stored_metadata(lambda path: f"{address}/bulkdata/{path}")
+        return leaving.stored_line(alike, _PLACE + bulk_data), leaving.source
     except UnreadableInstance:
         return _identified(leaving.stored), None
-    return orjson.dumps(found).replace(_SERVICE.encode(), _PLACE), leaving.source
 
 
 def _identified(one: Stored) -> bytes:

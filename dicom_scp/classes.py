@@ -5,7 +5,7 @@ Storage classes are pynetdicom's list of the standard, plus the retired ones tha
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 from pydicom.uid import UID
 from pynetdicom.presentation import AllStoragePresentationContexts
@@ -81,7 +81,7 @@ NAMES = {_PREFIX + suffix: name for suffix, name in _NEW.items()} | {
 }
 
 
-class Service(Enum):
+class Service(StrEnum):
     """What is done on a presentation context."""
 
     VERIFICATION = "verification"

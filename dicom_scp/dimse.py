@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from dicom_scp.classes import VERIFICATION
@@ -80,15 +81,39 @@ class Command(NamedTuple):
 
 _ELEMENT = struct.Struct("<HHI")
 _US_ELEMENT = struct.Struct("<HHIH")
+_ID = struct.Struct("<H")
+_MESSAGE_ID = _ELEMENT.pack(0, 0x0110, 2)  # before its value
+_C_FIND_RQ = _US_ELEMENT.pack(0, 0x0100, 2, Field.C_FIND_RQ)
+_RECOGNISED_BYTES = 256
 
 
 def decode(data: bytes) -> Command:
-    """Read a command set.
+    """Read a command set. Clients repeat their C-FIND-RQ with another Message ID: that is all that is read again.
 
     Raises:
         ProtocolError: it cannot be cut into elements, is not group 0000, or does not say what it is, which message
             it is or answers, and whether a data set follows. There is nothing that could be answered then.
     """
+    before, found, after = data.partition(_MESSAGE_ID)
+    if found and _C_FIND_RQ in before and len(data) <= _RECOGNISED_BYTES:
+        fields = _find_request(before, after[2:])
+        if fields is not None:
+            return Command(fields[0], _ID.unpack_from(after)[0], *fields[2:])
+    return _decode(data)
+
+
+@lru_cache(maxsize=256)
+def _find_request(before: bytes, after: bytes) -> Command | None:
+    """The C-FIND-RQ whose Message ID has its value between `before` and `after`; None: that is not what is there."""
+    try:
+        tried = [_decode(before + _MESSAGE_ID + _ID.pack(number) + after) for number in (0x1234, 0x4321)]
+    except ProtocolError:
+        return None
+    same = tried[0] == tried[1]._replace(message_id=0x1234) and tried[1].message_id == 0x4321
+    return tried[0] if same and tried[0].field == Field.C_FIND_RQ else None
+
+
+def _decode(data: bytes) -> Command:
     values: dict[int, bytes] = {}
     offset, end = 0, len(data)
     unpack = _ELEMENT.unpack_from
@@ -170,6 +195,9 @@ class Counts:
 
 def response(command: Command, answer: Answer, *, counts: Counts | None = None, remaining: bool = True) -> bytes:
     """The command set that answers `command`. The data set of `answer`, if any, is sent behind it."""
+    if command.field == Field.C_FIND_RQ and not answer.comment and not answer.offending and answer.error_id is None:
+        before, after = _find_response(command.sop_class_uid, answer.status, answer.data_set is None)
+        return before + _ID.pack(command.message_id) + after
     offending = b""
     if answer.offending:
         offending = _ELEMENT.pack(0, 0x0901, 4 * len(answer.offending)) + b"".join(
@@ -188,6 +216,20 @@ def response(command: Command, answer: Answer, *, counts: Counts | None = None, 
         b"" if command.type is None else _us(_TYPES[Field(command.field)], command.type),
         b"" if counts is None else counts.elements(with_remaining=remaining),
     )
+
+
+@lru_cache(maxsize=64)
+def _find_response(sop_class_uid: str, status: int, alone: bool) -> tuple[bytes, bytes]:
+    """A C-FIND-RSP, cut where its Message ID stands."""
+    whole = _set(
+        _ui(0x0002, sop_class_uid) if sop_class_uid else b"",
+        _us(0x0100, Field.C_FIND_RQ | RESPONSE),
+        _us(0x0120, 0),
+        _us(0x0800, NO_DATA_SET if alone else 1),
+        _us(0x0900, status),
+    )
+    at = whole.index(_ELEMENT.pack(0, 0x0120, 2)) + _ELEMENT.size
+    return whole[:at], whole[at + _ID.size :]
 
 
 def store_request(

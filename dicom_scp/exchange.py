@@ -25,6 +25,7 @@ UNLIMITED_PDU = 1 << 17  # written to a peer that announces 0
 LARGEST_PDU = 1 << 18  # ever written
 _GATHERED_BYTES = 1 << 19  # read from a file before one send
 _GATHERED_PDUS = 200
+_PIECES = 256  # of a data set, handed on at once: they are written by one call to the system
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +103,20 @@ class Exchange:
             last = piece.last
         return bytes(collected)
 
-    def data_set(self) -> Iterator[memoryview]:
-        """The pieces of the data set that follows the last command, each good until the next is asked for."""
-        while self._on is not None:
-            piece = self._within(self._on, command=False)
-            if piece.last:
-                self._on = None
-            if piece.data:
-                yield piece.data
+    def data_set(self) -> Iterator[list[memoryview]]:
+        """The data set that follows the last command, as it arrives: pieces that are good until more are asked for."""
+        while (context_id := self._on) is not None:
+            pieces: list[memoryview] = []
+            more = True
+            while more:
+                piece = self._within(context_id, command=False)
+                if piece.data:
+                    pieces.append(piece.data)
+                if piece.last:
+                    self._on = None
+                more = not piece.last and self._reader.holds_piece and len(pieces) < _PIECES
+            if pieces:
+                yield pieces
 
     def drain(self) -> None:
         """Read what is left of the data set: nobody wants it, and an answer has to follow it."""
@@ -118,12 +125,19 @@ class Exchange:
 
     def identifier(self) -> bytes | None:
         """The data set whole; None when it is longer than any identifier (it is read away)."""
-        collected = bytearray()
-        for piece in self.data_set():
-            if len(collected) + len(piece) > IDENTIFIER_LIMIT:
+        if self._on is None:
+            return b""
+        first = self._within(self._on, command=False)
+        if first.last:  # in one piece, as almost all come
+            self._on = None
+            return bytes(first.data)
+        collected = bytearray(first.data)
+        for pieces in self.data_set():
+            for piece in pieces:
+                collected += piece
+            if len(collected) > IDENTIFIER_LIMIT:
                 self.drain()
                 return None
-            collected += piece
         return bytes(collected)
 
     def _within(self, context_id: int, *, command: bool) -> Fragment:
@@ -175,7 +189,7 @@ class Exchange:
 
     def encoded(self, context_id: int, command: bytes, data_set: bytes | None = None) -> list[bytes | memoryview]:
         """A message as buffers to send in order."""
-        parts = list(pdu.p_data(context_id, command, COMMAND, self._payload))
+        parts = pdu.p_data(context_id, command, COMMAND, self._payload)
         if data_set is not None:
             parts += pdu.p_data(context_id, data_set, 0, self._payload)
         return parts

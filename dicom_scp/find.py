@@ -6,8 +6,8 @@ from base64 import b64encode
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from datetime import timezone
-from functools import lru_cache, partial
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from archive.access import Action, demand
 from archive.audit.record import Event, Outcome, refused
@@ -20,10 +20,10 @@ from archive.index import query as index
 from archive.index.alternates import ALTERNATE_REPRESENTATIONS
 from archive.index.asked import audit_query
 from archive.index.computed import INSTANCE_AVAILABILITY
-from archive.index.match import Key, is_asking
-from archive.index.query import TIMEZONE_OFFSET, Query
+from archive.index.match import Key, each_value, is_asking
+from archive.index.query import TIMEZONE_OFFSET, Query, Search
 from archive.index.zones import zone_of
-from dicom_scp.identifier import Asked, Encoder, Field, Identifier, Row, decode
+from dicom_scp.identifier import Asked, Encoder, Field, Identifier, Row, Shape, decode
 from dicom_scp.messages import Answer, FindRequest
 from dicom_scp.status import Status
 
@@ -32,16 +32,17 @@ STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 QUERY_RETRIEVE_LEVEL = 0x00080052
 RETRIEVE_AE_TITLE = 0x00080054
 
-_ROOTS = {PATIENT_ROOT_FIND: LEVELS, STUDY_ROOT_FIND: LEVELS[1:]}
+_ROOTS = {
+    PATIENT_ROOT_FIND: {level.value: level for level in LEVELS},
+    STUDY_ROOT_FIND: {level.value: level for level in LEVELS[1:]},
+}
 _UNIQUE = {Level.PATIENT: 0x00100020, Level.STUDY: 0x0020000D, Level.SERIES: 0x0020000E}
+_REMEMBERED_BYTES = 1024  # of an identifier
 _NO_VALUE = '""'  # asks for what has none, where that was negotiated
 # Not keys: they say how the identifier is to be read. Only an instance has an alternate representation; above, the
 # attribute is known, and always without a value.
 _ABOUT_THE_REQUEST = frozenset({SPECIFIC_CHARACTER_SET, QUERY_RETRIEVE_LEVEL})
 _ALWAYS_EMPTY = {ALTERNATE_REPRESENTATIONS: "SQ"}
-
-
-_Shape = tuple[tuple[int, str, tuple[Field, ...] | None], ...]  # tag, VR and wanted items of each element of a request
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,13 +69,12 @@ def find(request: FindRequest, archive: Archive) -> Generator[Answer, None, None
     return answers(request, archive, _plan, may=Action.FIND)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A request that was understood: the rows that match on a connection, in the form in which they are asked for, and
-    the status of each. `encoder` is told the encoding and the character sets of the request."""
+class Plan(NamedTuple):
+    """A request that was understood: the rows that match on a connection, what encodes them in the form in which they
+    are asked for, and the status of each."""
 
     rows: Callable[[Any], Iterable[Row]]
-    encoder: Callable[[Encoding, tuple[str, ...]], Encoder]
+    encoder: Encoder
     pending: Status
     unit: str = "matches"  # of what is found, in the words of an answer
 
@@ -82,31 +82,25 @@ class Plan:
 def answers(
     request: FindRequest,
     archive: Archive,
-    plan_of: Callable[[FindRequest, Identifier, Archive], Plan],
+    plan_of: Callable[[FindRequest, Archive], Plan],
     *,
     may: Action,
 ) -> Generator[Answer, None, None]:
     """What every C-FIND has in common: who may ask, the audit of the query, the limit, the last answer. See `find`."""
     _demand(request, archive, may)
-    encoding = encoding_of(request.transfer_syntax_uid)
-    settings = archive.settings.dicom
+    limit = archive.settings.dicom.find_limit
     try:
-        identifier = decode(request.identifier, encoding, default_charset=settings.default_charset)
-        plan = plan_of(request, identifier, archive)
+        plan = plan_of(request, archive)
     except Rejected:
         audit_query(archive.commit, request.actor, parameters=_parameters(request), outcome=Outcome.MINOR_FAILURE)
         raise
     audit_query(archive.commit, request.actor, parameters=_parameters(request))  # queued before the answer (law 4)
-    encoder = plan.encoder(encoding, identifier.charsets)
     with archive.reading() as conn:
         for number, row in enumerate(plan.rows(conn)):
-            if number == settings.find_limit:
-                yield Answer(
-                    Status.OUT_OF_RESOURCES, comment=f"more than {settings.find_limit} {plan.unit}: narrow the query"
-                )
+            if number == limit:
+                yield Answer(Status.OUT_OF_RESOURCES, comment=f"more than {limit} {plan.unit}: narrow the query")
                 return
-            yield Answer(plan.pending, encoder.encode(row))
-        conn.commit()  # nothing was written; after a rollback PostgreSQL's driver would prepare statements anew
+            yield Answer(plan.pending, plan.encoder.encode(row))
     yield Answer(Status.SUCCESS)
 
 
@@ -119,22 +113,39 @@ def _demand(request: FindRequest, archive: Archive, action: Action) -> None:
         raise
 
 
-def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> Plan:
+class _Rules(NamedTuple):
+    """What a plan depends on beside the request: settings, `dicom.…`."""
+
+    default_charset: str
+    strict_hierarchy: bool
+    ae_title: str
+    find_limit: int
+
+
+def _plan(request: FindRequest, archive: Archive) -> Plan:
+    settings = archive.settings.dicom
+    rules = _Rules(settings.default_charset, settings.strict_hierarchy, settings.ae_title, settings.find_limit)
+    return (_remembered if len(request.identifier) <= _REMEMBERED_BYTES else _understood)(request, rules)
+
+
+def _understood(request: FindRequest, rules: _Rules) -> Plan:
+    encoding = encoding_of(request.transfer_syntax_uid)
+    identifier = decode(request.identifier, encoding, default_charset=rules.default_charset)
     level = _level(request, identifier)
-    strict = archive.settings.dicom.strict_hierarchy
     if not request.relational:
-        _check_hierarchy(_ROOTS[request.sop_class_uid], level, identifier, strict=strict)
-    shape = tuple([(one.tag, one.vr, nested_of(one) if one.items else None) for one in identifier.elements.values()])
-    form = _form(level, shape, archive.settings.dicom.ae_title)
+        levels = _ROOTS[request.sop_class_uid].values()
+        _check_hierarchy(levels, level, identifier, strict=rules.strict_hierarchy)
+    form = _form(level, identifier.shape, rules.ae_title)
     keys: list[Key] = []
     pending = Status.PENDING if form.whole else Status.PENDING_WITHOUT_KEYS
-    for tag, asked in identifier.elements.items():
-        if not (asked.text or asked.items) or tag not in form.vrs:
+    for asked in identifier.given:
+        tag = asked.tag
+        if tag not in form.vrs:
             continue
         key = key_of(request, asked, form.vrs[tag])
         if is_asking(key):
             if tag in form.matchable:
-                keys.append(key)
+                keys += each_value(key) if request.multiple_values else (key,)
             elif tag != TIMEZONE_OFFSET:  # says how the request means its times, as nothing else was negotiated
                 pending = Status.PENDING_WITHOUT_KEYS
     query = Query(
@@ -143,14 +154,17 @@ def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> Pla
         want=form.want,
         combined_datetime=request.combined_datetime,
         zone=_zone(request, identifier),
-        limit=archive.settings.dicom.find_limit + 1,
+        limit=rules.find_limit + 1,
         quality=Action.QUALITY in request.actor.may,
     )
-    return Plan(partial(index.find, query=query), partial(_encoder, form), pending)
+    return Plan(Search(query).rows, _encoder(form, encoding, identifier.charsets), pending)
+
+
+_remembered = lru_cache(maxsize=1024)(_understood)  # a workstation asks for its lists again and again
 
 
 @lru_cache(maxsize=256)
-def _form(level: Level, shape: _Shape, ae_title: str) -> _Form:
+def _form(level: Level, shape: Shape, ae_title: str) -> _Form:
     returnable = index.returnable(level)
     fields = [
         Field(QUERY_RETRIEVE_LEVEL, "CS", constant=level.value),
@@ -187,19 +201,20 @@ def _level(request: FindRequest, identifier: Identifier) -> Level:
     if levels is None:
         raise Unsupported("only the Patient Root and Study Root models are answered")
     asked = identifier.elements.get(QUERY_RETRIEVE_LEVEL)
-    for level in levels:
-        if asked is not None and asked.text == level.value:
-            return level
-    names = ", ".join(level.value for level in levels)
-    raise InvalidQuery(f"Query/Retrieve Level must be one of {names}", tag=QUERY_RETRIEVE_LEVEL)
+    level = None if asked is None else levels.get(asked.text)
+    if level is None:
+        raise InvalidQuery(f"Query/Retrieve Level must be one of {', '.join(levels)}", tag=QUERY_RETRIEVE_LEVEL)
+    return level
 
 
-def _check_hierarchy(levels: tuple[Level, ...], level: Level, identifier: Identifier, *, strict: bool) -> None:
+def _check_hierarchy(levels: Iterable[Level], level: Level, identifier: Identifier, *, strict: bool) -> None:
     """The unique keys above the level are required (PS3.4 C.4.1.2.1), one value each.
 
     Unless strict, the Series Instance UID may be missing or `*`: a study's instances are asked so (REQ-DCM-36).
     """
-    for above in levels[: levels.index(level)]:
+    for above in levels:
+        if above is level:
+            return
         tag = _UNIQUE[above]
         asked = identifier.elements.get(tag)
         text = asked.text if asked is not None else ""
@@ -226,18 +241,7 @@ def key_of(request: FindRequest, asked: Asked, vr: str) -> Key:
         item = (asked.items or ((),))[:1]
         return Key(asked.tag, "SQ", items=tuple(key_of(request, inner, inner.vr) for inner in item[0]))
     empty = request.empty_values and asked.text.strip(" \0") == _NO_VALUE
-    return Key(asked.tag, vr, asked.text, empty=empty, several=request.multiple_values)
-
-
-def nested_of(asked: Asked) -> tuple[Field, ...] | None:
-    """What is wanted of a sequence's items: the elements of the request's item, or all when it has none."""
-    items: Iterable[Asked] = asked.items[0] if asked.items else ()
-    fields = tuple(
-        Field(inner.tag, inner.vr, nested_of(inner) if inner.vr == "SQ" else None)
-        for inner in items
-        if inner.tag & 0xFFFF and inner.tag != SPECIFIC_CHARACTER_SET
-    )
-    return fields or None
+    return Key(asked.tag, vr, asked.text, empty=empty)
 
 
 def _parameters(request: FindRequest) -> dict[str, str]:

@@ -11,7 +11,8 @@ from base64 import b64decode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from operator import methodcaller
+from typing import Any, NamedTuple
 
 from archive.dicom import values
 from archive.dicom.charset import SPECIFIC_CHARACTER_SET, UTF8, choose, encode, terms
@@ -21,7 +22,8 @@ from archive.dicom.source import Source
 from archive.dicom.tree import Element, parse
 
 _IMPLICIT = struct.Struct("<HHI").unpack_from
-_REMEMBERED_BYTES = 64  # of a value
+_REMEMBERED_BYTES = 64  # of a value that is asked for
+_USUAL_BYTES = 64  # of a value that is given back, at most
 _TOO_LONG = 0xFFFE  # of a value whose length has two bytes
 _ALPHABETIC = {"Alphabetic"}
 _PADDED_WITH_NUL = frozenset({"UI", *values.BINARY})
@@ -30,8 +32,7 @@ Row = Mapping[str, Any]
 ToBytes = Callable[[str], bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """One element of a request, decoded. Several values are joined by a backslash; `items` is a sequence's."""
 
     tag: int
@@ -41,46 +42,99 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Identifier:
-    """A request's identifier. `charsets` is its (0008,0005), () when absent."""
+class Field:
+    """One element of an answer: what it is, and what of a sequence's items is wanted (None: all).
+
+    `constant`: its value, the same in each answer. `optional`: left out when the row has none.
+    """
+
+    tag: int
+    vr: str
+    nested: tuple[Field, ...] | None = None
+    constant: str | None = None
+    optional: bool = False
+
+    @property
+    def key(self) -> str:
+        """The name in DICOM JSON."""
+        return f"{self.tag:08X}"
+
+
+Shape = tuple[tuple[int, str, tuple[Field, ...] | None], ...]  # tag, VR and wanted items of each element of a request
+
+
+class Identifier(NamedTuple):
+    """A request's identifier: all its elements, and those with a value or items. `charsets` is its (0008,0005), () when
+    absent; `shape` what it has whatever its values.
+
+    Those of one shape often share it, so that it is soon compared.
+    """
 
     elements: dict[int, Asked]
+    given: list[Asked]
     charsets: tuple[str, ...]
+    shape: Shape
 
 
 def decode(data: bytes, encoding: Encoding, *, default_charset: str) -> Identifier:
     """Read an identifier. Raises UnreadableInstance when its elements cannot be followed."""
-    plain = _plain(data) if encoding == IMPLICIT_LE else None
-    if plain is not None:
-        declared = plain.get(SPECIFIC_CHARACTER_SET)
-        charsets = terms(declared) if declared else ()
-        language = (charsets or (default_charset,), default_charset)
-        return Identifier({tag: _asked(tag, public_vr(tag), raw, language) for tag, raw in plain.items()}, charsets)
+    if encoding == IMPLICIT_LE:
+        found = _values(data)
+        blank, shape = _plain(tuple(found))
+        if shape:
+            declared = found.get(SPECIFIC_CHARACTER_SET)
+            charsets = terms(declared) if declared else ()
+            language = (charsets or (default_charset,), default_charset)
+            given = [_asked(tag, blank[tag].vr, raw, language) for tag, raw in found.items() if raw]
+            return Identifier(blank | {one.tag: one for one in given}, given, charsets, shape)
     elements = parse(Source.of_bytes(data), encoding)
     charsets = ()
     for element in elements:
         if element.tag == SPECIFIC_CHARACTER_SET:
             charsets = terms(data[element.value : element.end])
     reader = _Reader(data, (charsets or (default_charset,), default_charset))
-    return Identifier({element.tag: reader.asked(element) for element in elements}, charsets)
+    asked = {element.tag: reader.asked(element) for element in elements}
+    shape = tuple([(one.tag, one.vr, nested_of(one) if one.items else None) for one in asked.values()])
+    return Identifier(asked, [one for one in asked.values() if one.text or one.items], charsets, shape)
 
 
-def _plain(data: bytes) -> dict[int, bytes] | None:
-    """The values by their tags, of an identifier as almost all are: implicit, with standard elements of text alone.
-    None for any other: `parse` knows them all."""
+def nested_of(asked: Asked) -> tuple[Field, ...] | None:
+    """What is wanted of a sequence's items: the elements of the request's item, or all when it has none."""
+    items: Iterable[Asked] = asked.items[0] if asked.items else ()
+    fields = tuple(
+        Field(inner.tag, inner.vr, nested_of(inner) if inner.vr == "SQ" else None)
+        for inner in items
+        if inner.tag & 0xFFFF and inner.tag != SPECIFIC_CHARACTER_SET
+    )
+    return fields or None
+
+
+def _values(data: bytes) -> dict[int, bytes]:
+    """The values by their tags, where the elements are implicit and none has items; {} where they cannot be cut so."""
     found: dict[int, bytes] = {}
     position, end = 0, len(data)
-    while position < end:
-        if position + 8 > end:
-            return None
-        group, element, length = _IMPLICIT(data, position)
-        tag, position = group << 16 | element, position + 8
-        after = position + length
-        if after > end or group & 1 or public_vr(tag) not in values.TEXT:
-            return None
-        found[tag] = data[position:after]
-        position = after
-    return found
+    try:
+        while position < end:
+            group, element, length = _IMPLICIT(data, position)
+            position += 8
+            if length:
+                found[group << 16 | element] = data[position : position + length]
+                position += length
+            else:
+                found[group << 16 | element] = b""
+    except struct.error:
+        return {}
+    return found if position == end else {}
+
+
+@lru_cache(maxsize=256)
+def _plain(tags: tuple[int, ...]) -> tuple[dict[int, Asked], Shape]:
+    """The elements without values, and the shape, of an identifier as almost all are: standard elements of text alone.
+    () for any other: `parse` knows them all."""
+    blank = {tag: Asked(tag, public_vr(tag), "") for tag in tags}
+    if any(tag >> 16 & 1 or one.vr not in values.TEXT for tag, one in blank.items()):
+        return {}, ()
+    return blank, tuple([(one.tag, one.vr, None) for one in blank.values()])
 
 
 _Language = tuple[tuple[str, ...], str]  # (0008,0005) or what is assumed; what undefined bytes are read with
@@ -121,32 +175,13 @@ def _asked(tag: int, vr: str, raw: bytes, language: _Language) -> Asked:
     return (_remembered if len(raw) <= _REMEMBERED_BYTES else _read)(tag, vr, raw, language)
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One element of an answer: what it is, and what of a sequence's items is wanted (None: all).
-
-    `constant`: its value, the same in each answer. `optional`: left out when the row has none.
-    """
-
-    tag: int
-    vr: str
-    nested: tuple[Field, ...] | None = None
-    constant: str | None = None
-    optional: bool = False
-
-    @property
-    def key(self) -> str:
-        """The name in DICOM JSON."""
-        return f"{self.tag:08X}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
+class _Prepared(NamedTuple):
     """A field, ready to be written. What can be known before there is a value is known."""
 
     key: str
     head: bytes  # tag, and in explicit syntaxes VR (and the two reserved bytes of the long form)
     long: bool  # the length has four bytes
+    heads: tuple[bytes, ...]  # the same with the length behind: of 0, 2, 4 … bytes
     value: Callable[[Sequence[Any], ToBytes], bytes]
     padding: bytes
     absent: bytes  # what is written without a value: the empty element, a constant one, or nothing
@@ -197,9 +232,10 @@ class Encoder:
         padding = b"\0" if one.vr in _PADDED_WITH_NUL else b" "
         if one.constant is not None:
             constant = self._element(head, one.constant.encode("ascii"), padding, long=long)
-            return _Prepared("", head, long, _text, padding, constant)
-        absent = b"" if one.optional else self._element(head, b"", padding, long=long)
-        return _Prepared(one.key, head, long, self._value(one.vr, one.nested), padding, absent)
+            return _Prepared("", head, long, (), _text, padding, constant)
+        heads = _heads(head, f"{self._order}{'I' if long else 'H'}")
+        absent = b"" if one.optional else heads[0]
+        return _Prepared(one.key, head, long, heads, self._value(one.vr, one.nested), padding, absent)
 
     def _is_long(self, vr: str) -> bool:
         return self._implicit or vr.encode("ascii") in LONG
@@ -212,27 +248,31 @@ class Encoder:
 
     def _write(self, fields: Sequence[_Prepared], row: Row, to_bytes: ToBytes) -> bytes:
         out = bytearray()
-        for one in fields:
-            element = row.get(one.key)
+        for key, head, long, heads, value_of, padding, absent in fields:
+            element = row.get(key)
             if element is None:
-                out += one.absent
+                out += absent
                 continue
             content = element.get("Value")
             if content:
-                value = one.value(content, to_bytes)
+                if value_of is _text and len(content) == 1 and content[0].__class__ is str:
+                    value = to_bytes(content[0])
+                else:
+                    value = value_of(content, to_bytes)
             elif "InlineBinary" in element:
                 value = b64decode(element["InlineBinary"])
             else:
-                out += one.absent
+                out += absent
                 continue
-            if len(value) & 1:
-                value += one.padding
-            if one.long:
-                out += one.head
-                out += self._long(len(value))
+            size = len(value)
+            if size & 1:
+                value += padding
+                size += 1
+            if size <= _USUAL_BYTES:
+                out += heads[size >> 1]
                 out += value
             else:
-                out += self._element(one.head, value, one.padding, long=False)
+                out += self._element(head, value, padding, long=long)
         return bytes(out)
 
     def _element(self, head: bytes, value: bytes, padding: bytes, *, long: bool) -> bytes:
@@ -267,8 +307,12 @@ class Encoder:
         return bytes(out)
 
 
-def _ascii(text: str) -> bytes:
-    return text.encode("ascii")
+@lru_cache(maxsize=1024)
+def _heads(head: bytes, length: str) -> tuple[bytes, ...]:
+    return tuple(head + struct.pack(length, size) for size in range(0, _USUAL_BYTES + 1, 2))
+
+
+_ascii: ToBytes = methodcaller("encode", "ascii")
 
 
 def _writer(charset: str) -> ToBytes:
@@ -285,8 +329,6 @@ def _collect(texts: list[str], text: str) -> bytes:
 
 
 def _text(content: Sequence[Any], to_bytes: ToBytes) -> bytes:
-    if len(content) == 1 and content[0].__class__ is str:
-        return to_bytes(content[0])
     return to_bytes("\\".join("" if text is None else str(text) for text in content))
 
 

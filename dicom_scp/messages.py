@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from archive.access import Actor
 from archive.dicom.file_meta import FileMeta
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A response: status (PS3.7 Annex C), data set, Error Comment (0000,0902), Offending Element (0000,0901) as tags.
 
     The comment is ASCII and names no patient; 64 characters of it are sent. `error_id` is Error ID (0000,0903);
@@ -26,8 +25,7 @@ class Answer:
     sop_instance_uid: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class FindRequest:
+class FindRequest(NamedTuple):
     """A C-FIND-RQ: its identifier as received, and what extended negotiation agreed (PS3.4 C.5.1.1)."""
 
     sop_class_uid: str
@@ -43,11 +41,11 @@ class FindRequest:
 
 @dataclass(frozen=True, slots=True)
 class StoreRequest:
-    """A C-STORE-RQ: what is announced, and the data set as it arrives. `scope` is the association; `fetched`: we asked
-    another archive for it."""
+    """A C-STORE-RQ: what is announced, and the data set as it arrives, in pieces that are good until the next come.
+    `scope` is the association; `fetched`: we asked another archive for it."""
 
     meta: FileMeta
-    data_set: Iterator[memoryview]
+    data_set: Iterator[Sequence[memoryview]]
     actor: Actor
     scope: str
     fetched: bool = False

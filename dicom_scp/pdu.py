@@ -7,7 +7,6 @@ arrives, so memory does not follow a length field, and an absurd length is refus
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -17,9 +16,10 @@ from dicom_scp.ends import AbortReason, ProtocolError
 
 PDU_HEAD = struct.Struct(">BxI")
 PDV_HEAD = struct.Struct(">IBB")
+_PIECE_HEADS = PDU_HEAD.size + PDV_HEAD.size  # read before a piece, at most
 _WRITTEN_HEAD = struct.Struct(">BxIIBB")
 COMMAND, LAST = 1, 2  # bits of the message control header, PS3.8 §E.2
-BUFFER_BYTES = 1 << 17
+BUFFER_BYTES = 1 << 18  # takes memory as it is filled: not of an association that says little
 ASSOCIATE_LIMIT = 1 << 20  # 128 contexts with every transfer syntax stay far below
 
 
@@ -49,7 +49,7 @@ class Pdu:
 
 @dataclass(slots=True)
 class Fragment:
-    """A piece of a presentation data value. `data` is good until the reader is asked again.
+    """A piece of a presentation data value. `data` is good until the reader is asked again (see `holds_piece`).
 
     `last`: the message's command, or its data set, ends with this piece.
     """
@@ -90,6 +90,12 @@ class Reader:
     def holds_bytes(self) -> bool:
         """Whether something was read that was not asked for yet."""
         return self._end > self._start or self._pdu_left > 0
+
+    @property
+    def holds_piece(self) -> bool:
+        """Whether the next piece of P-DATA is here, if only its first byte: nothing has to be read for it, and those
+        that were handed out stay good when it is asked for."""
+        return self._end - self._start > _PIECE_HEADS
 
     def next(self, until: float, *, whole: bool = False) -> Pdu | Fragment:
         """The next PDU, or the next piece of P-DATA.
@@ -180,17 +186,17 @@ def p_data_head(context_id: int, size: int, control: int) -> bytes:
     return _WRITTEN_HEAD.pack(PduType.P_DATA, size + 6, size + 2, context_id, control)
 
 
-def p_data(context_id: int, data: bytes, control: int, payload: int) -> Iterator[bytes | memoryview]:
+def p_data(context_id: int, data: bytes, control: int, payload: int) -> list[bytes | memoryview]:
     """The PDUs of a whole command set (`control` = COMMAND) or data set (0), as buffers to send in order."""
     if len(data) <= payload:
-        yield p_data_head(context_id, len(data), control | LAST)
-        yield data
-        return
+        return [p_data_head(context_id, len(data), control | LAST), data]
     view = memoryview(data)
+    parts: list[bytes | memoryview] = []
     for start in range(0, len(data), payload):
         piece = view[start : start + payload]
-        yield p_data_head(context_id, len(piece), control | (LAST if start + payload >= len(data) else 0))
-        yield piece
+        last = LAST if start + payload >= len(data) else 0
+        parts += (p_data_head(context_id, len(piece), control | last), piece)
+    return parts
 
 
 RELEASE_RQ = PDU_HEAD.pack(PduType.RELEASE_RQ, 4) + bytes(4)

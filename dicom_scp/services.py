@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 import structlog
@@ -189,23 +188,21 @@ def _answer_query(
     )
     waiting: list[bytes | memoryview] = []
     size, since = 0, monotonic()
-    with closing(service(request, session.archive)) as answers:
-        for answer in _until_cancelled(answers, exchange, message):
+    answers = service(request, session.archive)
+    try:
+        for answer in answers:
+            if answer.status in PENDING and exchange.cancelled(message.command.message_id):
+                waiting += exchange.encoded(context.id, dimse.response(message.command, Answer(Status.CANCELLED)))
+                break
             command = dimse.response(message.command, answer)
             waiting += exchange.encoded(context.id, command, answer.data_set)
             size += len(command) + len(answer.data_set or b"")
             if size >= _GATHERED_BYTES or monotonic() - since > _GATHERED_SECONDS:
                 exchange.send_parts(waiting)
                 waiting, size, since = [], 0, monotonic()
+    finally:
+        answers.close()
     exchange.send_parts(waiting)
-
-
-def _until_cancelled(answers: Iterator[Answer], exchange: Exchange, message: Message) -> Iterator[Answer]:
-    for answer in answers:
-        if answer.status in PENDING and exchange.cancelled(message.command.message_id):
-            yield Answer(Status.CANCELLED)
-            return
-        yield answer
 
 
 def _get(session: Session, message: Message) -> None:

@@ -117,7 +117,12 @@ _MATCHING = (
     ("combined date-time", "study, and performed procedure step, when it was negotiated"),
     ("sequence", "one item in the key; one of the items held has to meet all of it"),
     ("empty value", '`""`, when it was negotiated'),
-    ("multiple values", "values joined by `\\`, when it was negotiated; Modalities in Study always"),
+    (
+        "multiple values",
+        "values joined by `\\`, when it was negotiated: each has to be there (PS3.4 C.2.2.2.8: AND), in any order and "
+        "beside others; AE, AS, AT, CS, LO, PN, SH, UC of a VM greater than 1, wildcards too. Otherwise, of Modalities "
+        "in Study: any of them",
+    ),
     (
         "person names",
         "without regard to case, accents and ligatures (É is E, œ is oe, ç is c), `'` and `’` alike, hyphen and space "

@@ -27,8 +27,8 @@ def store(request: StoreRequest, archive: Archive) -> Answer:
     try:
         incoming = archive.hot.receive(request.meta, at=archive.clock())
         try:
-            for piece in request.data_set:
-                incoming.write(piece)
+            for pieces in request.data_set:
+                incoming.write(*pieces)
         except BaseException:
             incoming.discard()
             raise

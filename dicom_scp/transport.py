@@ -108,13 +108,17 @@ class Transport:
         first = 0
         while first < len(parts):
             try:
-                count = self._sock.sendmsg(parts[first : first + _IOV])
+                some = parts[first : first + _IOV]
+                count = self._sock.sendmsg(some)
             except BlockingIOError:
                 if not _poll(self._writing, until):
                     raise TooSlow("the peer does not read") from None
                 continue
             except OSError as error:
                 raise ConnectionGone("the connection was reset") from error
+            if count == sum(map(len, some)):  # as a rule
+                first += len(some)
+                continue
             while first < len(parts) and count >= len(parts[first]):
                 count -= len(parts[first])
                 first += 1

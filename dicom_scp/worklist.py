@@ -8,13 +8,13 @@ from functools import partial
 from archive.access import Action
 from archive.core import Archive
 from archive.dicom.charset import SPECIFIC_CHARACTER_SET
-from archive.dicom.elements import Encoding
+from archive.dicom.elements import encoding_of
 from archive.index.match import Key, is_asking
 from archive.workflow import worklist
 from archive.workflow.item import OF_STEP, RETURNABLE, STEP
 from archive.workflow.worklist import Query
-from dicom_scp.find import Plan, answers, key_of, nested_of
-from dicom_scp.identifier import Asked, Encoder, Field, Identifier
+from dicom_scp.find import Plan, answers, key_of
+from dicom_scp.identifier import Asked, Encoder, Field, decode, nested_of
 from dicom_scp.messages import Answer, FindRequest
 from dicom_scp.status import Status
 
@@ -32,8 +32,10 @@ def find(request: FindRequest, archive: Archive) -> Generator[Answer, None, None
     return answers(request, archive, _plan, may=Action.WORKLIST)
 
 
-def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> Plan:
+def _plan(request: FindRequest, archive: Archive) -> Plan:
     """What is asked for and what is given back; what is not supported is left out, and said with FF01."""
+    settings, encoding = archive.settings.dicom, encoding_of(request.transfer_syntax_uid)
+    identifier = decode(request.identifier, encoding, default_charset=settings.default_charset)
     keys: list[Key] = []
     fields: list[Field] = []
     pending = Status.PENDING
@@ -57,12 +59,8 @@ def _plan(request: FindRequest, identifier: Identifier, archive: Archive) -> Pla
             fields.append(_field(asked, vr))
         if is_asking(key) or tag == STEP:  # `*` as status asks for any, which is more than not to ask
             keys.append(key)
-    settings = archive.settings.dicom
     query = Query(tuple(keys), stations=settings.stations(), limit=settings.find_limit + 1)
-
-    def encoder(encoding: Encoding, charsets: tuple[str, ...]) -> Encoder:
-        return Encoder(fields, encoding, charsets=charsets)
-
+    encoder = Encoder(fields, encoding, charsets=identifier.charsets)
     return Plan(partial(worklist.find, query=query), encoder, pending, unit="items")
 
 

@@ -11,7 +11,8 @@ from alembic.util import CommandError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from archive.core import make_engine, schema_revision
+from archive.core import schema_revision
+from archive.engines import make_engine
 from archive.errors import IndexUnavailable
 
 LOCK_SECONDS = 10  # patience for a lock on PostgreSQL: better a clear refusal than a blocked archive

@@ -6,7 +6,7 @@ from alembic import context
 from sqlalchemy import Connection
 
 from archive.config import load
-from archive.core import make_engine
+from archive.engines import make_engine
 from archive.schema import METADATA
 
 

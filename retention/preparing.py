@@ -16,6 +16,7 @@ import structlog
 from archive import series_metadata
 from archive.clock import monotonic
 from archive.core import Archive
+from archive.dicom.lines import Lines
 from archive.errors import ArchiveError
 
 log = structlog.get_logger(__name__)
@@ -35,6 +36,7 @@ class Preparing:
         self._quiet_seconds = quiet_seconds
         self._waiting: dict[int, float] = {}  # series (key): when they are quiet
         self._seen: int | None = None  # the newest instance (key)
+        self._alike = Lines()  # no more than the images of a few series have in common; dropped when nothing waits
         self._thread = threading.Thread(target=self._run, name="preparing", daemon=True)
 
     def start(self) -> None:
@@ -57,10 +59,12 @@ class Preparing:
                 return
             del self._waiting[pk]
             self._prepare(pk)
+        if not self._waiting:
+            self._alike = Lines()
 
     def _prepare(self, series_pk: int) -> None:
         try:
-            series_metadata.prepare(self._archive, series_pk, stopping=self._stopping)
+            series_metadata.prepare(self._archive, series_pk, alike=self._alike, stopping=self._stopping)
         except ArchiveError as error:
             log.warning("the metadata of a series are not ready", series=series_pk, error=type(error).__name__)
         except Exception:  # a bug: the other series do not suffer from it

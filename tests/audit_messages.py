@@ -156,6 +156,10 @@ class Rsyslog:
             f'global(workDirectory="{self.folder}" maxMessageSize="256k" '
             f'defaultNetstreamDriverCAFile="{self.authority.root.cert}" '
             f'defaultNetstreamDriverCertFile="{shown.cert}" defaultNetstreamDriverKeyFile="{shown.key}")\n'
+            # Written by the thread that reads, before it ends the connection. With a queue between, what was confirmed
+            # is lost with the process; and the file, opened at the first message beside the end of a connection, may
+            # get a descriptor that 8.2302 then closes a second time: its lines went into our connections instead.
+            'main_queue(queue.type="direct")\n'
             'template(name="raw" type="string" string="%rawmsg%\\n")\n'
             f'module(load="imtcp" {stream})\n'
             f'input(type="imtcp" port="{self.port}" address="127.0.0.1")\n'

@@ -47,6 +47,18 @@ def need(*programs: str) -> None:
 
 
 @pytest.fixture(scope="session")
+def chromium() -> Iterator[object]:
+    """A real browser; its pages are each test's own."""
+    need("chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """A real PostgreSQL, from a wheel, on a Unix socket; the URL of its maintenance database."""
     import tempfile

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import structlog
 from sqlalchemy import Connection
 
+from archive import waiting
 from archive.access import Actor
 from archive.audit.chain import time_text
 from archive.audit.record import Event, Outcome, record
@@ -130,10 +131,13 @@ class Access:
     def open(self) -> None:
         """Have the opening row durable when this returns. Those who come together wait for one row.
 
-        Raises Unavailable: nothing may be sent.
+        Raises:
+            Unavailable: nothing may be sent.
+            WouldWait: nobody may wait here.
         """
         if self._opened:
             return
+        waiting.demand()
         with self._opening:
             if not self._opened:
                 self._owner.commit.run(self.record_opening)
@@ -221,6 +225,11 @@ class Accesses:
                 self._thread = threading.Thread(target=self._work, name="accesses", daemon=True)
                 self._thread.start()
             return made
+
+    def is_open(self, actor: Actor, event: Event, action: str, *, study: str) -> bool:
+        """Whether this actor has the access to this study open that has neither scope nor destination, durably."""
+        found = self._open.get(_key(actor, event, action, study=study, scope="", destination=""))
+        return found is not None and found.opened
 
     def end_scope(self, scope: str) -> None:
         """Close what was opened under `scope`, now: its association or request is over."""

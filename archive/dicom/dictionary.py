@@ -33,6 +33,17 @@ def private_vr(tag: int, creator: str) -> str:
         return "UN"
 
 
+@lru_cache(maxsize=4096)
+def holds_several(tag: int) -> bool:
+    """Whether a standard element may have more than one value (its VM, PS3.6 §6)."""
+    from pydicom.datadict import dictionary_VM
+
+    try:
+        return dictionary_VM(tag) != "1"
+    except KeyError:
+        return False
+
+
 def tag_of(keyword: str) -> int | None:
     """The tag of a standard element; None: no such keyword."""
     from pydicom.datadict import tag_for_keyword

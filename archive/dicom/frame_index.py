@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from archive import waiting
 from archive.dicom import elements
 from archive.dicom.frames import Frames, Image, Ranges, image_of, ranges
 from archive.errors import Unsupported
 
 MOST_FRAMES = 50_000  # remembered in a process, of all files together; a file counts as some more
 _OF_A_FILE = 10
+_AT_A_GLANCE = 1000  # frames of a file that are told apart where nobody may wait
 
 
 class _Key(NamedTuple):
@@ -65,6 +67,7 @@ def opened(path: str, *, data_set_offset: int, transfer_syntax_uid: str) -> Iter
         Unsupported: it has no pixels, or frames that cannot be told apart.
         UnreadableInstance: the pixels cannot be followed.
         OSError: the file cannot be read.
+        WouldWait: nobody may wait here, and its header or its frames are many and not remembered.
     """
     where = data_set_offset
     with elements.opened(path, data_set_offset=where, transfer_syntax_uid=transfer_syntax_uid) as (source, encoding):
@@ -75,6 +78,8 @@ def opened(path: str, *, data_set_offset: int, transfer_syntax_uid: str) -> Iter
             image = image_of(source, encoding)
             if image is None:
                 raise Unsupported("this instance has no pixels")
+            if image.frames > _AT_A_GLANCE:
+                waiting.demand()
             found = image, ranges(source, image, transfer_syntax_uid)
             if not source.deflated:
                 _places.keep(key, *found)

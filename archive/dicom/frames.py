@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +23,7 @@ from archive.dicom.elements import (
 from archive.dicom.source import Source
 from archive.dicom.tree import Element
 from archive.errors import NotFound, UnreadableInstance, Unsupported
+from archive.stretch import Stretch
 
 Ranges = tuple[tuple[int, int], ...]  # offset and length of each piece, in order
 
@@ -33,6 +35,7 @@ _TAGS: Final = {
 }  # fmt: skip
 _MAX_TABLE_BYTES = 1 << 24
 _PIECE_BYTES = 1 << 20
+_WORTH_BYTES = 1 << 16  # of a frame that the system is to send unread
 _SCANNER = Scanner(_TAGS, max_bytes=_MAX_TABLE_BYTES)
 
 
@@ -285,11 +288,31 @@ class Frames:
         image = self.image
         return not self._shared_bytes and (image.encoding.little or image.encapsulated or image.vr != "OW")
 
-    def pieces(self, number: int) -> Iterator[bytes]:
-        """The bytes of a frame that are `as_they_lie`, a mebibyte at a time. Raises NotFound, with the first piece."""
-        for position, length in self._of(number):
-            for start in range(position, position + length, _PIECE_BYTES):
-                yield self._source.read(start, min(_PIECE_BYTES, position + length - start))
+    def pieces(self, number: int, *, head: bytes = b"", tail: bytes = b"") -> Iterator[memoryview]:
+        """The bytes of a frame that are `as_they_lie`, a mebibyte at a time, between `head` and `tail`, which come in
+        one piece with them. Raises NotFound, with the first piece."""
+        cut = [
+            (start, min(_PIECE_BYTES, position + length - start))
+            for position, length in self._of(number)
+            for start in range(position, position + length, _PIECE_BYTES)
+        ] or [(0, 0)]
+        for n, (start, length) in enumerate(cut):
+            before, after = head if n == 0 else b"", tail if n == len(cut) - 1 else b""
+            piece = bytearray(len(before) + length + len(after))  # read where it leaves from: a copy costs as much
+            piece[: len(before)] = before
+            self._source.fill(memoryview(piece)[len(before) : len(before) + length], start)
+            piece[len(before) + length :] = after
+            yield memoryview(piece)
+
+    def stretches(self, number: int) -> list[Stretch]:
+        """Where the bytes of a frame lie that are `as_they_lie`; none for one that is short, or not in the file itself:
+        to read it costs less. Raises NotFound, StorageFailed."""
+        fd, offset = self._source.fd, self._source.offset
+        if self._source.deflated or fd < 0 or self.length(number) < _WORTH_BYTES:
+            return []
+        return [
+            Stretch(os.dup(fd), offset + position, offset + position + length) for position, length in self._of(number)
+        ]
 
     def _of(self, number: int) -> Ranges:
         if not 1 <= number <= len(self._ranges):

@@ -18,7 +18,7 @@ from archive.dicom.tree import Element, parse, parse_items
 
 INLINE_BYTES = 1024  # of binary values; longer ones are bulk data
 INLINE_TEXT_BYTES = 1 << 20  # of all other values
-_PIXEL_REPRESENTATION = 0x00280103
+PIXEL_REPRESENTATION = 0x00280103
 
 CHARACTER_SET: dict[str, Any] = {f"{SPECIFIC_CHARACTER_SET:08X}": {"vr": "CS", "Value": [UTF8]}}  # of all our JSON
 
@@ -55,12 +55,20 @@ def ambiguous(element: Element, pixel_representation: int) -> str:
 def pixel_representation(source: Source, elements: list[Element], inherited: int) -> int:
     """Pixel Representation of a data set or of the one around it: decides "US or SS"."""
     for element in elements:
-        if element.tag == _PIXEL_REPRESENTATION and element.length == 2:
+        if element.tag == PIXEL_REPRESENTATION and element.length == 2:
             order: Any = "little" if element.encoding.little else "big"
             return int.from_bytes(source.read(element.value, 2), order)
-        if element.tag > _PIXEL_REPRESENTATION:
+        if element.tag > PIXEL_REPRESENTATION:
             break
     return inherited
+
+
+def charsets_of(source: Source, elements: list[Element]) -> tuple[str, ...]:
+    """The values of (0008,0005) of a data set; () when it has none."""
+    for element in elements:
+        if element.tag == SPECIFIC_CHARACTER_SET:
+            return terms(source.read(element.value, element.length))
+    return ()
 
 
 class JsonReader:
@@ -90,10 +98,7 @@ class JsonReader:
 
     def _data_set(self, elements: list[Element], charsets: tuple[str, ...], signed: int, prefix: str) -> dict[str, Any]:
         signed = pixel_representation(self._source, elements, signed)
-        for element in elements:
-            if element.tag == SPECIFIC_CHARACTER_SET:
-                charsets = terms(self._source.read(element.value, element.length)) or charsets
-                break
+        charsets = charsets_of(self._source, elements) or charsets
         result: dict[str, Any] = {}
         for element in sorted(elements, key=lambda element: element.tag):
             if element.tag & 0xFFFF == 0:
@@ -102,10 +107,12 @@ class JsonReader:
             if element.tag == SPECIFIC_CHARACTER_SET:
                 result |= CHARACTER_SET
             else:
-                result[key] = self._element(element, charsets, signed, prefix + key)
+                result[key] = self.element(element, charsets, signed, prefix + key)
         return result
 
-    def _element(self, element: Element, charsets: tuple[str, ...], signed: int, path: str) -> dict[str, Any]:
+    def element(self, element: Element, charsets: tuple[str, ...], signed: int, path: str) -> dict[str, Any]:
+        """The JSON object of one element, in a data set with these character sets and this Pixel Representation;
+        `path`: as `metadata` gives it to `bulk_uri`."""
         vr = ambiguous(element, signed)
         if element.items is not None:
             items = [

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from archive.dicom import pixels, syntaxes
-from archive.dicom.frames import Image
+from archive.dicom.frames import Frames, Image
 from archive.errors import NotAcceptable
 
 if TYPE_CHECKING:
@@ -26,6 +26,19 @@ _PLUGINS = {JPEG_LS: "pyjpegls", JPEG_2000: "pylibjpeg", syntaxes.RLE: "pylibjpe
 def planar_configuration(transfer_syntax_uid: str) -> int:
     """How the samples of colours lie: by plane in RLE, else by pixel (PS3.5 §8.2, Annex G)."""
     return 1 if transfer_syntax_uid == syntaxes.RLE else 0
+
+
+def encode_frame(frames: Frames, number: int, transfer_syntax_uid: str) -> bytes:
+    """One stored frame, numbered from 1, compressed; its colours mean what its data set says.
+
+    Raises:
+        NotAcceptable: as `encode`; also for chrominance that is stored halved, which no data set would say any more.
+        Unsupported, NotFound, UnreadableInstance, OSError: as `pixels.decode`.
+    """
+    decoded = pixels.decode(frames, number)
+    if not frames.image.encapsulated and decoded.photometric_interpretation != frames.image.photometric:
+        raise NotAcceptable("pixels whose chrominance is halved")
+    return encode(decoded.values, frames.image, transfer_syntax_uid, photometric=decoded.photometric_interpretation)
 
 
 def encode(values: np.ndarray[Any, Any], image: Image, transfer_syntax_uid: str, *, photometric: str) -> bytes:

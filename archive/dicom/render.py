@@ -8,8 +8,10 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
+from archive.dicom.lettering import Words, burnt
 from archive.dicom.pixels import frame as decode
 from archive.dicom.pixels import read_header
+from archive.dicom.viewport import Region, fitted
 from archive.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -27,18 +29,22 @@ def render(
     frame: int = 1,
     window: tuple[float, float] | None = None,
     size: tuple[int, int] | None = None,
+    region: Region | None = None,
+    enlarge: bool = False,
+    said: Words | None = None,
     media_type: str = "image/jpeg",
     quality: int = 90,
 ) -> bytes:
     """The picture of a frame (from 1) of a stored file: a header that makes no sense makes no picture.
 
-    `window` is centre and width in modality units, else the header's, else all values; `size` the rows and columns that
-    the picture has to fit in (never enlarged); `quality` of JPEG, 1 to 100.
+    `window` is centre and width in modality units, else the header's, else all values; `region` what is shown of it;
+    `size` the rows and columns that this has to fit in, with `enlarge` to fill; `said` what is burnt in at the end;
+    `quality` of JPEG, 1 to 100.
 
     Raises:
+        InvalidRequest: there is nothing in the region, or too much would be made of it.
         Unsupported: an object without pixels, a codec or a pixel format that cannot be shown, a side too long for JPEG.
     """
-    from PIL.Image import Resampling
     from pydicom.errors import BytesLengthException
 
     no_sense = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, NotImplementedError)
@@ -47,8 +53,9 @@ def render(
         picture = _picture(path, ds, frame, window)
     except (*no_sense, BytesLengthException) as error:
         raise Unsupported(f"the header makes no picture: {type(error).__name__}") from error
-    if size is not None:
-        picture.thumbnail((max(1, size[1]), max(1, size[0])), Resampling.BILINEAR)
+    picture = fitted(picture, size, region, enlarge=enlarge)
+    if said is not None:
+        picture = burnt(picture, said)
     out = io.BytesIO()
     if media_type == "image/png":
         picture.save(out, "PNG", compress_level=1)

@@ -7,6 +7,7 @@ import tempfile
 import zlib
 from typing import IO
 
+from archive import waiting
 from archive.errors import UnreadableInstance
 
 MAX_ELEMENTS = 5_000_000
@@ -56,7 +57,9 @@ class Source:
                 raise UnreadableInstance("the data set ends inside an element")
             if self.fd < 0:
                 return self._window, 0
-            window = os.pread(self.fd, min(max(least, _CHUNK), self.size - position), self.offset + position)
+            if self._window:
+                waiting.demand()  # whoever looks further than one window has much to do
+            window = waiting.read(self.fd, min(max(least, _CHUNK), self.size - position), self.offset + position)
         self._window, self._base = window, position
         return window, position
 
@@ -73,6 +76,23 @@ class Source:
         if len(value) < length:
             raise UnreadableInstance("the data set ends inside an element")
         return value
+
+    def fill(self, buffer: memoryview, position: int) -> None:
+        """The same, into a buffer, as many as have room in it.
+
+        Raises:
+            UnreadableInstance: the data set ends before.
+        """
+        if self.deflated or self.fd < 0:
+            buffer[:] = self.read(position, len(buffer))
+            return
+        if position + len(buffer) > self.size:
+            raise UnreadableInstance("the data set ends inside an element")
+        while buffer:
+            got = waiting.read_into(self.fd, buffer, self.offset + position)
+            if not got:
+                raise UnreadableInstance("the data set ends inside an element")
+            buffer, position = buffer[got:], position + got
 
     def end(self) -> int:
         """The length of the data set; a deflated one is inflated whole."""
@@ -95,6 +115,7 @@ class _Inflating:
     """RFC 1951 bytes of a file, inflated on demand and kept, up to MAX_INFLATED_BYTES."""
 
     def __init__(self, fd: int, offset: int, length: int) -> None:
+        waiting.demand()
         self._fd, self._next, self._end = fd, offset, offset + length
         self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         self._kept: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_INFLATED_IN_MEMORY)  # noqa: SIM115

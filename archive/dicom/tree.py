@@ -21,6 +21,8 @@ from archive.dicom.elements import (
 from archive.dicom.source import Source
 from archive.errors import UnreadableInstance
 
+Creators = dict[int, str]  # private creators by their block, as far as they are known
+
 
 @dataclass(slots=True)
 class Element:
@@ -89,6 +91,31 @@ def parse_items(source: Source, encoding: Encoding) -> list[list[Element]]:
     return _items(source, 0, source.end(), encoding, 0, stop=False)[0]
 
 
+def element_at(source: Source, position: int, encoding: Encoding, creators: Creators) -> Element | None:
+    """The element of the top level at a position, as `parse` with `cut` finds it behind those that made `creators`
+    known; None: no element begins there.
+
+    Raises:
+        UnreadableInstance: it cannot be followed.
+    """
+    found = head(source, position, encoding)
+    if found is None or found[0] >> 16 == 0xFFFE:
+        return None
+    source.step()
+    return _element(source, position, found, creators, source.end(), encoding=encoding, depth=0, cut=True, deep=True)
+
+
+def is_creator(tag: int) -> bool:
+    """Whether an element names who owns a block of private ones (PS3.5 §7.8.1)."""
+    return bool(tag & 0x10000) and 0x10 <= tag & 0xFFFF <= 0xFF
+
+
+def note_creator(source: Source, element: Element, creators: Creators) -> None:
+    """Remember a private creator for the elements that follow it."""
+    if is_creator(element.tag) and element.length <= 64:
+        creators[element.tag & 0xFFFF] = source.read(element.value, element.length).decode("latin_1").strip(" \0")
+
+
 def _parse(
     source: Source,
     position: int,
@@ -105,12 +132,12 @@ def _parse(
     if depth > MAX_NESTING:
         raise UnreadableInstance(f"nested deeper than {MAX_NESTING}")
     elements: list[Element] = [] if into is None else into
-    creators: dict[int, str] = {}
+    creators: Creators = {}
     while position < end:
         found = head(source, position, encoding)
         if found is None:
             break
-        tag, written, length, value = found
+        tag, _, length, value = found
         source.step()
         if tag >> 16 == 0xFFFE:
             if tag == ITEM_END and stop:
@@ -121,21 +148,39 @@ def _parse(
             if position > end:
                 raise UnreadableInstance("the data set ends inside an element")
             continue
-        vr = written.decode("ascii", "replace") if written not in (b"", b"UN") else _known_vr(tag, creators)
-        element = Element(tag, vr, position, value, value + length, length == UNDEFINED, encoding)
-        try:
-            _complete(source, element, written, end, depth, deep=deep)
-        except UnreadableInstance:
-            if not (cut and tag in PIXEL_TAGS):
-                raise
-            element.end = end
-        if tag & 0x10000 and 0x10 <= tag & 0xFFFF <= 0xFF and element.length <= 64:
-            creators[tag & 0xFFFF] = source.read(value, element.length).decode("latin_1").strip(" \0")
+        element = _element(source, position, found, creators, end, encoding=encoding, depth=depth, cut=cut, deep=deep)
+        if tag & 0x10000:
+            note_creator(source, element, creators)
         elements.append(element)
         position = element.end
     if stop:
         raise UnreadableInstance("an item has no end")
     return elements, position
+
+
+def _element(
+    source: Source,
+    position: int,
+    found: tuple[int, bytes, int, int],
+    creators: Creators,
+    end: int,
+    *,
+    encoding: Encoding,
+    depth: int,
+    cut: bool,
+    deep: bool,
+) -> Element:
+    """The element whose head was `found`."""
+    tag, written, length, value = found
+    vr = written.decode("ascii", "replace") if written not in (b"", b"UN") else _known_vr(tag, creators)
+    element = Element(tag, vr, position, value, value + length, length == UNDEFINED, encoding)
+    try:
+        _complete(source, element, written, end, depth, deep=deep)
+    except UnreadableInstance:
+        if not (cut and tag in PIXEL_TAGS):
+            raise
+        element.end = end
+    return element
 
 
 def _complete(source: Source, element: Element, written: bytes, end: int, depth: int, *, deep: bool) -> None:
@@ -191,7 +236,7 @@ def _items(
     return items, position
 
 
-def _known_vr(tag: int, creators: dict[int, str]) -> str:
+def _known_vr(tag: int, creators: Creators) -> str:
     """The VR of the dictionary for an element that is written without one."""
     if tag & 0x10000:
         element = tag & 0xFFFF

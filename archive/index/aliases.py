@@ -20,6 +20,6 @@ def survivors(conn: Connection, patient_ids: Collection[str], *, issued: Callabl
     """The numbers of the patients whom these Patient IDs mean, when one of those who had them was merged away; None:
     none was, and they are found by the IDs. Only those count whose issuer `issued` accepts."""
     rows = [row for patient_id in patient_ids for row in _ROWS.all(conn, {"patient_id": patient_id})]
-    if all(merged_into_pk is None for _, _, merged_into_pk in rows):
+    if not any(merged_into_pk for _, _, merged_into_pk in rows):
         return None
     return sorted({int(merged_into_pk or pk) for pk, issuer, merged_into_pk in rows if issued(issuer)})

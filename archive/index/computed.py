@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, FromClause, ScalarSelect, case, func, sele
 from archive.dicom.attributes import LEVELS, Level
 from archive.index import alternates
 from archive.index.conditions import PARENT_KEYS, TABLES, constant, current
-from archive.index.functions import listed
+from archive.index.functions import joined, listed
 from archive.instance import CopyState, availability
 from archive.schema import instance, location, series, study
 
@@ -28,6 +28,7 @@ ALTERNATES = alternates.ALTERNATE_REPRESENTATIONS
 AVAILABLE_TRANSFER_SYNTAX = 0x00083002
 
 _TIERS = ("hot", "cold")  # best first
+_OF_RANK = tuple(str(availability(tier)) for tier in (*_TIERS, None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def _study_count(level: Level, pk: ColumnElement[Any]) -> ScalarSelect[Any]:
 
 def _modalities(_level: Level, pk: ColumnElement[Any]) -> ScalarSelect[Any]:
     visible = select(instance.c.pk).where(instance.c.series_pk == series.c.pk, current()).correlate(series).exists()
-    return select(listed(series.c.modality)).where(series.c.study_pk == pk, visible).scalar_subquery()
+    return select(joined(series.c.modality)).where(series.c.study_pk == pk, visible).scalar_subquery()
 
 
 def _sop_classes(level: Level, pk: ColumnElement[Any]) -> ScalarSelect[Any]:
@@ -123,8 +124,7 @@ def _list(raw: Any) -> list[Any]:
 
 
 def _available(raw: Any) -> list[Any]:
-    rank = len(_TIERS) if raw is None else int(raw)
-    return [str(availability(_TIERS[rank] if rank < len(_TIERS) else None))]
+    return [_OF_RANK[len(_TIERS) if raw is None else int(raw)]]
 
 
 P, ST, SE, IM = Level.PATIENT, Level.STUDY, Level.SERIES, Level.IMAGE

@@ -8,14 +8,14 @@ query's text never depends on its values, and its compiled form is found again.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Table, and_, bindparam, exists, false, literal_column, or_, select, tuple_
 from sqlalchemy.types import Text
 
-from archive.dicom.attributes import Attribute, Level, Match
+from archive.dicom.attributes import ATTRIBUTES, Attribute, Level, Match
 from archive.dicom.person_name import alternatives
 from archive.index.functions import first_group, unindexed
 from archive.index.match import MAX_NUMBER, AnyOf, Between, Criterion, Empty, Exact, Key, Name, Number, Wild, criterion
@@ -81,10 +81,19 @@ class Parameters:
         self.values[name] = value
         return name
 
+    def short(self) -> frozenset[str]:
+        """The names of texts that are too short to start from as a prefix."""
+        return frozenset(
+            [name for name, value in self.values.items() if isinstance(value, str) and len(value) < _SHORT]
+        )
+
+
+_COLUMNS = {one.tag: f"{TABLES[one.level].name}.{one.column}" for one in ATTRIBUTES if one.column is not None}
+
 
 def column_of(attribute: Attribute) -> str:
-    """`table.column`, as shapes name it."""
-    return f"{TABLES[attribute.level].name}.{attribute.column}"
+    """`table.column`, as shapes name it. Only for attributes with a column."""
+    return _COLUMNS[attribute.tag]
 
 
 def condition(attribute: Attribute, wanted: Criterion, parameters: Parameters) -> tuple[Shape | None, bool]:
@@ -245,12 +254,14 @@ def columns(shape: Shape) -> Iterator[str]:
         yield shape[1].removeprefix(_GROUP).removeprefix(_PLAIN)
 
 
-def lead(where: Iterable[Shape], level: Level, parameters: Parameters) -> tuple[tuple[Shape, ...], bool]:
+def lead(where: Iterable[Shape], level: Level, short: Set[str]) -> tuple[tuple[Shape, ...], bool]:
     """The shapes, all but the one to start from kept from using their indexes; and whether that one leads to few
     rows by its index. A study's date does not: it is the order that studies are given back in.
+
+    `short`: see `Parameters`.
     """
     shapes = list(where)
-    ranks = [_rank(shape, parameters) for shape in shapes]
+    ranks = [_rank(shape, short) for shape in shapes]
     best = min(ranks, default=_NO_RANK)
     first = ranks.index(best) if best < _NO_RANK else None
     if first is None and level is not Level.PATIENT:
@@ -267,16 +278,16 @@ def lead(where: Iterable[Shape], level: Level, parameters: Parameters) -> tuple[
 _STUDY_ORDER = {"study.study_date", "study.study_time"}
 
 
-def _rank(shape: Shape, parameters: Parameters) -> int:
+def _rank(shape: Shape, short: Set[str]) -> int:
     operator = shape[0]
     if operator == "and":
-        return min((_rank(part, parameters) for part in shape[1:]), default=_NO_RANK)
+        return min((_rank(part, short) for part in shape[1:]), default=_NO_RANK)
     if operator in ("row_ge", "row_le"):
         return _RANKS.get(shape[1][0], _NO_RANK)
     if operator not in ("eq", "in", "ge", "le"):
         return 0 if operator == "never" else _NO_RANK
     rank = _RANKS.get(shape[1], _NO_RANK)
-    wide = operator == "ge" and shape[1] != "study.study_date" and len(parameters.values[shape[2]]) < _SHORT
+    wide = operator == "ge" and shape[1] != "study.study_date" and shape[2] in short
     return rank + len(_RANKS) if wide and rank < _NO_RANK else rank
 
 

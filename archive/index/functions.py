@@ -28,6 +28,24 @@ def _listed_sqlite(element: listed, compiler: SQLCompiler, **kw: Any) -> str:
     return f"group_concat(DISTINCT {compiler.process(element.clauses, **kw)})"
 
 
+class joined(FunctionElement[str]):
+    """All values of a column, separated by commas; NULL for none. Of few, it costs less than `listed`."""
+
+    inherit_cache = True
+    type = Text()
+    name = "joined"
+
+
+@compiles(joined, "postgresql")
+def _joined_postgresql(element: joined, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"string_agg({compiler.process(element.clauses, **kw)}, ',')"
+
+
+@compiles(joined, "sqlite")
+def _joined_sqlite(element: joined, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"group_concat({compiler.process(element.clauses, **kw)})"
+
+
 class first_group(FunctionElement[str]):
     """The first component group of the first value of a folded person name."""
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from archive.dicom import keys
+from archive.dicom.dictionary import holds_several
 from archive.dicom.person_name import alternatives, fold, pattern
 from archive.dicom.person_name import matches as name_matches
 from archive.errors import InvalidQuery
@@ -22,18 +23,19 @@ from archive.index.temporal import compare, date_key, moment, splits, time_key
 
 WILDCARD_VRS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
 NUMBER_VRS = frozenset({"DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV"})
+MULTIPLE_VALUE_VRS = frozenset({"AE", "AS", "AT", "CS", "LO", "PN", "SH", "UC"})  # PS3.4 C.2.2.2.8
 LEADING_SPACES_COUNT = frozenset({"LT", "ST", "UT"})
 MAX_CHARACTERS = 10_240  # of a key that is no list: an LT (PS3.5 6.2), and SQLite's limit of a pattern
 MAX_VALUES = 200  # of a key that is a choice: SQLite nests no more than 1000 conditions
 MAX_NUMBER = 2**31 - 1  # of an IS (PS3.5 6.2), and of the columns
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """One matching key as it was asked: decoded text, or the keys of a sequence's item.
 
     Several UIDs are joined by a backslash. An empty `value` without `items` matches everything. `empty`: it asks for
-    what has no value (PS3.4 C.2.2.2.7); `several`: any of the values joined by a backslash will do (C.2.2.2.8).
+    what has no value (PS3.4 C.2.2.2.7). `any_of`: one of the values joined by a backslash will do, which no protocol
+    asks for: what DICOM calls multiple value matching is several keys (`each_value`).
     """
 
     tag: int
@@ -41,7 +43,7 @@ class Key:
     value: str = ""
     items: tuple[Key, ...] = ()
     empty: bool = False
-    several: bool = False
+    any_of: bool = False
 
     @property
     def name(self) -> str:
@@ -125,9 +127,33 @@ def criterion(key: Key) -> Criterion | None:
     """
     if key.empty:
         return Empty()
-    if key.several and "\\" in key.value and key.vr != "UI" and key.vr not in LEADING_SPACES_COUNT:
-        return _several(key)
+    if key.any_of and "\\" in key.value and key.vr != "UI" and key.vr not in LEADING_SPACES_COUNT:
+        return _any_of(key)
     return _single(key)
+
+
+def each_value(key: Key) -> tuple[Key, ...]:
+    """The keys that a key with values joined by backslashes stands for, where multiple value matching was agreed upon
+    (C-FIND: extended negotiation; QIDO-RS: `multiplevaluematching`): each has to be met (PS3.4 C.2.2.2.8: AND).
+
+    Only an attribute that may have several values, of one of the VRs there, is asked so; a value with a wildcard, which
+    the standard has not, is met as it would be alone. Within a sequence one item has to meet all.
+
+    Raises:
+        InvalidQuery: too many values.
+    """
+    if key.vr == "SQ":
+        return (Key(key.tag, "SQ", items=tuple(one for inner in key.items for one in each_value(inner))),)
+    if key.empty or "\\" not in key.value or key.vr not in MULTIPLE_VALUE_VRS or not holds_several(key.tag):
+        return (key,)
+    return tuple(Key(key.tag, key.vr, value) for value in dict.fromkeys(_split(key)) if value.strip(" \0"))
+
+
+def _split(key: Key) -> list[str]:
+    values = key.value.split("\\")
+    if len(values) > MAX_VALUES:
+        raise InvalidQuery("a key has too many values", tag=key.tag)
+    return values
 
 
 def _single(key: Key) -> Criterion | None:  # noqa: PLR0911 - one answer for each kind of VR
@@ -160,13 +186,10 @@ def _single(key: Key) -> Criterion | None:  # noqa: PLR0911 - one answer for eac
     return Exact((text,))
 
 
-def _several(key: Key) -> Criterion | None:
-    values = key.value.split("\\")
-    if len(values) > MAX_VALUES:
-        raise InvalidQuery("a key has too many values", tag=key.tag)
+def _any_of(key: Key) -> Criterion | None:
     choices = []
-    for value in values:
-        choice = _single(replace(key, value=value))
+    for value in _split(key):
+        choice = _single(key._replace(value=value))
         if choice is None:
             return None
         choices.append(choice)

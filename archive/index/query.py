@@ -9,13 +9,11 @@ index.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from datetime import timezone
 from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
-import orjson
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -36,14 +34,12 @@ from archive.index.conditions import (
     text_condition,
 )
 from archive.index.match import Between, Criterion, Exact, Key, Wild, accepts, criterion, is_asking, row_meets
-from archive.index.statements import DEPTH, Form, counting, keyed, prepared
-
-Row = dict[str, Any]  # DICOM JSON: eight hexadecimal digits to {"vr": …, "Value": […]}
+from archive.index.rows import PAGE, Above, Reader, Row, by_key, pages
+from archive.index.statements import DEPTH, Form, counting, keyed
 
 Interval = tuple[int, int, Between, Between]  # tags of a date and a time, what is asked of them as one
 
 TIMEZONE_OFFSET = zones.OFFSET
-PAGE = 200  # rows fetched at a time
 _ON_STUDY = {
     MODALITIES_IN_STUDY: ("modality", "series.modality"),
     SOP_CLASSES_IN_STUDY: ("sop_class", "instance.sop_class_uid"),
@@ -52,8 +48,7 @@ _PATIENT_ID, _ISSUER = 0x00100020, 0x00100021
 _DATE_AND_TIME = ((0x00080020, 0x00080030), (0x00400244, 0x00400245))  # study, performed procedure step
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """What to find at `level`.
 
     `want` names the attributes to be given back, by tag; those of the levels above may be among them. `keys` must all
@@ -85,21 +80,19 @@ def matchable(level: Level) -> frozenset[int]:
     return frozenset(own | set(_ON_STUDY) if level is not Level.PATIENT else own)
 
 
-def is_multivalued(tag: int) -> bool:
-    """Whether several keys for this attribute are met each by another of its values."""
-    attribute = BY_TAG.get(tag)
-    return tag in _ON_STUDY or (attribute is not None and attribute.column is None and attribute.vr != "SQ")
+class _Shaped(NamedTuple):
+    """What queries of one shape have in common, whatever values they ask for. Each shape has one: see `_shaped`."""
 
-
-@dataclass(slots=True)
-class _Plan:
     form: Form
-    parameters: Parameters
-    residual: tuple[Key, ...]  # matched on the rows
-    residual_loads: tuple[Level, ...]
     above: Mapping[Level, tuple[int, ...]]  # computed attributes of the levels above
-    zone: timezone | None = None  # in which the rows are matched
-    intervals: tuple[Interval, ...] = ()
+
+
+class _Plan(NamedTuple):
+    shaped: _Shaped
+    values: dict[str, Any]  # of the statement's parameters
+    residual: list[Key]  # matched on the rows
+    intervals: list[Interval]  # likewise
+    zone: timezone | None  # in which the rows are matched
 
     @property
     def by_rows(self) -> bool:
@@ -112,6 +105,51 @@ class _Plan:
         return row_meets(self.residual, row) and all(zones.within(row, *one) for one in self.intervals)
 
 
+class Search:
+    """A query, ready to be run any number of times on any connection. Immutable.
+
+    Raises:
+        InvalidQuery: a key cannot be matched, or its value is none of its VR.
+    """
+
+    def __init__(self, query: Query) -> None:
+        self._query = query
+        self._plan = _planned(query, None)
+        asked = {key.tag: criterion(key) for key in query.keys if key.tag in (_PATIENT_ID, _ISSUER)}
+        self._identifier, self._issuer = asked.get(_PATIENT_ID), asked.get(_ISSUER)
+
+    def rows(self, conn: Connection) -> Iterator[Row]:
+        """The matches: see `find`."""
+        query = self._query
+        try:
+            plan = self._on(conn)
+        except SQLAlchemyError as error:
+            raise IndexUnavailable("the index cannot be read") from error
+        rows = _translated(_filtered(conn, plan, query)) if plan.by_rows else _direct(conn, plan.shaped, plan.values)
+        return rows if query.zone is None else (zones.turned(row, query.zone) for row in rows)
+
+    def count(self, conn: Connection, *, at_most: int) -> int:
+        """How many rows match: see `count`."""
+        try:
+            plan = self._on(conn)
+            if plan.by_rows:
+                return sum(1 for _ in islice(_translated(_candidates(conn, plan, self._query)), at_most))
+            ((total,),) = counting(plan.shaped.form).all(conn, plan.values)
+        except SQLAlchemyError as error:
+            raise IndexUnavailable("the index cannot be read") from error
+        return int(total)
+
+    def _on(self, conn: Connection) -> _Plan:
+        """An identifier that was merged away stands for whoever survived, and so does its issuer."""
+        issuer = self._issuer
+        if not isinstance(self._identifier, Exact):
+            return self._plan
+        pks = survivors(
+            conn, self._identifier.values, issued=lambda written: issuer is None or accepts(issuer, "LO", [written])
+        )
+        return self._plan if pks is None else _planned(self._query, pks)
+
+
 def find(conn: Connection, query: Query) -> Iterator[Row]:
     """The matches, as DICOM JSON, in a stable order: studies from the newest on, the rest as they are numbered.
 
@@ -122,24 +160,12 @@ def find(conn: Connection, query: Query) -> Iterator[Row]:
         InvalidQuery: a key cannot be matched, or its value is none of its VR.
         IndexUnavailable: the database failed.
     """
-    try:
-        plan = _plan(conn, query)
-    except SQLAlchemyError as error:
-        raise IndexUnavailable("the index cannot be read") from error
-    rows = _translated(_filtered(conn, plan, query) if plan.by_rows else _direct(conn, plan, query))
-    return rows if query.zone is None else (zones.turned(row, query.zone) for row in rows)
+    return Search(query).rows(conn)
 
 
 def count(conn: Connection, query: Query, *, at_most: int) -> int:
     """How many rows match, without regard to `limit` and `offset`; counting ends at `at_most`."""
-    try:
-        plan = _plan(conn, replace(query, want=frozenset(), limit=at_most, offset=0))
-        if plan.by_rows:
-            return sum(1 for _ in islice(_translated(_candidates(conn, plan)), at_most))
-        ((total,),) = counting(plan.form).all(conn, plan.parameters.values | {"limit": at_most, "offset": 0})
-    except SQLAlchemyError as error:
-        raise IndexUnavailable("the index cannot be read") from error
-    return int(total)
+    return Search(query._replace(want=frozenset(), limit=at_most, offset=0)).count(conn, at_most=at_most)
 
 
 def _translated(rows: Iterator[Any]) -> Iterator[Any]:
@@ -149,12 +175,16 @@ def _translated(rows: Iterator[Any]) -> Iterator[Any]:
         raise IndexUnavailable("the index cannot be read") from error
 
 
-def _plan(conn: Connection, query: Query) -> _Plan:
+def _planned(query: Query, patients: list[int] | None) -> _Plan:
+    """The plan of a query; with `patients`, these (keys) are meant by its Patient ID and issuer."""
     parameters = Parameters()
-    where: list[Shape] = []
     residual: list[Key] = []
     wanted = {key.tag: _checked(query.level, key) for key in query.keys}
-    where += _survivors(conn, wanted, parameters)
+    where: list[Shape] = []
+    if patients is not None:
+        where.append(("in", "patient.pk", parameters.add(patients)))
+        del wanted[_PATIENT_ID]
+        wanted.pop(_ISSUER, None)
     intervals: list[Interval] = []
     if query.zone is not None:
         where += _zoned(query, wanted, parameters, residual, intervals)
@@ -176,25 +206,30 @@ def _plan(conn: Connection, query: Query) -> _Plan:
                 shape, exact = condition(attribute, asked, parameters)
                 where += [shape] if shape else []
                 residual += [] if exact else [key]
-    loads, own, above = _sources(query.level, query.want)
-    shapes, selective = lead(where, query.level, parameters)
-    form = Form(
-        level=query.level,
-        where=shapes,
-        loads=loads,
-        parents=_sorted(set(above)),
-        computed=own,
-        selective=selective,
-        paged=query.limit is not None or query.offset > 0,
-        quality=query.quality,
-    )
-    loaded = {_level(key.tag) for key in residual} | {_level(one[0]) for one in intervals}
-    if query.zone is not None and loaded:
-        loaded.add(Level.STUDY)  # its zone
-    return _Plan(form, parameters, tuple(residual), _sorted(loaded), above, query.zone, tuple(intervals))
+    paged = query.limit is not None or query.offset > 0
+    shaped = _shaped(query.level, query.want, (tuple(where), parameters.short()), paged, query.quality)
+    values = parameters.values
+    if paged:
+        values["limit"] = _ALL if query.limit is None else query.limit
+        values["offset"] = query.offset
+    return _Plan(shaped, values, residual, intervals, query.zone)
 
 
-@lru_cache(maxsize=256)
+_ALL = 2**62
+
+
+@lru_cache(maxsize=512)
+def _shaped(
+    level: Level, want: frozenset[int], asked: tuple[tuple[Shape, ...], frozenset[str]], paged: bool, quality: bool
+) -> _Shaped:
+    where, short = asked
+    shapes, selective = lead(where, level, short)
+    loads, own, above = _sources(level, want)
+    parents = _sorted(set(above))
+    form = Form(level, shapes, loads, parents, own, selective=selective, paged=paged, quality=quality)
+    return _Shaped(form, above)
+
+
 def _sources(
     level: Level, want: frozenset[int]
 ) -> tuple[tuple[Level, ...], tuple[int, ...], Mapping[Level, tuple[int, ...]]]:
@@ -215,18 +250,6 @@ def _checked(level: Level, key: Key) -> Criterion | None:
     if key.tag not in matchable(level):
         raise InvalidQuery(f"({key.tag >> 16:04X},{key.tag & 0xFFFF:04X}) is no matching key here", tag=key.tag)
     return None if key.vr == "SQ" else criterion(key)
-
-
-def _survivors(conn: Connection, wanted: dict[int, Criterion | None], parameters: Parameters) -> Iterator[Shape]:
-    """An identifier that was merged away stands for whoever survived: takes it, and its issuer, out of `wanted`."""
-    identifier, issuer = wanted.get(_PATIENT_ID), wanted.get(_ISSUER)
-    if not isinstance(identifier, Exact):
-        return
-    pks = survivors(conn, identifier.values, issued=lambda written: issuer is None or accepts(issuer, "LO", [written]))
-    if pks is not None:
-        yield ("in", "patient.pk", parameters.add(pks))
-        del wanted[_PATIENT_ID]
-        wanted.pop(_ISSUER, None)
 
 
 def _zoned(
@@ -281,100 +304,46 @@ def _sorted(levels: set[Level]) -> tuple[Level, ...]:
     return tuple(sorted(levels, key=DEPTH.__getitem__))
 
 
-class _Reader:
-    """Rows of a statement as DICOM JSON. The text of a parent is parsed once while its children follow each other."""
-
-    def __init__(self, form: Form) -> None:
-        self._first = 1 + len(form.parents)
-        self._computed = [(one.key, one.vr, one.value) for one in (COMPUTED_BY_TAG[tag] for tag in form.computed)]
-        self._last: list[tuple[str, Row]] = [("", {})] * len(form.loads)
-
-    def read(self, values: Any) -> Row:
-        row: Row = {}
-        for position in range(len(self._last)):
-            text = values[self._first + position]
-            if text != self._last[position][0]:
-                self._last[position] = (text, orjson.loads(text))
-            row.update(self._last[position][1])
-        for position, (key, vr, value_of) in enumerate(self._computed, self._first + len(self._last)):
-            value = value_of(values[position])
-            row[key] = {"vr": vr, "Value": value} if value else {"vr": vr}
-        return row
+def _direct(conn: Connection, shaped: _Shaped, values: dict[str, Any]) -> Iterator[Row]:
+    read = Reader(shaped.form).read
+    above = Above(conn, shaped.form, shaped.above) if shaped.above else None
+    try:
+        for page in pages(conn, shaped.form, values):
+            if above is None:
+                for found in page:
+                    yield read(found)
+                continue
+            rows = [(found, read(found)) for found in page]
+            above.add(rows)
+            for _, row in rows:
+                yield row
+    except SQLAlchemyError as error:
+        raise IndexUnavailable("the index cannot be read") from error
 
 
-class _Above:
-    """Computed attributes of the parents of rows: one statement for a page, and each parent once in a row of pages."""
-
-    def __init__(self, conn: Connection, plan: _Plan) -> None:
-        self._conn = conn
-        self._levels = [(position, level, plan.above[level]) for position, level in enumerate(plan.form.parents, 1)]
-        self._known: dict[Level, dict[int, Row]] = {level: {} for level in plan.above}
-        self._quality = plan.form.quality
-
-    def add(self, page: list[tuple[Any, Row]]) -> None:
-        """Complete the rows of a page, given with the values that they were read from."""
-        for position, level, tags in self._levels:
-            wanted = {values[position] for values, _ in page}
-            known = {key: row for key, row in self._known[level].items() if key in wanted}
-            missing = wanted - known.keys()
-            if missing:
-                found = _by_key(self._conn, keyed(level, computed=tags, quality=self._quality), sorted(missing))
-                known |= {key: row for key, (_, row) in found.items()}
-            self._known[level] = known
-            for values, row in page:
-                row.update(known.get(values[position], {}))
-
-
-def _by_key(conn: Connection, form: Form, keys: list[int]) -> dict[int, tuple[Any, Row]]:
-    reader = _Reader(form)
-    return {values[0]: (values, reader.read(values)) for values in _execute(conn, form, {"keys": keys})}
-
-
-def _direct(conn: Connection, plan: _Plan, query: Query) -> Iterator[Row]:
-    reader, above = _Reader(plan.form), _Above(conn, plan)
-    rows = _execute(conn, plan.form, plan.parameters.values | _paging(plan.form, query))
-    while page := [(values, reader.read(values)) for values in islice(rows, PAGE)]:
-        above.add(page)
-        yield from (row for _, row in page)
-
-
-def _paging(form: Form, query: Query) -> dict[str, int]:
-    if not form.paged:
-        return {}
-    return {"limit": _ALL if query.limit is None else query.limit, "offset": query.offset}
-
-
-_ALL = 2**62
-
-
-def _execute(conn: Connection, form: Form, parameters: dict[str, Any]) -> Iterator[Any]:
-    """A server-side cursor where many rows may come; a selective key brings few."""
-    for rows in prepared(form).pages(conn, parameters, size=PAGE, streamed=not form.selective):
-        yield from rows
-
-
-def _candidates(conn: Connection, plan: _Plan) -> Iterator[int]:
+def _candidates(conn: Connection, plan: _Plan, query: Query) -> Iterator[int]:
     """The keys of the rows that meet all, in order."""
-    form = replace(plan.form, loads=plan.residual_loads, parents=(), computed=(), paged=False)
-    reader = _Reader(form)
-    for values in _execute(conn, form, plan.parameters.values):
-        if plan.meets(reader.read(values)):
-            yield values[0]
+    loaded = {_level(key.tag) for key in plan.residual} | {_level(one[0]) for one in plan.intervals}
+    if query.zone is not None:
+        loaded.add(Level.STUDY)  # its zone
+    form = plan.shaped.form._replace(loads=_sorted(loaded), parents=(), computed=(), paged=False)
+    read = Reader(form).read
+    for page in pages(conn, form, plan.values):
+        for values in page:
+            if plan.meets(read(values)):
+                yield values[0]
 
 
 def _filtered(conn: Connection, plan: _Plan, query: Query) -> Iterator[Row]:
     stop = None if query.limit is None else query.offset + query.limit
-    keys = islice(_candidates(conn, plan), query.offset, stop)
+    keys = islice(_candidates(conn, plan, query), query.offset, stop)
+    wanted = plan.shaped.form
     form = keyed(
-        query.level,
-        loads=plan.form.loads,
-        parents=plan.form.parents,
-        computed=plan.form.computed,
-        quality=query.quality,
+        query.level, loads=wanted.loads, parents=wanted.parents, computed=wanted.computed, quality=query.quality
     )
-    above = _Above(conn, plan)
-    while wanted := list(islice(keys, PAGE)):
-        found = _by_key(conn, form, wanted)
-        page = [found[key] for key in wanted if key in found]
+    above = Above(conn, plan.shaped.form, plan.shaped.above)
+    while some := list(islice(keys, PAGE)):
+        found = by_key(conn, form, some)
+        page = [found[key] for key in some if key in found]
         above.add(page)
         yield from (row for _, row in page)

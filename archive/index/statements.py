@@ -3,9 +3,8 @@ here depends on the values that are asked for."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, FromClause, Select, String, bindparam, func, or_, select
 
@@ -19,8 +18,7 @@ from archive.schema.prepared import Prepared
 DEPTH = {level: depth for depth, level in enumerate(LEVELS)}
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(NamedTuple):
     """The shape of a statement: all that its text depends on."""
 
     level: Level

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from sqlalchemy import bindparam, select
 
-from archive.commit import flush_directory
 from archive.core import Archive
 from archive.errors import StorageFailed
+from archive.folders import flush_directory
 from archive.index.conditions import constant
 from archive.instance import CopyState, Rejection
 from archive.schema import instance, location, rejection

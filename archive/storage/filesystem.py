@@ -14,9 +14,9 @@ import uuid
 from datetime import datetime
 from pathlib import Path
 
-from archive.commit import flush_directory
 from archive.dicom.file_meta import FileMeta
 from archive.errors import StorageFailed, StorageFull
+from archive.folders import flush_directory
 from archive.storage import marker
 from archive.storage.incoming import Incoming, failure
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 LOOK_BYTES = 64 << 20  # written between two looks at what is free
-AHEAD_BYTES = 1 << 18  # written since the disk was last told to begin: the flush at the end is to find little left
+AHEAD_BYTES = 1 << 20  # written since the disk was last told to begin: the flush at the end is to find little left
 
 
 class Incoming:
@@ -45,42 +45,39 @@ class Incoming:
         self.fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         head = file_head(meta)
         self.data_set_offset = len(head)
-        self._pending: list[Buffer] = [head]
+        self._head: bytes | None = head  # written with the first bytes of the data set
 
-    def write(self, data: Buffer) -> None:
-        """Append bytes of the data set.
+    def write(self, *pieces: Buffer) -> None:
+        """Append bytes of the data set, in one call to the system: some hundred pieces at most.
 
         Raises:
             StorageFull, StorageFailed: nothing more can be written; of a large file, before the reserve of the volume
                 is gone.
         """
-        view = memoryview(data)
-        self._sha.update(view)
-        self.data_set_bytes += view.nbytes
-        self._pending.append(view)
-        self._drain()
-
-    def _drain(self) -> None:
-        pending, self._pending = self._pending, []
-        total = sum(memoryview(part).nbytes for part in pending)
+        parts = [memoryview(piece) for piece in pieces]
+        size = 0
+        for part in parts:
+            self._sha.update(part)
+            size += part.nbytes
+        self.data_set_bytes += size
+        if self._head is not None:
+            size += len(self._head)
+            parts.insert(0, memoryview(self._head))
+            self._head = None
         try:
-            written = os.writev(self.fd, pending)
-            if written < total:
-                rest = memoryview(b"".join(pending))[written:]
+            written = os.writev(self.fd, parts)
+            if written < size:
+                rest = memoryview(b"".join(parts))[written:]
                 while rest:
                     rest = rest[os.write(self.fd, rest) :]
         except OSError as error:
             raise failure(error, self.tier.name) from error
         if self.file_bytes - self._begun_bytes >= AHEAD_BYTES:
-            self.begin_flush()
+            writeback.begin(self.fd, self._begun_bytes, self.file_bytes - self._begun_bytes)
+            self._begun_bytes = self.file_bytes
             if self._begun_bytes - self._looked_bytes >= LOOK_BYTES:
                 self._looked_bytes = self._begun_bytes
                 self.tier.demand_free()
-
-    def begin_flush(self) -> None:
-        """Have what was written on its way to the disk, without waiting for it."""
-        writeback.begin(self.fd, self._begun_bytes, self.file_bytes - self._begun_bytes)
-        self._begun_bytes = self.file_bytes
 
     @property
     def digest(self) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import orjson
 
-from archive.commit import flush_directory
 from archive.errors import StorageFailed
+from archive.folders import flush_directory
 
 NAME = ".minipacs-tier"
 

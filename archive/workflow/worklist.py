@@ -7,7 +7,7 @@ and not the orders of all years; the few rows that remain are matched whole, by 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -206,7 +206,7 @@ def _interval(days: Between, times: Between, parameters: Parameters) -> list[Sha
 def _alternatives(key: Key) -> tuple[Key, ...]:
     if key.tag not in _LISTED or "\\" not in key.value:
         return (key,)
-    return tuple(replace(key, value=one) for one in key.value.split("\\") if one.strip())
+    return tuple(key._replace(value=one) for one in key.value.split("\\") if one.strip())
 
 
 def _step_meets(keys: tuple[Key, ...], item: Row) -> bool:

@@ -18,7 +18,6 @@ from archive.core import Archive
 from archive.ingest import ingest
 from archive.storage.part10 import Part10
 from tests.builders import ct_slice, new_uid, part10
-from tests.conftest import need
 
 PASSWORD = "correct horse battery"
 
@@ -61,17 +60,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if superfluous:
         items[:] = [item for item in items if item not in superfluous]
         config.hook.pytest_deselected(items=superfluous)
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[object]:
-    need("chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -173,7 +173,21 @@ FRAMES = [
         False,
         ("application/octet-stream", EXPLICIT_LE),
     ),
-    (R.format("image/jls"), EXPLICIT_LE, True, False, None),
+    # compressed on the way out, for whoever names it
+    (R.format("image/jls"), EXPLICIT_LE, True, False, ("image/jls", JLS)),
+    (R.format("image/x-jls"), IMPLICIT, True, False, ("image/jls", JLS)),
+    (R.format("image/jp2"), EXPLICIT_LE, True, False, ("image/jp2", J2K)),
+    (R.format("image/jp2"), JLS, True, False, ("image/jp2", J2K)),
+    (R.format("image/jpeg"), EXPLICIT_LE, True, False, ("image/jpeg", SV1)),  # Table 8.7.3-5: its default is .70
+    (R.format("image/dicom-rle"), EXPLICIT_LE, True, False, ("image/dicom-rle", RLE)),
+    (R.format("image/*"), EXPLICIT_LE, True, False, ("image/jls", JLS)),
+    (R.format("*/*") + f"; transfer-syntax={J2K}", EXPLICIT_LE, True, False, ("image/jp2", J2K)),
+    (R.format("application/octet-stream") + f"; transfer-syntax={J2K}", EXPLICIT_LE, True, False, None),
+    (R.format("image/jpeg") + f"; transfer-syntax={BASELINE}", EXPLICIT_LE, True, False, None),  # never a new loss
+    (R.format("image/jphc"), EXPLICIT_LE, True, False, None),  # no encoder
+    (R.format("image/jls"), BASELINE, True, True, None),  # lossy: as stored, or decoded
+    (R.format("image/jls"), MPEG4, False, True, None),
+    (R.format("image/jp2") + ", " + R.format("image/jls") + "; q=0.1", JLS, True, False, ("image/jls", JLS)),
     ("*/*", JLS, True, False, ("application/octet-stream", EXPLICIT_LE)),
     (R.format("application/octet-stream"), JLS, True, False, ("application/octet-stream", EXPLICIT_LE)),
     (R.format("application/octet-stream") + "; transfer-syntax=*", JLS, True, False, ("application/octet-stream", JLS)),
@@ -183,7 +197,6 @@ FRAMES = [
     (R.format("image/x-jls"), JLS, True, False, ("image/jls", JLS)),
     (R.format("image/jls") + f"; transfer-syntax={JLS}", JLS, True, False, ("image/jls", JLS)),
     (R.format("image/*"), JLS, True, False, ("image/jls", JLS)),
-    (R.format("image/jp2"), JLS, True, False, None),
     (R.format("image/dicom-rle"), RLE, True, False, ("image/dicom-rle", RLE)),
     (R.format("image/x-dicom-rle"), RLE, True, False, ("image/dicom-rle", RLE)),
     (R.format("image/jp2"), J2K, True, False, ("image/jp2", J2K)),

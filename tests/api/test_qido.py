@@ -306,6 +306,8 @@ def test_names_empty_values_and_several_values_are_matched_as_the_parameters_say
         ("multiplevaluematching=true&ModalitiesInStudy=CT", [B, A]),
         ("multiplevaluematching=true&ModalitiesInStudy=CT,US", []),
         ("multiplevaluematching=true&AccessionNumber=ACC1", [A]),
+        ("multiplevaluematching=true&ModalitiesInStudy=,", [B, A]),
+        ("multiplevaluematching=true&fuzzymatching=true&OtherPatientNames=lefe,martin", []),
         ("emptyvaluematching=true&StudyID=%22%22", []),
         ("emptyvaluematching=true&PatientComments=%22%22", [B, A]),
         ("emptyvaluematching=true&PatientName=LEFEVRE*", [A]),

@@ -149,7 +149,7 @@ def test_a_ct_is_opened_painted_and_scrolled_and_every_request_goes_to_us(
     assert elsewhere == []
     ours = {recorded_form(m, a.removeprefix(url), accept) for m, a, accept in asked if "/dicom-web/" in a}
     # as they are replayed below; previews of the desk's pages besides
-    assert {one for one in ours if "/rendered" not in one[1]} == set(RECORDED)
+    assert {one for one in ours if "/thumbnail" not in one[1]} == set(RECORDED)
 
 
 @pytest.mark.req("REQ-CDC-09")

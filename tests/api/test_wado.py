@@ -254,7 +254,7 @@ def test_none_acceptable_is_406_and_names_what_there_is(client: httpx.Client, ke
     for more, accept, there in (
         ("", "image/jpeg", "application/dicom"),
         ("/metadata", "application/dicom+xml", "application/dicom+json"),
-        ("/frames/1", "image/jls", "application/octet-stream"),
+        ("/frames/1", "image/jphc", "application/octet-stream"),
         ("/rendered", "image/gif", "image/jpeg"),
         ("/bulkdata/7FE00010", "image/jls", "application/octet-stream"),
     ):
@@ -368,6 +368,69 @@ def test_frames_come_as_stored_under_their_media_type(
     alone = client.get(address(ds, "/frames/3"), headers={"Accept": kind})
     assert alone.headers["content-type"] == f"{kind}; transfer-syntax={syntax}"
     assert alone.content == stored[2]
+
+
+@pytest.mark.req("REQ-DCM-91", "REQ-DCM-41")
+@pytest.mark.parametrize("stored", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless])
+@pytest.mark.parametrize(
+    ("syntax", "kind"),
+    [
+        (lossless.JPEG_LS, "image/jls"),
+        (lossless.JPEG_2000, "image/jp2"),
+        (lossless.JPEG_SV1, "image/jpeg"),
+        (RLELossless, "image/dicom-rle"),
+    ],
+)
+def test_frames_come_compressed_for_whoever_names_it_and_every_value_is_as_it_was(
+    client: httpx.Client, keep: Callable[..., Outcome], stored: str, syntax: str, kind: str
+) -> None:
+    ds = ct_slice(rows=40, columns=48, NumberOfFrames=4, PixelRepresentation=1, transfer_syntax=stored)
+    values = np.random.default_rng(7).integers(-2048, 2048, (4, 40, 48), dtype="<i2")
+    if stored == RLELossless:
+        ds = ct_slice(rows=40, columns=48, NumberOfFrames=4, PixelRepresentation=1, PixelData=values.tobytes())
+        compressed(ds, stored)
+    else:
+        ds.PixelData = values.astype(">i2" if stored == ExplicitVRBigEndian else "<i2").tobytes()
+    keep(ds)
+    for accept in (f'multipart/related; type="{kind}"', f"multipart/related; type={kind}; transfer-syntax={syntax}"):
+        answer = client.get(address(ds, "/frames/4,2"), headers={"Accept": accept})
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"].startswith(f'multipart/related; type="{kind}"; boundary=')
+        assert [one for one, _ in parts(answer)] == [f"{kind}; transfer-syntax={syntax}"] * 2
+        made = ct_slice(rows=40, columns=48, NumberOfFrames=2, PixelRepresentation=1, transfer_syntax=syntax)
+        made.PixelData = pydicom.encaps.encapsulate(contents(answer))
+        made["PixelData"].VR, made["PixelData"].is_undefined_length = "OB", True
+        assert np.array_equal(pydicom.dcmread(io.BytesIO(part10(made))).pixel_array, values[[3, 1]])
+    alone = client.get(address(ds, "/frames/2"), headers={"Accept": kind})
+    assert alone.headers["content-type"] == f"{kind}; transfer-syntax={syntax}"
+    assert (alone.content, int(alone.headers["content-length"])) == (contents(answer)[1], len(alone.content))
+    tag = {"Accept": kind, "If-None-Match": alone.headers["etag"]}
+    assert client.get(address(ds, "/frames/2"), headers=tag).status_code == 304
+    assert client.get(address(ds, "/frames/5"), headers={"Accept": kind}).status_code == 404
+
+
+@pytest.mark.req("REQ-DCM-91", "REQ-DCM-41", "REQ-DCM-80")
+def test_frames_that_a_codec_does_not_take_come_in_the_next_form_that_is_accepted(
+    client: httpx.Client, keep: Callable[..., Outcome]
+) -> None:
+    """Overlays in unused bits: only run lengths hold them. And nothing is compressed with a loss."""
+    ds = ct_slice(rows=16, columns=24)
+    ds.PixelData = bytes(byte | 0x80 for byte in ds.PixelData)
+    bits = ct_slice(number=2, rows=8, columns=8, BitsAllocated=1, BitsStored=1, HighBit=0, PixelData=bytes(8))
+    keep(ds, bits)
+    path = address(ds, "/frames/1")
+    assert client.get(path, headers={"Accept": "image/jls"}).status_code == 406
+    given = client.get(path, headers={"Accept": "image/jls, image/jp2; q=0.9, image/dicom-rle; q=0.8"})
+    assert given.headers["content-type"] == f"image/dicom-rle; transfer-syntax={RLELossless}"
+    again = {"Accept": "image/jls, image/dicom-rle; q=0.8", "If-None-Match": given.headers["etag"]}
+    assert client.get(path, headers=again).status_code == 304
+    octets = client.get(path, headers={"Accept": "image/jls, application/octet-stream; q=0.1"})
+    assert octets.content == ds.PixelData
+    for accept in ("image/jphc", f"image/jpeg; transfer-syntax={JPEGBaseline8Bit}"):
+        answer = client.get(path, headers={"Accept": accept})
+        assert answer.status_code == 406
+        assert "image/jls; transfer-syntax=1.2.840.10008.1.2.4.80" in answer.json()["detail"]
+    assert client.get(address(bits, "/frames/1"), headers={"Accept": "image/*"}).status_code == 406
 
 
 @pytest.mark.req("REQ-DCM-90")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 import traceback
@@ -13,11 +14,12 @@ import pytest
 from sqlalchemy import Connection, event, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from archive import core
+from archive import engines
 from archive.access import Actor
+from archive.audit.chain import AuditChain
 from archive.audit.record import Event, record
 from archive.clock import Clock
-from archive.commit import LATER_BATCH
+from archive.commit import LATER_BATCH, GroupCommit
 from archive.config import Settings
 from archive.core import Archive, open_archive
 from archive.errors import Busy, CommitInDoubt, IndexUnavailable, NotFound
@@ -143,10 +145,57 @@ def test_a_failed_write_leaves_nothing(archive: Archive) -> None:
 
 def test_folders_are_flushed_before_the_commit_and_once(archive: Archive) -> None:
     trace: list[str] = []
-    archive.commit._flush = trace.append
+    archive.commit._folders._flush = trace.append
     event.listen(archive.engine, "commit", lambda conn: trace.append("COMMIT"))
     archive.commit.run(add("a"), directories=["/x", "/x", "/y"])
     assert trace == ["/x", "/y", "COMMIT"]
+
+
+@pytest.mark.parametrize("patience", [30, 0.05])
+def test_a_transaction_waits_a_moment_for_who_is_flushing_a_folder(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    monkeypatch.setattr("archive.commit.JOIN_SECONDS", patience)
+    commits: list[int] = []
+    event.listen(archive.engine, "commit", lambda conn: commits.append(1))
+    flushing, gate = threading.Event(), threading.Event()
+
+    def flush(path: str) -> None:
+        flushing.set()
+        gate.wait(30)
+
+    group = GroupCommit(archive.engine, AuditChain("test", Clock()), flush=flush)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            slow = pool.submit(group.run, add("slow"), directories=["/folder"])
+            assert flushing.wait(30)
+            quick = pool.submit(group.run, add("quick"))
+            if patience > 1:
+                with pytest.raises(TimeoutError):
+                    quick.result(0.2)
+                gate.set()
+            assert quick.result(30) == "quick"
+            gate.set()
+            assert slow.result(30) == "slow"
+    finally:
+        group.close()
+    assert len(commits) == (1 if patience > 1 else 2)
+
+
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
+def test_a_program_that_takes_no_turns_is_waited_for(archive: Archive) -> None:
+    """SQLite's own lock counts, whoever has it."""
+    path = archive.engine.url.database
+    assert path
+    stranger = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    stranger.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(archive.commit.run, add("n"))
+        with pytest.raises(TimeoutError):
+            waits.result(0.2)
+        stranger.execute("ROLLBACK")
+        assert waits.result(10) == "n"
+    stranger.close()
 
 
 def test_a_write_nobody_awaits_is_committed_within_a_second(archive: Archive) -> None:
@@ -248,7 +297,7 @@ def test_a_writer_takes_its_turn_soon_after_another_process_has_ended(settings: 
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)  # PostgreSQL has many writers
 def test_a_writer_whose_turn_never_comes_says_so(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(engines, "BUSY_SECONDS", 0.2)
     with open_archive(settings, process="a") as one, open_archive(settings, process="b") as other:
         holds, gate = threading.Event(), threading.Event()
         with ThreadPoolExecutor(1) as pool:

@@ -27,7 +27,8 @@ from archive.errors import (
     UnreadableInstance,
 )
 from archive.index.match import Key
-from archive.index.query import Query, Row, find
+from archive.index.query import Query, find
+from archive.index.rows import Row
 from archive.ingest import Outcome, ingest
 from archive.instance import CopyState, State
 from archive.journal import Kind

@@ -21,12 +21,14 @@ from sqlalchemy import select as sql_select
 from archive import series_metadata
 from archive.access import EVERYTHING, Actor, Door
 from archive.core import Archive
-from archive.dicom import json
+from archive.dicom import json, lines
 from archive.dicom.file_meta import data_set_offset
 from archive.dicom.syntaxes import EXPLICIT_LE
+from archive.dicom.tree import parse
 from archive.ingest import Outcome, ingest
 from archive.instance import CopyState
 from archive.lifecycle.purge import purge_study
+from archive.outgoing import Outgoing
 from archive.rejecting import revoke_note
 from archive.retrieve import Stored, named
 from archive.schema import instance, location, series
@@ -53,15 +55,15 @@ SAFETY = ("113037", "Rejected for Patient Safety Reasons")
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files whose metadata are read."""
+    """The files whose metadata are read to be kept."""
     seen: list[str] = []
-    metadata = json.metadata
+    stored_line = Outgoing.stored_line
 
-    def read(path: str, **how: Any) -> dict[str, Any]:
-        seen.append(path)
-        return metadata(path, **how)
+    def read(one: Outgoing, *how: Any) -> bytes:
+        seen.append(one.stored.path)
+        return stored_line(one, *how)
 
-    monkeypatch.setattr("archive.outgoing.json.metadata", read)
+    monkeypatch.setattr(Outgoing, "stored_line", read)
     return seen
 
 
@@ -340,6 +342,22 @@ def test_a_series_is_made_ready_when_it_is_quiet(archive: Archive, actor: Actor,
     assert not prepare(archive, series_pk(archive))
 
 
+def test_series_that_are_alike_help_each_other(archive: Archive, actor: Actor, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        exam = {"StudyInstanceUID": new_uid(f"exam{number}"), "SeriesInstanceUID": new_uid(f"exam{number}", "1")}
+        fill(archive, actor, ct_slice(SOPInstanceUID=new_uid(f"image{number}"), PatientName=f"A^{number}", **exam))
+    whole: list[int] = []
+    monkeypatch.setattr(lines, "parse", lambda *how, **more: (whole.append(1), parse(*how, **more))[1])
+    preparing = Preparing(archive, threading.Event(), quiet_seconds=0)
+    preparing.look()
+    settled(archive)
+    assert (kept_rows(archive), len(whole)) == (3, 1)
+    assert preparing._alike._layouts == []  # nothing of it stays in memory
+    for number in range(3):
+        found = named(archive, new_uid(f"exam{number}"))
+        assert b"".join(told(archive, found, SERVICE)) == b"[" + told_of(archive, found[0], SERVICE) + b"]"
+
+
 def test_a_series_that_cannot_be_made_ready_stops_no_other(
     archive: Archive, actor: Actor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,13 +381,13 @@ def test_whoever_stops_waits_for_one_file_at_most(
 ) -> None:
     fill(archive, actor, *(ct_slice(number=number) for number in (1, 2, 3, 4)))
     stopping = threading.Event()
-    metadata = json.metadata
+    stored_line = Outgoing.stored_line
 
-    def told_to_stop(path: str, **how: Any) -> dict[str, Any]:
+    def told_to_stop(one: Outgoing, *how: Any) -> bytes:
         stopping.set()
-        return metadata(path, **how)
+        return stored_line(one, *how)
 
-    monkeypatch.setattr("archive.outgoing.json.metadata", told_to_stop)
+    monkeypatch.setattr(Outgoing, "stored_line", told_to_stop)
     preparing = Preparing(archive, stopping, quiet_seconds=0)
     preparing.look()
     settled(archive)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from io import BytesIO
 
 import pytest
@@ -122,3 +124,67 @@ def test_normalized_requests_and_their_answers(operation: Field, named: str, typ
 def test_an_instance_that_was_made_without_a_uid_is_named_in_the_answer() -> None:
     asked = dimse.decode(dimse.normalized_request(Field.N_CREATE_RQ, 4, "1.2.840.10008.3.1.2.3.3", ""))
     assert read(dimse.response(asked, Answer(0, sop_instance_uid="2.25.7"))).AffectedSOPInstanceUID == "2.25.7"
+
+
+def find_request(message_id: int, **more: object) -> bytes:
+    return command_set(
+        CommandGroupLength=0,
+        AffectedSOPClassUID="1.2.840.10008.5.1.4.1.2.2.1",
+        CommandField=0x20,
+        MessageID=message_id,
+        Priority=0,
+        CommandDataSetType=1,
+        **more,
+    )
+
+
+def test_a_find_request_that_is_known_is_told_from_its_next_by_the_message_id_alone() -> None:
+    commands = [dimse.decode(find_request(number)) for number in (1, 2, 0x1234, 0x4321, 65535, 1)]
+    assert [one.message_id for one in commands] == [1, 2, 0x1234, 0x4321, 65535, 1]
+    assert {one._replace(message_id=0) for one in commands} == {commands[0]._replace(message_id=0)}
+    assert (commands[0].field, commands[0].has_data_set) == (Field.C_FIND_RQ, True)
+
+
+@pytest.mark.parametrize("number", [0, 9, 0x1234, 0x4321])
+def test_what_only_looks_like_the_message_id_of_a_find_request_is_none(number: int) -> None:
+    """Its bytes inside another value, before the element itself; or of a length that hides it."""
+    hidden = dimse._MESSAGE_ID + number.to_bytes(2, "little")
+    text = struct.pack("<HHI", 0, 0x0003, len(hidden)) + hidden
+    field, kind = struct.pack("<HHIH", 0, 0x0100, 2, 0x20), struct.pack("<HHIH", 0, 0x0800, 2, 1)
+    identified = dimse._MESSAGE_ID + b"\x07\0"
+    assert dimse.decode(field + text + identified + kind).message_id == 7
+    assert dimse.decode(field + identified + kind + text).message_id == 7
+    with pytest.raises(ProtocolError):
+        dimse.decode(field + text + kind)
+    with pytest.raises(ProtocolError):
+        dimse.decode(field + dimse._MESSAGE_ID)
+    twice = dimse.decode(field + hidden + identified + kind)
+    assert twice.message_id == 7
+
+
+@given(st.binary(max_size=60), st.integers(0, 0xFFFF), st.integers(0, 70))
+@settings(max_examples=200, deadline=None)
+def test_a_find_request_is_read_as_any_other_whatever_stands_in_it(noise: bytes, number: int, at: int) -> None:
+    whole = find_request(number)
+    data = whole[:at] + noise + whole[at:]
+
+    def told(read: Callable[[bytes], dimse.Command]) -> dimse.Command | str:
+        try:
+            return read(data)
+        except ProtocolError as error:
+            return str(error)
+
+    assert told(dimse.decode) == told(dimse._decode)
+
+
+def test_answers_to_a_find_request_name_it() -> None:
+    for number in (1, 65535):
+        request = dimse.decode(find_request(number))
+        for answer in (Answer(Status.PENDING, b"ab"), Answer(Status.PENDING_WITHOUT_KEYS, b"ab"), Answer(0)):
+            ds = read(dimse.response(request, answer))
+            assert (ds.CommandField, ds.MessageIDBeingRespondedTo, ds.Status) == (0x8020, number, answer.status)
+            assert ds.CommandDataSetType == (0x0101 if answer.data_set is None else 1)
+            assert ds.AffectedSOPClassUID == "1.2.840.10008.5.1.4.1.2.2.1"
+            assert ds.CommandGroupLength == len(dimse.response(request, answer)) - 12
+        ds = read(dimse.response(request, Answer(Status.OUT_OF_RESOURCES, comment="more than 2 matches")))
+        assert (ds.Status, ds.ErrorComment) == (0xA700, "more than 2 matches")

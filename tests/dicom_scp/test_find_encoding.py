@@ -206,7 +206,7 @@ def test_a_request_of_text_alone_is_read_as_any_other(charset: str, monkeypatch:
         setattr(ds, keyword, None)
     data = encoded(ds, IMPLICIT)
     quick = decode(data, IMPLICIT_LE, default_charset="ISO_IR 100")
-    monkeypatch.setattr(module, "_plain", lambda data: None)
+    monkeypatch.setattr(module, "_values", lambda data: {})
     assert decode(data, IMPLICIT_LE, default_charset="ISO_IR 100") == quick
     assert quick.elements[0x00100010].text == "LEFÈVRE^*"
 

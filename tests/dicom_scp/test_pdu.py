@@ -166,3 +166,27 @@ def test_what_is_written_is_read_back(data: bytes, payload: int) -> None:
         assert (got.context_id, got.command) == (5, True)
         collected, last = collected + bytes(got.data), got.last
     assert collected == data
+
+
+@given(
+    pieces=st.lists(st.lists(st.binary(max_size=40), min_size=1, max_size=4), min_size=1, max_size=30),
+    sizes=st.lists(st.integers(1, 90), min_size=1, max_size=8),
+)
+@settings(max_examples=300, deadline=None)
+def test_pieces_that_are_gathered_stay_as_they_came(pieces: list[list[bytes]], sizes: list[int]) -> None:
+    """However the stream is cut: to the first byte of a piece, or in the middle of the heads before it."""
+    stream = b"".join(p_data(*(pdv(1, 0, data) for data in pdvs)) for pdvs in pieces)
+    source = reader(stream, sizes)
+    arrived, gathered = b"", []
+    try:
+        while True:
+            got = source.next(0)
+            assert isinstance(got, Fragment)
+            gathered.append(got.data)
+            if not source.holds_piece:
+                arrived += b"".join(gathered)
+                gathered = []
+    except ConnectionGone:
+        pass
+    assert not gathered
+    assert arrived == b"".join(data for pdvs in pieces for data in pdvs)

@@ -173,7 +173,7 @@ def test_a_volume_that_fails_on_the_way_drops_the_object_alone(
     server: Running, monkeypatch: pytest.MonkeyPatch, failure: Exception, code: Status
 ) -> None:
     """The kernel's answer is made up: no disk fails at a chosen byte."""
-    ds = ct_slice(rows=300, columns=300)
+    ds = ct_slice(rows=800, columns=800)
     real, calls = os.writev, []
 
     def writev(fd: int, parts: list[memoryview]) -> int:

@@ -13,7 +13,8 @@ from sqlalchemy import Engine, inspect, text
 
 import migrations
 from archive.config import Settings
-from archive.core import make_engine, open_archive
+from archive.core import open_archive
+from archive.engines import make_engine
 from archive.errors import IndexUnavailable
 from archive.identity.record import of_json
 from archive.identity.searchable import other_names

@@ -20,7 +20,7 @@ from sqlalchemy import text
 
 import migrations
 from archive.config import EDGES
-from archive.core import make_engine
+from archive.engines import make_engine
 from tests.server import Server
 
 

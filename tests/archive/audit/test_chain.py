@@ -22,8 +22,9 @@ from archive.audit.chain import digest_of, time_text
 from archive.audit.record import Event, Outcome, record, refused
 from archive.audit.verify import verify
 from archive.config import Settings
-from archive.core import Archive, make_engine, open_archive
+from archive.core import Archive, open_archive
 from archive.dicom.patient_id import cx
+from archive.engines import make_engine
 from archive.errors import CommitInDoubt, NotFound, Unavailable
 from archive.schema import account, audit, audit_chain
 

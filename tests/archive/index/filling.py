@@ -11,7 +11,8 @@ from archive.core import Archive
 from archive.dicom.attributes import BY_KEYWORD, Level
 from archive.index.computed import COMPUTED
 from archive.index.match import Key
-from archive.index.query import Query, Row, find
+from archive.index.query import Query, find
+from archive.index.rows import Row
 from archive.ingest import Outcome, ingest
 from archive.storage.part10 import Part10
 from tests.builders import ct_slice, new_uid, part10

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from archive.dicom.attributes import ATTRIBUTES
+from archive.dicom.dictionary import holds_several
 from archive.dicom.person_name import pattern
 from archive.errors import InvalidQuery
-from archive.index.match import Key, accepts, criterion, is_asking, row_meets
+from archive.index.match import Key, accepts, criterion, each_value, is_asking, row_meets
 
 DA, TM, DT = 0x00080020, 0x00080030, 0x0040A13A
 
@@ -136,7 +138,6 @@ def test_a_name_is_matched_without_case_and_accents(asked: str, stored: str, exp
     assert meets("PN", asked, groups) is expected
 
 
-@pytest.mark.req("REQ-DCM-34")
 @pytest.mark.parametrize(
     ("vr", "asked", "value", "expected"),
     [
@@ -151,9 +152,57 @@ def test_a_name_is_matched_without_case_and_accents(asked: str, stored: str, exp
         ("LT", "a\\b", "a\\b", True),  # a backslash is a letter of it
     ],
 )
-def test_several_values_are_a_choice_where_that_was_negotiated(vr: str, asked: str, value: Any, expected: bool) -> None:
-    wanted = criterion(Key(0x00080000, vr, asked, several=True))
+def test_several_values_are_a_choice_where_we_ask_so_ourselves(vr: str, asked: str, value: Any, expected: bool) -> None:
+    wanted = criterion(Key(0x00080000, vr, asked, any_of=True))
     assert (wanted is None or accepts(wanted, vr, [value])) is expected
+
+
+IMAGE_TYPE, NAMES, DIAGNOSES = 0x00080008, 0x00081060, 0x00081080
+READERS = ({"Alphabetic": "LEFÈVRE^Anaïs"}, {"Alphabetic": "MARTIN^Luc"})
+
+
+@pytest.mark.req("REQ-DCM-34")
+@pytest.mark.parametrize(
+    ("tag", "vr", "asked", "values", "expected"),
+    [
+        (IMAGE_TYPE, "CS", "PRIMARY\\ORIGINAL", ("ORIGINAL", "PRIMARY", "AXIAL"), True),  # any order, others beside
+        (IMAGE_TYPE, "CS", "PRIMARY\\DERIVED", ("ORIGINAL", "PRIMARY", "AXIAL"), False),  # each of them: AND
+        (IMAGE_TYPE, "CS", "PRIMARY\\PRIMARY", ("ORIGINAL", "PRIMARY"), True),
+        (IMAGE_TYPE, "CS", "PRIMARY\\", ("ORIGINAL", "PRIMARY"), True),
+        (IMAGE_TYPE, "CS", "PRIMARY\\AX*", ("ORIGINAL", "PRIMARY", "AXIAL"), True),
+        (IMAGE_TYPE, "CS", "\\", ("ORIGINAL",), True),  # nothing is asked
+        (NAMES, "PN", "martin^luc\\lefevre^anais", READERS, True),
+        (NAMES, "PN", "martin^luc\\dupont^eve", READERS, False),
+        (DIAGNOSES, "LO", "Toux\\Fièvre", ("Fièvre", "Toux"), True),
+        (0x00080050, "SH", "A1\\A2", ("A1",), False),  # VM 1: a value like any other
+        (0x00080050, "SH", "A1\\A2", ("A2", "A1"), False),
+        (0x00080018, "UI", "1.2\\1.3", ("1.3",), True),  # a list of UID, as ever: one of them
+        (0x00104000, "LT", "a\\b", ("a\\b",), True),  # a backslash is a letter of it
+    ],
+)
+def test_each_of_several_values_has_to_be_there_where_that_was_agreed_upon(
+    tag: int, vr: str, asked: str, values: tuple[Any, ...], expected: bool
+) -> None:
+    """PS3.4 C.2.2.2.8."""
+    row = {f"{tag:08X}": {"vr": vr, "Value": list(values)}}
+    assert row_meets(each_value(Key(tag, vr, asked)), row) is expected
+
+
+@pytest.mark.req("REQ-DCM-34")
+def test_of_a_sequence_one_item_has_to_have_each_value() -> None:
+    stations = 0x00400001  # AE 1-n
+    (key,) = each_value(Key(0x00400100, "SQ", items=(Key(stations, "AE", "CT1\\CT2"),)))
+    for items, expected in (((["CT2", "CT1"],), True), ((["CT1"], ["CT2"]), False)):
+        value = [{f"{stations:08X}": {"vr": "AE", "Value": one}} for one in items]
+        assert row_meets([key], {key.name: {"vr": "SQ", "Value": value}}) is expected
+    with pytest.raises(InvalidQuery):
+        each_value(Key(IMAGE_TYPE, "CS", "\\".join(["A"] * 10_000)))
+
+
+@pytest.mark.req("REQ-DCM-34")
+def test_no_attribute_that_may_have_several_values_has_a_column() -> None:
+    """A column is asked one thing; what may be asked several is matched on the rows."""
+    assert [one.keyword for one in ATTRIBUTES if one.column and holds_several(one.tag)] == []
 
 
 @pytest.mark.req("REQ-DCM-34")
@@ -166,7 +215,7 @@ def test_no_value_at_all_can_be_asked_for_where_that_was_negotiated() -> None:
     with pytest.raises(InvalidQuery):
         criterion(Key(DA, "DA", '""'))
     with pytest.raises(InvalidQuery):
-        criterion(Key(DA, "DA", "\\".join(["20260105"] * 10_000), several=True))
+        criterion(Key(DA, "DA", "\\".join(["20260105"] * 10_000), any_of=True))
 
 
 def test_any_of_several_values_is_enough_and_none_meets_a_key_that_asks() -> None:

@@ -11,7 +11,7 @@ from archive.access import Actor
 from archive.core import Archive
 from archive.dicom.attributes import Level
 from archive.index.correct import correct_patient, move_studies
-from archive.index.query import Query, count
+from archive.index.query import Query, Search, count
 from archive.schema import patient
 from tests.archive.dicom.correcting import INS, element, pn
 from tests.archive.index.filling import ask, fill, key, names, study, value
@@ -60,6 +60,19 @@ def test_the_old_identifier_finds_what_the_new_one_finds(merged: Archive, level:
     asked = Query(level, (key("PatientID", identifier),))
     with merged.engine.connect() as conn:
         assert count(conn, asked, at_most=100) == len(rows)
+
+
+def test_a_search_prepared_before_a_merge_follows_it(archive: Archive, actor: Actor) -> None:
+    fill(archive, actor, study("A"), study("B"))
+    search = Search(Query(Level.STUDY, (key("PatientID", "A"),), frozenset({0x00100020})))
+
+    def found() -> list[str]:
+        with archive.reading() as conn:
+            return [value(row, "PatientID") for row in search.rows(conn)]
+
+    assert found() == found() == ["A"]
+    merge(archive, "A", "B")
+    assert found() == found() == ["B", "B"]
 
 
 def test_other_keys_and_paging_count_along(merged: Archive) -> None:

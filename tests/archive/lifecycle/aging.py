@@ -13,7 +13,8 @@ from archive.access import EVERYTHING, Actor, Door
 from archive.core import Archive
 from archive.dicom.attributes import Level
 from archive.index.match import Key
-from archive.index.query import Query, Row, find
+from archive.index.query import Query, find
+from archive.index.rows import Row
 from archive.ingest import Outcome, ingest
 from archive.instance import State
 from archive.lifecycle.compute import compute_due
