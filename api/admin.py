@@ -126,10 +126,10 @@ def _life(archive: Archive, study: str) -> dict[str, Any]:
 
 def _study(archive: Archive, found: Study) -> dict[str, Any]:
     known = asdict(line(found.attributes))
-    titles = archive.settings.sharing.imports_from
+    sharing = archive.settings.sharing
     return {
         "exists": True,
-        "origin": "DRIM" if any(is_imported(titles, one.source) for one in found.instances) else None,
+        "origin": "DRIM" if any(is_imported(sharing, one.source) for one in found.instances) else None,
         **known,
         "modalities": sorted({found_in for part in found.series if (found_in := text(part.attributes, _MODALITY))}),
         "series": [

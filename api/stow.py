@@ -112,7 +112,8 @@ class _Intake:
         if kind != accept.DICOM:
             self.items[-1].fail(errors.Unsupported("the part is not application/dicom"), NOT_DICOM)
             return
-        self._file = Part10(self._archive.hot, at=self._archive.clock())
+        by = self._archive.settings.sharing.imports_by.get(self._actor.user, "")
+        self._file = Part10(self._archive.hot, at=self._archive.clock(), brought_by=by)
 
     def data(self, data: Buffer) -> None:
         """Its next bytes."""

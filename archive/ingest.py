@@ -18,6 +18,7 @@ from archive.access import SYSTEM, Action, Actor, Door, demand
 from archive.audit.accesses import Access
 from archive.audit.record import Event, record, refused
 from archive.core import Archive
+from archive.dicom.attributes import Level
 from archive.dicom.header import Header, read_header
 from archive.errors import (
     ArchiveError,
@@ -29,6 +30,7 @@ from archive.errors import (
     UidMismatch,
     Unavailable,
 )
+from archive.identity.dicom import ins_of
 from archive.index.arrival import RECOVERED, Arrival, Notify
 from archive.index.aside import replace_first
 from archive.index.conditions import constant
@@ -38,6 +40,7 @@ from archive.index.write import add_instance, quarantine, repair_instance
 from archive.instance import TAKEN_IN, CopyState, Outcome, State
 from archive.schema import instance, location
 from archive.schema.types import AnyRow
+from archive.sites import is_imported
 from archive.storage.incoming import Incoming
 from archive.storage.part10 import HEAD_BYTES, read_meta
 from archive.work_items import Kind, Resolved, close_item
@@ -114,6 +117,7 @@ def ingest(archive: Archive, incoming: Incoming, *, actor: Actor, scope: str = "
         incoming.discard()
         raise
     try:
+        source = f"{_SOURCES.get(actor.door, 'web')}:{actor.user}"
         arrival = Arrival(
             header=header,
             path=incoming.final,
@@ -121,8 +125,9 @@ def ingest(archive: Archive, incoming: Incoming, *, actor: Actor, scope: str = "
             file_bytes=incoming.file_bytes,
             data_set_offset=incoming.data_set_offset,
             digest=incoming.digest,
-            source=f"{_SOURCES.get(actor.door, 'web')}:{actor.user}",
+            source=source,
             authorities=archive.authorities,
+            ins=_ins_brought(archive, header, source),
             at=archive.clock(),
             roots=_roots(archive),
             said=said,
@@ -194,6 +199,7 @@ def arrival_of(archive: Archive, path: str, *, tier: str = "hot") -> Arrival:
         }
         header = read_header(file.fileno(), transfer_syntax_uid=meta.transfer_syntax_uid, **where)
         said = said_of(file.fileno(), header, **where)
+    source = f"{RECOVERED}{meta.source_ae}"
     return Arrival(
         header=header,
         path=path,
@@ -201,8 +207,9 @@ def arrival_of(archive: Archive, path: str, *, tier: str = "hot") -> Arrival:
         file_bytes=length,
         data_set_offset=offset,
         digest=sha.hexdigest(),
-        source=f"{RECOVERED}{meta.source_ae}",
+        source=source,
         authorities=archive.authorities,
+        ins=_ins_brought(archive, header, source),
         at=named_minute(path) or archive.clock(),
         roots=_roots(archive),
         tier=tier,
@@ -266,6 +273,13 @@ def _refuse(archive: Archive, arrival: Arrival, actor: Actor, error: Rejected) -
         detail={"sop_instance_uid": arrival.header.sop_instance_uid},
     )
     archive.hot.unlink(arrival.path)
+
+
+def _ins_brought(archive: Archive, header: Header, source: str) -> tuple[str, ...]:
+    """Others than the practice name a patient by the INS: whoever shares images (REQ-DRIM-08), nobody else."""
+    if not is_imported(archive.settings.sharing, source):
+        return ()
+    return ins_of(header.levels[Level.PATIENT], archive.settings.identity.ins_oids)
 
 
 def _roots(archive: Archive) -> dict[str, str]:

@@ -199,7 +199,7 @@ def _request(conn: Connection, found: Study, owner: AnyRow) -> dict[str, Any]:
 def _series(archive: Archive, conn: Connection, found: Study, address: str) -> list[Series]:
     """What has a good copy, is no rejection note, and did not come from the network itself (REQ-DRIM-08): everything
     else could not be given, says nothing to others, or is shared by whoever made it."""
-    titles = archive.settings.sharing.imports_from
+    sharing = archive.settings.sharing
     notes = notes_among(conn, {one.sop_instance_uid for one in found.instances})
     parts = []
     for part in found.series:
@@ -211,7 +211,7 @@ def _series(archive: Archive, conn: Connection, found: Study, address: str) -> l
                 _text(one.attributes, "00280008"),
             )
             for one in part.instances
-            if one.tier is not None and one.sop_instance_uid not in notes and not is_imported(titles, one.source)
+            if one.tier is not None and one.sop_instance_uid not in notes and not is_imported(sharing, one.source)
         ]
         if members:
             parts.append(

@@ -3,9 +3,9 @@ repository, time servers, a sharing network. Read as the others are (`archive.se
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from archive.sections import AETitle, Fingerprint, Port, Section
 
@@ -70,12 +70,24 @@ class Sharing(Section):
     imports_from: tuple[AETitle, ...] = Field(
         (),
         description="calling AE titles of a DRIMbox that brings images of others here: their origin is `DRIM`, and no "
-        "manifest lists them",
+        "manifest lists them; where their Patient ID is the INS of a patient here, they are that patient's",
+    )
+    imports_by: dict[str, AETitle] = Field(
+        {},
+        description="tokens or accounts by which a DRIMbox brings such images with STOW-RS: name of the token → its AE "
+        "title in `imports_from`, which stands in the files",
     )
     rejections_to: str = Field(
         "", description="peer in `dicom.peers` that is sent the rejection notes (IOCM) of studies with a manifest"
     )
     omi: Omi = Omi()
+
+    @model_validator(mode="after")
+    def _tokens_are_those_of_a_drimbox(self) -> Self:
+        for name, title in self.imports_by.items():
+            if title not in self.imports_from:
+                raise ValueError(f"imports_by.{name}: {title} is not in imports_from")
+        return self
 
     @property
     def tells(self) -> bool:

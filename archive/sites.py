@@ -3,8 +3,9 @@ by a sharing network. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
+from archive.network import Sharing
 from archive.sections import OneSite
 
 _NETWORK = "network:"
@@ -31,8 +32,10 @@ def site_of(
     return sites[0]
 
 
-def is_imported(titles: Collection[str], source: str) -> bool:
-    """Whether an instance came from one of these AE titles: on the network, or found again with that title in its file
-    (`recovered:`, after the index was made anew)."""
-    door, _, title = source.partition(":")
-    return door in ("network", "recovered") and title.strip() in titles
+def is_imported(sharing: Sharing, source: str) -> bool:
+    """Whether a DRIMbox brought an instance (REQ-DRIM-08): by its AE title, by STOW-RS with its token, or, after the
+    index was made anew, as its file says (`recovered:`)."""
+    door, _, name = source.partition(":")
+    if door == "web":
+        return name in sharing.imports_by
+    return door in ("network", "recovered") and name.strip() in sharing.imports_from

@@ -7,12 +7,12 @@ what DICOM cannot hold is replaced or cut here, in the outgoing copy alone (REQ-
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from archive.dicom.charset import charset_of
-from archive.identity.ins import NAMESPACES
-from archive.identity.record import Name, Record
+from archive.identity.ins import NAMESPACES, fault_of
+from archive.identity.record import Ins, Name, Record
 
 NAME, PATIENT_ID, ISSUER, ID_TYPE, QUALIFIERS = "00100010", "00100020", "00100021", "00100022", "00100024"
 BIRTH_DATE, SEX, OTHER_IDS, OTHER_NAMES, BIRTH_NAME = "00100030", "00100040", "00101002", "00101001", "00101005"
@@ -67,6 +67,21 @@ def identifier(patient_id: str, issuer: str, oid: str = "") -> dict[str, Any]:
         qualifiers = {_UNIVERSAL_ID: _element("UT", oid), _UNIVERSAL_ID_TYPE: _element("CS", "ISO")}
         found[QUALIFIERS] = {"vr": "SQ", "Value": [qualifiers]}
     return found
+
+
+def ins_of(said: Mapping[str, Any], accepted: Collection[str]) -> tuple[str, ...]:
+    """The INS that a header's Patient ID may be, as `value^OID`: by the OID of its issuer, else by the issuer's name,
+    which several OIDs share. None that is not `accepted`, or wrong by itself (REQ-HL7-60, 61, 66)."""
+    value, issuer = _first(said, PATIENT_ID), _first(said, ISSUER)
+    items = (said.get(QUALIFIERS) or {}).get("Value") or ()
+    oid = _first(items[0] or {}, _UNIVERSAL_ID) if items else ""
+    named = [oid] if oid else [one for one, namespace in NAMESPACES.items() if namespace == issuer]
+    return tuple(f"{value}^{one}" for one in named if fault_of(Ins(value, one), accepted=accepted) is None)
+
+
+def _first(found: Mapping[str, Any], key: str) -> str:
+    values = (found.get(key) or {}).get("Value") or ()
+    return str(next(iter(values), None) or "").strip()
 
 
 def completed(attributes: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[str, Any]:

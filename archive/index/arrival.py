@@ -56,6 +56,7 @@ class Claim:
     source: str
     authorities: Authorities  # who assigns identifiers
     at: datetime
+    ins: tuple[str, ...] = ()  # `value^OID` by which whoever shared it names its patient (REQ-DRIM-08)
 
     @cached_property
     def patient_id(self) -> str:
@@ -108,6 +109,7 @@ class Arrival:
     said: Said = Said()
     recovered: bool = False  # not sent at this moment: it was acknowledged once, or is found again
     notify: Notify | None = None  # None: no peer is to be told
+    ins: tuple[str, ...] = ()  # the INS that its Patient ID may be, of what a sharing network brought
 
     @property
     def source_ae(self) -> str:
@@ -125,6 +127,7 @@ class Arrival:
             source=self.source,
             authorities=self.authorities,
             at=self.at,
+            ins=self.ins,
         )
 
     @property

@@ -21,6 +21,17 @@ from archive.work_items import Kind, open_item
 _ROW = select(patient.c.pk, patient.c.merged_into_pk).with_for_update(read=True)
 _BY_KEY = Prepared(_ROW.where(patient.c.identity_key == bindparam("key")))
 _BY_PK = Prepared(_ROW.where(patient.c.pk == bindparam("pk")))
+_BY_INS = (  # somebody else's INS, typed wrong, hardly goes with their day of birth and sex
+    select(patient.c.pk)
+    .where(
+        patient.c.ins.in_(bindparam("ins", expanding=True)),
+        patient.c.merged_into_pk.is_(None),
+        patient.c.birth_date == bindparam("birth_date"),
+        patient.c.sex == bindparam("sex"),
+    )
+    .limit(2)
+    .with_for_update(read=True)
+)
 _ADD = Prepared(
     lambda dialect: (
         insert_in(dialect, patient).on_conflict_do_nothing(index_elements=["identity_key"]).returning(patient.c.pk)
@@ -115,7 +126,14 @@ def _known(conn: Connection, claim: Claim) -> int | None:
     if found is None and claim.patient_id and claim.issuer and not claim.said_issuer:
         # known since before an authority was assumed
         found = _holder(conn, identity_key(claim.patient_id, ""))
-    return found
+    return _by_ins(conn, claim) if found is None and claim.ins else found
+
+
+def _by_ins(conn: Connection, claim: Claim) -> int | None:
+    """Who uses the INS that a sharing network names its patient by, and has the same birth date and sex."""
+    asked = {"ins": claim.ins, "birth_date": claim.keys.get("birth_date"), "sex": claim.keys.get("sex")}
+    found = conn.execute(_BY_INS, asked).scalars().all()
+    return int(found[0]) if len(found) == 1 else None
 
 
 def _holder(conn: Connection, key: str) -> int | None:

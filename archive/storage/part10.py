@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 
 from typing_extensions import Buffer
@@ -25,12 +26,16 @@ _VRS = SHORT | LONG
 
 
 class Part10:
-    """One file being taken in. `feed` its bytes, then `finish`; `discard` when the source breaks off."""
+    """One file being taken in. `feed` its bytes, then `finish`; `discard` when the source breaks off.
 
-    def __init__(self, tier: Tier, *, at: datetime, source_ae: str = "") -> None:
+    `source_ae` is the Source Application Entity Title (0002,0016) of a file that names none; `brought_by` of every one.
+    """
+
+    def __init__(self, tier: Tier, *, at: datetime, source_ae: str = "", brought_by: str = "") -> None:
         self._tier = tier
         self._at = at
         self._source_ae = source_ae
+        self._brought_by = brought_by
         self._head = bytearray()
         self._incoming: Incoming | None = None
 
@@ -57,6 +62,8 @@ class Part10:
 
     def _begin(self) -> None:
         meta, start = read_meta(bytes(self._head), self._source_ae)
+        if self._brought_by:
+            meta = replace(meta, source_ae=self._brought_by)
         self._incoming = self._tier.receive(meta, at=self._at)
         self._incoming.write(memoryview(self._head)[start:])
         self._head = bytearray()

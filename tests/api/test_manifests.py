@@ -14,16 +14,12 @@ import pytest
 from pydicom.dataset import Dataset
 from sqlalchemy import select, update
 
-from archive.access import PEER_MAY, Actor, Door
 from archive.config import Settings
 from archive.core import Archive, open_archive
 from archive.errors import NotAllowed, NotFound
-from archive.ingest import ingest
 from archive.journal import Kind
 from archive.manifests import demand_listed, restore_manifest
 from archive.schema import instance, manifest
-from archive.sites import is_imported
-from archive.storage.part10 import Part10
 from tests.api.conftest import on_both_databases, serving
 from tests.api.test_auth import rows
 from tests.api.test_stow import post
@@ -415,37 +411,3 @@ def test_images_of_another_patient_or_number_than_their_order_wait_for_a_person(
     assert waiting().keys() == {new_uid("another patient")}
     [told] = client.get(f"/dicom-web/studies?StudyInstanceUID={STUDY}").json()
     assert told["00080050"]["Value"] == ["A1001"]
-
-
-@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
-@pytest.mark.req("REQ-DRIM-08")
-def test_what_came_from_the_network_is_told_apart_and_never_shared_again(
-    settings: Settings, archive: Archive, client: httpx.Client, images: list[Dataset]
-) -> None:
-    """An image that a DRIMbox brought into a study of ours, and a study that is all of others; after a loss too."""
-    who = {"PatientID": "R1", "IssuerOfPatientID": ISSUER, "PatientName": "DUPONT^ANNE"}
-    foreign = [
-        ct_slice(number=9, **who),
-        ct_slice(**who, StudyInstanceUID=new_uid("theirs"), SeriesInstanceUID=new_uid("of theirs")),
-    ]
-    by_drimbox = Actor(user="DRIMBOX", source="127.0.0.1", door=Door.DICOM, may=PEER_MAY["store"])
-    for ds in foreign:
-        file = Part10(archive.hot, at=archive.clock(), source_ae="DRIMBOX")
-        file.feed(part10(ds))
-        ingest(archive, file.finish(), actor=by_drimbox)
-    told = configured(settings, sharing={"imports_from": ["DRIMBOX"]})
-    theirs = str(foreign[1].StudyInstanceUID)
-    ours = {ds.SOPInstanceUID for ds in images}
-    headers = {"Authorization": client.headers["Authorization"]}
-
-    with (
-        open_archive(told, process="importing") as opened,
-        serving(opened) as url,
-        httpx.Client(base_url=url, headers=headers, timeout=30) as caller,
-    ):
-        assert listed(made(caller)) == ours
-        assert asked(caller, theirs).status_code == 404
-        assert caller.get(f"/api/v1/studies/{theirs}").json()["origin"] == "DRIM"
-    assert client.get(f"/api/v1/studies/{theirs}").json()["origin"] is None, "nobody said that it is a DRIMbox"
-    assert is_imported(["DRIMBOX"], "recovered:DRIMBOX")
-    assert not is_imported(["DRIMBOX"], "web:DRIMBOX")
