@@ -10,6 +10,7 @@ from archive.errors import InvalidRequest
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
+LEAST_PIXELS = 0.001  # of a region's width and height: what is left of a pixel would be enlarged beyond all numbers
 ENLARGED_PIXELS = 1 << 24  # of a picture that is made larger than what it shows: 4096 x 4096
 
 
@@ -37,7 +38,7 @@ class Region:
         left, top = self.left * across, self.top * down
         right = columns if self.width is None else min(columns, left + abs(self.width) * across)
         bottom = rows if self.height is None else min(rows, top + abs(self.height) * down)
-        if not (0 <= left < right and 0 <= top < bottom):
+        if not (left >= 0 and top >= 0 and min(right - left, bottom - top) >= LEAST_PIXELS):
             raise InvalidRequest("no pixel of the image is in this region")
         return left, top, right, bottom
 

@@ -58,6 +58,13 @@ def test_a_region_fills_its_viewport_in_its_own_proportions() -> None:
         shown((16384, 16384), None)
 
 
+@pytest.mark.parametrize("least", [5e-324, 6.8e-308, 1e-9])
+def test_what_is_left_of_a_pixel_is_none(least: float) -> None:
+    for region in (Region(0, 0, least, 4), Region(0, 0, 4, -least), Region(0, 0, least, least, parts=True)):
+        with pytest.raises(InvalidRequest, match="no pixel"):
+            shown((13, 13), region)
+
+
 @given(
     st.integers(1, 300),
     st.integers(1, 300),
