@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import structlog
 
 from archive.access import EVERYTHING, Actor, Door
 from archive.config import Settings
@@ -23,8 +24,13 @@ STRICT = os.environ.get("MINIPACS_TEST_STRICT") == "1"
 
 
 def pytest_configure() -> None:
-    """Choose the seed of tests/crash here, before workers are started: they inherit it, and the header names it."""
+    """Choose the seed of tests/crash here, before workers are started: they inherit it, and the header names it. Have
+    errors of the archive logged in short."""
     os.environ.setdefault("MINIPACS_CRASH_SEED", str(random.SystemRandom().randrange(1, 1 << 31)))
+    # as `minipacs.logs`: with every local variable, a traceback takes seconds
+    *first, _ = structlog.get_config()["processors"]
+    plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*first, plain])
 
 
 def pytest_report_header() -> str:
