@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,13 +12,18 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from sqlalchemy import select
 
 from archive.access import PEER_MAY, SYSTEM, Actor, Door
 from archive.config import Settings
 from archive.core import Archive, open_archive
+from archive.dicom.patient_id import cx
 from archive.index.arrival import RECOVERED
+from archive.index.patients import owner_of
 from archive.ingest import adopt, ingest
 from archive.network import Sharing
+from archive.rebuild import rebuild
+from archive.schema import instance
 from archive.sites import is_imported
 from archive.storage.part10 import Part10
 from archive.work_items import Kind, list_items
@@ -25,6 +31,7 @@ from tests.api.conftest import on_both_databases
 from tests.api.test_manifests import INS, NAMES, OID, WHO, asked, configured, listed, made
 from tests.api.test_stow import post
 from tests.builders import ct_slice, new_uid, part10
+from tests.conftest import new_database
 from tests.hl7_listener.saying import ISSUER, pid, say
 
 DRIMBOX = "DRIMBOX"
@@ -155,6 +162,27 @@ def test_it_is_known_again_from_its_file(archive: Archive, client: httpx.Client)
     adopt(archive, incoming.final, actor=SYSTEM)
     is_of_r1(client)
     assert client.get(f"/api/v1/studies/{STUDY}").json()["origin"] == "DRIM"
+
+
+@pytest.mark.req("REQ-DRIM-08", "REQ-DCM-71")
+def test_an_index_that_is_made_anew_says_the_same(
+    archive: Archive, actor: Actor, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    bring(archive, ct_slice(**ELSEWHERE, **BY_INS))
+    archive.close()
+    (other := tmp_path / "other").mkdir()
+    with new_database("sqlite", other, request, template=request.getfixturevalue("migrated_sqlite")) as url:
+        settings = archive.settings.model_copy(
+            update={"database": archive.settings.database.model_copy(update={"url": url})}
+        )
+        with open_archive(settings, process="rebuild") as again:
+            assert rebuild(again, actor=actor).stored == 1
+            with again.reading() as conn:
+                assert owner_of(conn, STUDY) == cx("R1", ISSUER)
+                assert [
+                    is_imported(settings.sharing, one) for one in conn.execute(select(instance.c.source)).scalars()
+                ] == [True]
+            assert waiting(again) == 0
 
 
 @pytest.mark.parametrize(
