@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 import structlog
@@ -21,6 +22,12 @@ from migrations import upgrade
 from tests.certificates import Authority
 
 STRICT = os.environ.get("MINIPACS_TEST_STRICT") == "1"
+# Properties are tried with other examples at every run, but with the same ones where a run decides what lands; and no
+# example has to be quick beside other tests.
+hypothesis.settings.register_profile(
+    "minipacs", deadline=None, derandomize=STRICT, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("minipacs")
 
 
 def pytest_configure() -> None:
