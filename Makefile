@@ -38,7 +38,7 @@ $(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
 
 # make test ARGS="-k something -n0"
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
