@@ -92,12 +92,12 @@ def test_damaged_files_are_read_or_refused(
             del raw[at : at + data.draw(st.integers(1, 20))]
     path = tmp_path / "damaged.dcm"
     path.write_bytes(raw)
-    began = time.monotonic()
+    began = time.thread_time()
     try:
         use(str(path), offset, str(syntax))
     except Rejected as error:
         assert str(error)
-    assert time.monotonic() - began < 2
+    assert time.thread_time() - began < 2
 
 
 def test_the_undamaged_files_are_read(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from time import monotonic
+from time import thread_time
 from typing import Any
 
 import pytest
@@ -278,10 +278,10 @@ def test_a_key_that_asks_nothing_is_known_as_such() -> None:
 def test_a_pattern_of_many_wildcards_takes_no_time_that_grows_like_a_power(vr: str) -> None:
     """Whoever may search could stand still a whole process: matching holds the interpreter."""
     value = "ab" * 2000
-    began = monotonic()
+    began = thread_time()
     assert not meets(vr, "*a?*b*a*?b*a*b*a*b*c", value)
     assert meets(vr, "*a?*b*a*?b*a*b*a*b", value)
-    assert monotonic() - began < 1
+    assert thread_time() - began < 1
 
 
 @given(st.text("ab*?", max_size=8), st.text("ab", max_size=10))
