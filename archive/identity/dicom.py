@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from archive.dicom.charset import charset_of
+from archive.dicom.performed import items, text
 from archive.identity.ins import NAMESPACES, fault_of
 from archive.identity.record import Ins, Name, Record
 
@@ -72,16 +73,10 @@ def identifier(patient_id: str, issuer: str, oid: str = "") -> dict[str, Any]:
 def ins_of(said: Mapping[str, Any], accepted: Collection[str]) -> tuple[str, ...]:
     """The INS that a header's Patient ID may be, as `value^OID`: by the OID of its issuer, else by the issuer's name,
     which several OIDs share. None that is not `accepted`, or wrong by itself (REQ-HL7-60, 61, 66)."""
-    value, issuer = _first(said, PATIENT_ID), _first(said, ISSUER)
-    items = (said.get(QUALIFIERS) or {}).get("Value") or ()
-    oid = _first(items[0] or {}, _UNIVERSAL_ID) if items else ""
+    value, issuer = text(said, PATIENT_ID), text(said, ISSUER)
+    oid = next((text(one, _UNIVERSAL_ID) for one in items(said, QUALIFIERS)), "")
     named = [oid] if oid else [one for one, namespace in NAMESPACES.items() if namespace == issuer]
     return tuple(f"{value}^{one}" for one in named if fault_of(Ins(value, one), accepted=accepted) is None)
-
-
-def _first(found: Mapping[str, Any], key: str) -> str:
-    values = (found.get(key) or {}).get("Value") or ()
-    return str(next(iter(values), None) or "").strip()
 
 
 def completed(attributes: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[str, Any]:
